@@ -1,0 +1,30 @@
+# `make demo` and `make test` set up what they need and are safe to run twice. VENV=/path uses another environment,
+# LIMIT=n fewer demo questions, PYTHON=python3.11 another interpreter.
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.llava-flowcut
+LIMIT ?=
+
+.PHONY: demo test check setup clean-demo
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+demo: setup
+	@$(PY) -m scripts.demo $(if $(LIMIT),--limit $(LIMIT))
+
+test: check
+	$(PY) -m pytest
+
+check: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean-demo:
+	rm -rf results/demo playground/data/embedded

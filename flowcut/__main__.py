@@ -1,0 +1,85 @@
+"""Command line: `python -m flowcut show` draws which patches stay, `python -m flowcut list` names the pruners."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flowcut.attach import attach
+from flowcut.plots import kept_patches
+from flowcut.registry import METHODS, parse_pruner
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 after one line on stderr when the input cannot be used."""
+    parser = argparse.ArgumentParser(prog="flowcut", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="list the pruners with their fields and what to cite")
+    drawing = commands.add_parser("show", help="draw the patches kept after each selection over an image")
+    drawing.add_argument("--image", required=True, help="picture to look at")
+    drawing.add_argument("--model-path", default="playground/embedded", help="LLaVA checkpoint (default: %(default)s)")
+    drawing.add_argument("--pruner", default="flowcut:budget=64", help="see `list` (default: %(default)s)")
+    drawing.add_argument("--out", default="kept.png", help="file to write (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "list":
+            describe()
+        else:
+            show(args.image, args.model_path, args.pruner, args.out)
+    except (ValueError, OSError) as error:
+        print(f"flowcut {args.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def describe() -> None:
+    """Print every registered pruner."""
+    for name, method in METHODS.items():
+        settings = [f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(method.cls)]
+        print(f"{name}: {method.paper}\n    {', '.join(settings)}")
+    print("none: no pruning")
+
+
+def show(image_file: str, model_path: str, pruner_text: str, out: str) -> None:
+    """Run a LLaVA's vision tower over one image and write the picture of what was kept.
+
+    Raises:
+        ValueError: a pruner, model or image that cannot be used.
+        OSError: a file that cannot be read or written.
+    """
+    from llava.mm_utils import get_model_name_from_path, process_images
+    from llava.model.builder import load_pretrained_model
+
+    pruner = parse_pruner(pruner_text)
+    if pruner is None:
+        raise ValueError("--pruner none keeps every patch; try flowcut:budget=64")
+    image = Image.open(image_file).convert("RGB")
+    name = get_model_name_from_path(model_path)
+    _, model, processor, _ = load_pretrained_model(model_path, None, name, device_map=None, device="cpu")
+    if processor is None:
+        raise ValueError(f"{model_path} is a language model without a vision tower")
+    pixels = process_images([image], processor, model.config)
+    with torch.no_grad(), attach(model, pruner) as handle:
+        model.get_vision_tower()(pixels)
+    assert handle.trace is not None
+    steps = [(f"after layer {layer}", kept[0].cpu().numpy()) for layer, kept in sorted(handle.trace.kept.items())]
+    side = model.get_vision_tower().num_patches_per_side
+    kept_patches(_picture(pixels[0], processor), steps, (side, side)).save(out)
+    print(Path(out).resolve())
+
+
+def _picture(pixels: torch.Tensor, processor: object) -> np.ndarray:
+    """Undo the image processor's normalisation: [3, H, W] -> [H, W, 3], uint8."""
+    mean, std = (torch.tensor(getattr(processor, name))[:, None, None] for name in ("image_mean", "image_std"))
+    return ((pixels.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""attach, detach and the one-liner `flowcut`: the only code that changes a model, and that changes it back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import TracebackType
+from typing import TypeVar
+
+from torch import nn
+
+from flowcut.anatomy import anatomy_of
+from flowcut.encoder import EncoderStage
+from flowcut.method import FlowCut
+from flowcut.pruner import Pruner, Trace
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Handle:
+    """A pruner attached to a model. Use it as a context manager, or call `remove`.
+
+    Attributes:
+        pruner: the method with its settings.
+        trace: what happened in the last forward of the vision encoder; None before the first.
+    """
+
+    def __init__(self, model: nn.Module, pruner: Pruner, signals: bool = False):
+        anatomy = anatomy_of(model)
+        encoder = anatomy.encoder
+        if _handle_on(encoder.model) is not None:
+            raise ValueError(f"this {type(model).__name__} already has a pruner attached; detach(model) it first")
+        _check_room(pruner, encoder.reserved)
+        self.pruner = pruner
+        self.signals = signals
+        self.trace: Trace | None = None
+        self._reserved = encoder.reserved
+        self._stages = [EncoderStage(self, encoder), *(make(self) for make in anatomy.stages)]
+        for stage in self._stages:
+            stage.install()
+
+    @property
+    def budget(self) -> int:
+        """Visual tokens that reach the language model; may be set between calls."""
+        return self.pruner.budget
+
+    @budget.setter
+    def budget(self, budget: int) -> None:
+        pruner = replace(self.pruner, budget=budget)
+        _check_room(pruner, self._reserved)
+        self.pruner = pruner
+
+    def remove(self) -> None:
+        """Give the model back as it was.
+
+        Raises:
+            ValueError: it was removed before.
+        """
+        if not self._stages:
+            raise ValueError("this pruner was already removed from its model")
+        while self._stages:
+            self._stages.pop().remove()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._stages:
+            self.remove()
+
+
+def attach(model: nn.Module, pruner: Pruner, *, signals: bool = False) -> Handle:
+    """Let `pruner` drop visual tokens in every forward of `model`, until the handle is removed.
+
+    Works on this very instance: no class is changed, and other models that share its config are not affected.
+
+    Args:
+        model: a CLIPVisionModel, a LLaVA-1.5 of transformers (LlavaForConditionalGeneration, LlavaModel) or of this
+            project (LlavaLlamaForCausalLM).
+        pruner: FlowCut(budget=64), or any other Pruner.
+        signals: also keep each layer's intermediate scores in the trace.
+
+    Raises:
+        ValueError: the model is of no known family, already has a pruner, or its attention cannot be tapped.
+    """
+    if not isinstance(pruner, Pruner):
+        raise ValueError(f"{pruner!r} is not a pruner; try attach(model, FlowCut(budget=64))")
+    return Handle(model, pruner, signals)
+
+
+def detach(model: nn.Module) -> None:
+    """Take the attached pruner off a model.
+
+    Raises:
+        ValueError: none is attached.
+    """
+    handle = _handle_on(anatomy_of(model).encoder.model)
+    if handle is None:
+        raise ValueError(f"this {type(model).__name__} has no pruner attached")
+    handle.remove()
+
+
+def flowcut(model: Model, target_num: int = 64) -> Model:
+    """Attach FlowCut and return the same model; `detach(model)` undoes it.
+
+    Args:
+        target_num: visual tokens that reach the language model, per image.
+    """
+    attach(model, FlowCut(budget=target_num))
+    return model
+
+
+def _handle_on(encoder: nn.Module) -> Handle | None:
+    """The encoder's own hooks tell whether a pruner is attached; no table on the side has to be kept in step."""
+    for hook in encoder._forward_pre_hooks.values():
+        stage = getattr(hook, "__self__", None)
+        if isinstance(stage, EncoderStage):
+            return stage.handle
+    return None
+
+
+def _check_room(pruner: Pruner, reserved: int) -> None:
+    if pruner.budget <= reserved:
+        raise ValueError(f"budget={pruner.budget} leaves no patch beside the CLS token this model passes on; use >= 2")

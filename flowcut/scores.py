@@ -1,0 +1,56 @@
+"""The paper's equations as pure functions of tensors. Everything is computed in float32, whatever the model runs in.
+
+Shapes: B samples, H heads, N tokens, D entries per head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+def softmax_row(query_BHD: Tensor, keys_BHND: Tensor, scale: float, valid_BN: Tensor | None = None) -> Tensor:
+    """One row of attention, softmax over N of scale * query·key. -> [B, H, N]. Costs O(N), not O(N^2).
+
+    Equation 1 with (q, k), equation 4 (semantic relevance) with (v, v). Padded tokens get exactly 0.
+    """
+    logits = torch.einsum("bhd,bhnd->bhn", query_BHD.float(), keys_BHND.float()) * scale
+    if valid_BN is not None:
+        logits = logits.masked_fill(~valid_BN[:, None], -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def value_strength(values_BHND: Tensor) -> Tensor:
+    """L1 norm of the value vector averaged over heads, sign included. -> [B, N]. Equation 4, information density."""
+    return values_BHND.float().mean(dim=1).abs().sum(dim=-1)
+
+
+def normalise(weights_BN: Tensor) -> Tensor:
+    """Divide by the sum over tokens; all zeros stay zeros instead of turning into NaN."""
+    return weights_BN / weights_BN.sum(dim=-1, keepdim=True).clamp_min(TINY)
+
+
+def entropy(weights_BN: Tensor) -> Tensor:
+    """-sum w ln w in nats. -> [B]. Equation 2; 0 ln 0 counts as 0, so a token nobody looks at cannot make it NaN."""
+    return torch.special.entr(weights_BN).sum(dim=-1)
+
+
+def prune_number(tokens: int, target: int, left: float, entropy_ratio: float) -> float:
+    """How many tokens to drop, not yet rounded. Equation 3.
+
+    Args:
+        tokens: visual tokens now.
+        target: visual tokens wanted in the end.
+        left: how far off the last selection is, > 0.
+        entropy_ratio: entropy over its maximum: 1 when attention is spread evenly, 0 when it sits on one token.
+    """
+    return (tokens - target) / math.sqrt(left) * (1 - entropy_ratio**2)
+
+
+def running_mean(before: Tensor | None, now: Tensor, history: float) -> Tensor:
+    """Cumulative importance: history * before + (1 - history) * now, or `now` the first time. Equation 6."""
+    return now if before is None else history * before + (1 - history) * now

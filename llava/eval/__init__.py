@@ -1,0 +1,1 @@
+"""Evaluation: questions in, answers out, scores. `answer` is the one place that prompts, generates and decodes."""

@@ -1,0 +1,223 @@
+"""The one place that prompts, generates and decodes: every evaluation program and the demo stand on it.
+
+`Answerer` answers a batch of (text, images) and tells what each answer cost; `llava.eval.run` takes question files
+through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from flowcut import attach, parse_pruner
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IMAGE_PLACEHOLDER,
+    IMAGE_TOKEN_INDEX,
+)
+from llava.conversation import conv_templates, conversation_mode
+from llava.eval.provenance import model_fingerprint
+from llava.eval.stopwatch import Stopwatch
+from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import local_folder
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated. Temperature 0 is greedy; `seed` matters above that only."""
+
+    temperature: float = 0.0
+    top_p: float | None = None
+    num_beams: int = 1
+    max_new_tokens: int = 128
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of transformers' generate."""
+        sampling = self.temperature > 0
+        return {
+            "do_sample": sampling,
+            "temperature": self.temperature if sampling else None,
+            "top_p": self.top_p if sampling else None,
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_new_tokens,
+            "use_cache": True,
+        }
+
+
+class Checkpoint(NamedTuple):
+    """A loaded model with what belongs to it. `mode` names the conversation template."""
+
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    name: str
+    mode: str
+    fingerprint: str
+
+
+def load_checkpoint(
+    model_path: str,
+    model_base: str | None = None,
+    conv_mode: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    default_mode: str | None = None,
+) -> Checkpoint:
+    """Load a LLaVA checkpoint for answering.
+
+    conv_mode: conversation template; else the checkpoint's own `conv_version`, else `default_mode`, else by its name.
+    device: default: CUDA where there is one. dtype: one of DTYPES; default: float16, on a CPU float32.
+
+    Raises ValueError, one line, when path, weights or template are not there, or the model takes no images.
+    """
+    name = get_model_name_from_path(model_path)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        model_path, model_base, name, device=device, dtype=getattr(torch, dtype) if dtype else None
+    )
+    if image_processor is None:
+        raise ValueError(f"{model_path} is a language model without vision tower; give a LLaVA checkpoint")
+    own_mode = getattr(model.config, "conv_version", None) or default_mode
+    mode = conversation_mode(name, own_mode, conv_mode)
+    marks = [model_fingerprint(local_folder(path)) for path in (model_path, model_base) if path]
+    return Checkpoint(model, tokenizer, image_processor, name, mode, "+".join(marks))
+
+
+class Reply(NamedTuple):
+    """An answer and what it cost.
+
+    tokens: visual tokens before the encoder's first layer and after each of its layers, CLS left out.
+    visual_tokens, text_tokens: what the language model read. ms: from pixels to the decoded end; the time of a batch
+    is shared out evenly among its questions.
+    """
+
+    text: str
+    tokens: list[int]
+    visual_tokens: int
+    text_tokens: int
+    ms: float
+    encode_ms: float
+    prefill_ms: float
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the text, for the answer line."""
+        values = self._asdict()
+        del values["text"]
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
+
+
+class Answerer:
+    """A checkpoint that answers questions, with a pruner attached while it does.
+
+    pruner: "none", or text such as "flowcut:budget=64".
+
+    Raises ValueError for a pruner that is unknown or does not fit the model.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, pruner: str = "none", generation: Generation | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.pruner_text = pruner
+        self.pruner = parse_pruner(pruner)
+        self.generation = generation or Generation()
+        if self.pruner is not None:
+            attach(checkpoint.model, self.pruner).remove()  # a misfit shows now, not after the first picture
+
+    def settings(self) -> dict[str, Any]:
+        """What decides about the answers, beside the questions."""
+        return {
+            "model": self.checkpoint.name,
+            "model_hash": self.checkpoint.fingerprint,
+            "pruner": repr(self.pruner) if self.pruner else "none",
+            "conv_mode": self.checkpoint.mode,
+            "dtype": str(self.checkpoint.model.dtype).removeprefix("torch."),
+            **asdict(self.generation),
+        }
+
+    def prompt(self, text: str, images: int = 1) -> str:
+        """The whole prompt of a question. `<image-placeholder>` says where the pictures stand; else they come first."""
+        token = DEFAULT_IMAGE_TOKEN
+        if getattr(self.checkpoint.model.config, "mm_use_im_start_end", False):
+            token = DEFAULT_IM_START_TOKEN + token + DEFAULT_IM_END_TOKEN
+        if IMAGE_PLACEHOLDER in text:
+            text = text.replace(IMAGE_PLACEHOLDER, token)
+        else:
+            text = (token + "\n") * images + text
+        conversation = conv_templates[self.checkpoint.mode].copy()
+        conversation.append_message(conversation.roles[0], text)
+        conversation.append_message(conversation.roles[1], None)
+        return conversation.get_prompt()
+
+    def __call__(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[Reply]:
+        """Answer a batch: one text and its pictures (RGB) each. A question's answer does not depend on its batch."""
+        model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
+        ids, mask = self._ids([self.prompt(text, len(own)) for text, own in zip(texts, images, strict=True)])
+        pixels = self._pixels([image for own in images for image in own])
+        with torch.inference_mode(), Stopwatch(model) as watch:
+            handle = attach(model, self.pruner) if self.pruner else None
+            try:
+                watch.start()
+                output = model.generate(
+                    ids,
+                    images=pixels,
+                    attention_mask=mask,
+                    pad_token_id=tokenizer.pad_token_id,
+                    **self.generation.arguments(),
+                )
+                total = watch.stop()
+            finally:
+                if handle is not None:
+                    handle.remove()
+        decoded = tokenizer.batch_decode(output, skip_special_tokens=True)
+        visual = watch.visual_tokens[:: self.generation.num_beams]
+        words = (mask.bool() & (ids != IMAGE_TOKEN_INDEX)).sum(dim=1).tolist()
+        per_image = self._encoder_tokens(handle.trace if handle else None, pixels)
+        replies = []
+        for index, answer in enumerate(decoded):
+            first = sum(len(own) for own in images[:index])
+            mine = per_image[first : first + len(images[index])]
+            replies.append(
+                Reply(
+                    text=answer.strip(),
+                    tokens=[sum(column) for column in zip(*mine, strict=True)],
+                    visual_tokens=visual[index],
+                    text_tokens=words[index],
+                    ms=total / len(texts),
+                    encode_ms=watch.encode_ms / len(texts),
+                    prefill_ms=watch.prefill_ms / len(texts),
+                )
+            )
+        return replies
+
+    def _ids(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        tokenizer, device = self.checkpoint.tokenizer, self.checkpoint.model.device
+        rows = [torch.tensor(tokenizer_image_token(prompt, tokenizer)) for prompt in prompts]
+        ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id, padding_side="left")
+        ones = [torch.ones_like(row) for row in rows]
+        return ids.to(device), pad_sequence(ones, batch_first=True, padding_side="left").to(device)
+
+    def _pixels(self, images: list[Image.Image]) -> Tensor | list[Tensor]:
+        model = self.checkpoint.model
+        pixels = process_images(images, self.checkpoint.image_processor, model.config)
+        if isinstance(pixels, list):
+            return [tile.to(device=model.device, dtype=model.dtype) for tile in pixels]
+        return pixels.to(device=model.device, dtype=model.dtype)
+
+    def _encoder_tokens(self, trace: Any, pixels: Tensor | list[Tensor]) -> list[list[int]]:
+        """Per image, tokens before the first layer and after each. Without a pruner every layer sees all patches."""
+        if trace is not None:
+            return [list(column) for column in zip(trace.entering[0], *trace.leaving, strict=True)]
+        tower = self.checkpoint.model.get_vision_tower()
+        tiles = [1 if image.ndim == 3 else len(image) for image in pixels]
+        return [[count * tower.num_patches] * (tower.config.num_hidden_layers + 1) for count in tiles]

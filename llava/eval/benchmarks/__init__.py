@@ -1,0 +1,1 @@
+"""One benchmark a file: `score` one answer, `aggregate` the scores."""

@@ -1,0 +1,35 @@
+"""How sure a mean is, when questions come in groups (several about one scene) and so are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    values: Sequence[float], groups: Sequence[Hashable], level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Interval:
+    """The percentile interval of the mean of `values`, whole groups drawn with replacement.
+
+    values, groups: one per question. For the difference of two methods on the same questions, pass the differences.
+
+    Raises ValueError when there is nothing to draw from.
+    """
+    if not len(values) or len(values) != len(groups):
+        raise ValueError(f"{len(values)} values with {len(groups)} groups; give one group per value, and at least one")
+    number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    index = np.array([number[group] for group in groups])
+    totals = np.bincount(index, weights=np.asarray(values, dtype=float))
+    sizes = np.bincount(index)
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(len(number), np.full(len(number), 1 / len(number)), size=draws)  # [draws, groups]
+    means = (times @ totals) / (times @ sizes)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))

@@ -1,0 +1,140 @@
+"""The answers file as a journal: a run may be killed at any moment and started again without losing or doubling a line.
+
+Every answer is one line, written and flushed at once. The settings that decide about answers lie beside it in
+`<name>.settings.json`; a file made with other settings is not continued.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.eval.questions import Problem, Question
+
+Key = tuple[Any, str]
+
+
+class Journal:
+    """An answers file being filled.
+
+    settings: whatever must agree for answers to belong together; JSON values only.
+    fresh: throw away what the file holds.
+
+    Raises ValueError when the file was begun with other settings, or is damaged in its middle.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any], fresh: bool = False) -> None:
+        self.path = Path(path).expanduser()
+        self.settings = json.loads(json.dumps(settings))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            self.path.unlink(missing_ok=True)
+        _drop_half_line(self.path)
+        self._lines = self.path.read_text("utf-8").split("\n")[:-1] if self.path.exists() else []
+        if self._lines:
+            self._check_settings()
+        else:
+            write_aside(_sidecar(self.path), json.dumps(self.settings, indent=2) + "\n")
+        self._keys = [self._key(number, line) for number, line in enumerate(self._lines, start=1)]
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @staticmethod
+    def fits(path: Path, settings: dict[str, Any]) -> bool:
+        """Whether the file may be continued with these settings."""
+        sidecar = _sidecar(path)
+        return sidecar.is_file() and json.loads(sidecar.read_text("utf-8")) == json.loads(json.dumps(settings))
+
+    @property
+    def bad_file(self) -> Path:
+        """Where `finish` lists what could not be answered."""
+        return self.path.with_suffix(".bad.jsonl")
+
+    def _check_settings(self) -> None:
+        if not _sidecar(self.path).is_file():
+            raise ValueError(
+                f"{self.path} holds answers, but {_sidecar(self.path).name}, which would tell how they were made, is "
+                f"missing beside it; give another answers file, or --fresh to start over"
+            )
+        old = json.loads(_sidecar(self.path).read_text("utf-8"))
+        differing = sorted(name for name in {*old, *self.settings} if old.get(name) != self.settings.get(name))
+        if differing:
+            changes = ", ".join(f"{name} {old.get(name)!r} -> {self.settings.get(name)!r}" for name in differing)
+            raise ValueError(
+                f"{self.path} was begun with other settings ({changes}); give another answers file, or --fresh to "
+                f"start over"
+            )
+
+    def _key(self, number: int, line: str) -> Key:
+        try:
+            row = json.loads(line)
+            return row["question_id"], row["prompt"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} line {number} is no answer; mend it, or --fresh to start over") from error
+
+    def pending(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions without an answer here. Raises ValueError when there are answers to none of the questions."""
+        answered: dict[Key, int] = defaultdict(int)
+        for key in self._keys:
+            answered[key] += 1
+        waiting = []
+        for question in questions:
+            if answered[question.key]:
+                answered[question.key] -= 1
+            else:
+                waiting.append(question)
+        if surplus := sum(answered.values()):
+            raise ValueError(
+                f"{self.path} holds {surplus} answers to questions that are not asked now; ask as many questions as "
+                f"before, give another answers file, or --fresh to start over"
+            )
+        return waiting
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one answer."""
+        text = json.dumps(line)
+        self._file.write(text + "\n")
+        self._file.flush()
+        self._lines.append(text)
+        self._keys.append((line["question_id"], line["prompt"]))
+
+    def finish(self, questions: Sequence[Question], problems: Sequence[Problem]) -> None:
+        """Close; see to it that the answers stand in the questions' order, and note the problems in `bad_file`."""
+        self._file.close()
+        by_key = defaultdict(list)
+        for key, line in zip(self._keys, self._lines, strict=True):
+            by_key[key].append(line)
+        ordered = [by_key[question.key].pop(0) for question in questions if by_key[question.key]]
+        if ordered != self._lines:  # a question that failed in an earlier run has been answered since
+            write_aside(self.path, "".join(line + "\n" for line in ordered))
+        self.bad_file.unlink(missing_ok=True)
+        if problems:
+            write_aside(self.bad_file, "".join(json.dumps(problem._asdict()) + "\n" for problem in problems))
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_suffix(".settings.json")
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut off what a kill left of a line."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file so that it is either there as a whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, "utf-8")
+    os.replace(part, path)

@@ -1,0 +1,82 @@
+"""Question files: LLaVA's JSON lines, read with care for bad rows, cut to a subset or a chunk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+
+Item = TypeVar("Item")
+
+
+class Question(NamedTuple):
+    """One row. `image` is relative to the image folder; `text` has the answer suffix inside and no `<image>`."""
+
+    question_id: int | str
+    image: str
+    text: str
+
+    @property
+    def key(self) -> tuple[int | str, str]:
+        """What an answer line is found by again; ids alone repeat in some benchmarks (MME)."""
+        return self.question_id, self.text
+
+
+class Problem(NamedTuple):
+    """Something that kept a question from being answered; `where` names the row or the question."""
+
+    where: str
+    what: str
+
+
+def read_questions(path: str | Path) -> tuple[list[Question], list[Problem]]:
+    """The good rows in order, and what is wrong with the others. Raises ValueError when there is no such file."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(
+            f"question file {path} does not exist; give a JSON-lines file with question_id, image and text"
+        )
+    questions, problems = [], []
+    for number, line in enumerate(file.read_text("utf-8", errors="replace").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            questions.append(_question(line))
+        except ValueError as error:  # of which JSON errors are a kind
+            problems.append(Problem(f"{file.name} line {number}", str(error)))
+    return questions, problems
+
+
+def _question(line: str) -> Question:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("is no JSON object")
+    if missing := [key for key in ("question_id", "image", "text") if key not in row]:
+        raise ValueError(f"has no {' and no '.join(missing)}")
+    for key, kinds in (("question_id", (int, str)), ("image", (str,)), ("text", (str,))):
+        if not isinstance(row[key], kinds) or row[key] == "":
+            raise ValueError(f"{key}={row[key]!r} is not {'a number or text' if len(kinds) == 2 else 'text'}")
+    if DEFAULT_IMAGE_TOKEN in row["text"]:
+        raise ValueError(f"its text holds {DEFAULT_IMAGE_TOKEN}, which is put in front of every question anyway")
+    return Question(row["question_id"], row["image"], row["text"])
+
+
+def subset(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """`limit` items spread evenly over all, always the same ones; all of them for None or a large limit."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    if limit < 1:
+        raise ValueError(f"limit={limit} leaves no question; give a number >= 1, or none for all")
+    return [items[index * len(items) // limit] for index in range(limit)]
+
+
+def chunk(items: Sequence[Item], chunks: int, index: int) -> list[Item]:
+    """The `index`-th (from 0) of `chunks` contiguous pieces of ceil(len/chunks); late ones may be empty."""
+    if not 0 <= index < chunks:
+        raise ValueError(f"chunk {index} of {chunks} does not exist; the index runs from 0 to {chunks - 1}")
+    size = math.ceil(len(items) / chunks)
+    return list(items[index * size : (index + 1) * size])

@@ -1,0 +1,87 @@
+"""Answer one question about one or more pictures.
+
+python -m llava.eval.run_llava --model-path playground/embedded --image-file PICTURE --query "..." \\
+    --pruner flowcut:budget=64
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from llava.eval.answer import DTYPES, Answerer, Generation, load_checkpoint
+from llava.eval.images import load_image
+
+__all__ = ["eval_model", "image_parser", "load_image", "load_images", "main"]
+
+
+def image_parser(args: argparse.Namespace) -> list[str]:
+    """The picture names in `args.image_file`, which stand between `args.sep`."""
+    return args.image_file.split(args.sep)
+
+
+def load_images(image_files: Sequence[str]) -> list[Image.Image]:
+    return [load_image(file) for file in image_files]
+
+
+def eval_model(args: argparse.Namespace) -> str:
+    """Print the answer to `args.query` about `args.image_file`, and return it.
+
+    args: needs `model_path`, `query`, `image_file`; the other flags' defaults stand in for what is missing. The query
+        says with `<image-placeholder>` where a picture stands; without it they come first.
+
+    Raises ValueError, one line, for a model, picture, template or pruner that cannot be used.
+    """
+    args = argparse.Namespace(**{**_defaults(), **_attributes(args)})
+    images = load_images(image_parser(args))
+    checkpoint = load_checkpoint(args.model_path, args.model_base, args.conv_mode, args.device, args.dtype)
+    generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
+    answerer = Answerer(checkpoint, args.pruner, generation)
+    torch.manual_seed(args.seed)
+    [reply] = answerer([args.query], [images])
+    print(reply.text)
+    return reply.text
+
+
+def _attributes(args: object) -> dict[str, object]:
+    # LLaVA's own example passes an ad-hoc class, whose values are class attributes.
+    return {name: getattr(args, name) for name in dir(args) if not name.startswith("_")}
+
+
+def _defaults() -> dict[str, object]:
+    return vars(build_parser().parse_args(["--model-path", "", "--image-file", "", "--query", ""]))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
+    parser.add_argument("--model-base", help="language model under a projector-only checkpoint")
+    parser.add_argument("--image-file", required=True, help="path or http(s) address; several between --sep")
+    parser.add_argument("--query", required=True, help="the question")
+    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else by its name)")
+    parser.add_argument("--sep", default=",")
+    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy")
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
+    parser.add_argument("--pruner", default="none", help="for example flowcut:budget=64 (default: none)")
+    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        eval_model(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

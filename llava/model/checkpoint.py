@@ -1,0 +1,169 @@
+"""A LLaVA checkpoint as a folder: finding it, looking into it without loading it, writing it.
+
+Written folders have the layout of the published ones: config, weights, tokenizer files; and, when the vision tower was
+trained and therefore lies in the checkpoint, a sub-folder `vision_tower/` with the tower's config.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVisionTower
+from llava.model.tokenizer import save_llama_tokenizer
+
+TOWER_FOLDER = "vision_tower"
+# What the readers of weight files raise when a file is cut short or is something else.
+DAMAGE = (SafetensorError, json.JSONDecodeError, EOFError, pickle.UnpicklingError, RuntimeError)
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_DOWNLOADS = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
+_PARTIAL = ".partial"
+_TOWER = "vision_tower.vision_tower."
+
+
+def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list[str] | None = None) -> Path:
+    """The folder a model path means; a Hub name is fetched (only files that match `patterns`), or found in the cache.
+
+    Raises ValueError when there is neither such a folder nor such a repository.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+        raise ValueError(f"{name_or_path} is no folder; give a checkpoint's folder, or a Hub name such as org/model")
+    try:
+        return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, allow_patterns=patterns or _DOWNLOADS))
+    except OSError as error:
+        raise ValueError(
+            f"{name_or_path} is no folder here, and the Hugging Face Hub does not give it ({type(error).__name__}); "
+            f"check the path or the name, or the network"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The fields of config.json. Raises ValueError when it is missing or broken."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no config.json; give the folder of a whole checkpoint")
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not readable JSON ({error}); copy the checkpoint again") from error
+
+
+def weight_names(folder: Path) -> set[str]:
+    """The names of the tensors in a checkpoint, from its index or header. Raises ValueError when it has no weights."""
+    present = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    if not present:
+        raise ValueError(f"{folder} holds no weights; expected one of {', '.join(_WEIGHTS)}")
+    file = present[0]
+    try:
+        if file.suffix == ".json":
+            return set(json.loads(file.read_text("utf-8"))["weight_map"])
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                return set(tensors.keys())
+        return set(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+    except DAMAGE as error:
+        raise ValueError(f"{file} is damaged ({one_line(error)}); copy the checkpoint again") from error
+
+
+def one_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def save_llava_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    output_dir: str | Path,
+    image_processor: Any = None,
+    dtype: torch.dtype | None = None,
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a whole checkpoint that `load_pretrained_model` and LLaVA itself can read.
+
+    tokenizer: as loaded from its folder; its SentencePiece file is copied along. None leaves tokenizer files out.
+    image_processor: default: the vision tower's.
+    dtype: store floating-point weights in this type instead of the model's.
+    state_dict: weights gathered elsewhere, in place of `model.state_dict()`.
+
+    The tower's weights are written when `config.unfreeze_mm_vision_tower` says that they were trained; a frozen tower
+    is only named. Everything is written aside and moved into place at the end, config.json last.
+    """
+    output, partial = Path(output_dir), Path(output_dir) / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tower = model.get_vision_tower()
+    weights = model.state_dict() if state_dict is None else dict(state_dict)
+    in_checkpoint = tower is not None and getattr(model.config, "unfreeze_mm_vision_tower", False)
+    if not in_checkpoint:
+        weights = {name: value for name, value in weights.items() if "vision_tower." not in name}
+    if dtype is not None:
+        weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+    model.save_pretrained(partial, state_dict=weights)
+
+    fields = read_config(partial)
+    if dtype is not None:
+        fields["dtype"] = fields["torch_dtype"] = str(dtype).removeprefix("torch.")
+    if tower is not None:
+        fields["mm_vision_tower"] = _tower_name(tower, in_checkpoint)
+        image_processor = image_processor or tower.image_processor
+        if fields["mm_vision_tower"] == TOWER_FOLDER:
+            tower.config.save_pretrained(partial / TOWER_FOLDER)
+            image_processor.save_pretrained(partial / TOWER_FOLDER)
+    (partial / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", "utf-8")
+    if image_processor is not None:
+        image_processor.save_pretrained(partial)
+    if tokenizer is not None:
+        save_llama_tokenizer(tokenizer, partial)
+    _move_into_place(partial, output)
+
+
+def _tower_name(tower: CLIPVisionTower, in_checkpoint: bool) -> str:
+    """What `mm_vision_tower` has to say in a checkpoint that may be moved elsewhere."""
+    if tower.vision_tower_name.startswith("openai/") and Path(tower.vision_tower_name).name in KNOWN_TOWERS:
+        return tower.vision_tower_name
+    if in_checkpoint:
+        return TOWER_FOLDER
+    return str(Path(tower.source).resolve()) if Path(tower.source).is_dir() else tower.vision_tower_name
+
+
+def _move_into_place(partial: Path, output: Path) -> None:
+    written = sorted(file.relative_to(partial) for file in partial.rglob("*") if file.is_file())
+    for old in [*output.glob("model*.safetensors*"), *output.glob("pytorch_model*.bin*")]:
+        if old.relative_to(output) not in written:
+            old.unlink()  # shards of an earlier save would be read as part of this one
+    for file in sorted(written, key=lambda name: str(name) == "config.json"):
+        (output / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / file, output / file)
+    shutil.rmtree(partial)
+
+
+def read_projector(path: str) -> dict[str, Tensor]:
+    """The projector's own state dict in an `mm_projector.bin`, whatever stands before `mm_projector.` in its keys."""
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    marker = "mm_projector."
+    found = {key.split(marker, 1)[1]: value for key, value in weights.items() if marker in key}
+    if not found:
+        raise ValueError(f"{path} holds no key with {marker!r}; give the mm_projector.bin of a pre-training run")
+    return found
+
+
+def with_vision_model_level(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, the tower's keys with the `vision_model.` level that transformers 5 took out of its modules."""
+
+    def old_name(key: str) -> str:
+        head, tower, tail = key.partition(_TOWER)
+        return f"{head}{tower}vision_model.{tail}" if tower and not tail.startswith("vision_model.") else key
+
+    return {old_name(key): value for key, value in state_dict.items()}

@@ -1,0 +1,331 @@
+"""What turns a language model of transformers into LLaVA: two mixins, one for the body, one for the head.
+
+The body (`LlavaMetaModel`) owns the vision tower and the projector. The head (`LlavaMetaForCausalLM`) encodes images,
+splices their tokens into the text (`llava.model.splice`) and hands ordinary embeddings to the language model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.checkpoint import read_projector, with_vision_model_level
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.splice import Spliced, splice
+from llava.model.vision_tokens import add_vision_tokens_for_training
+
+# The mixins stand alone before a class of transformers, whose attributes they use.
+if TYPE_CHECKING:
+    _Mixin = Any
+else:
+    _Mixin = object
+
+
+def _has_newline(config: Any) -> bool:
+    return "unpad" in (getattr(config, "mm_patch_merge_type", None) or "flat")
+
+
+def new_newline(width: int) -> Tensor:
+    """A first value for the token that ends each row of an anyres image, as large as a word's embedding."""
+    return torch.randn(width) * width**-0.5
+
+
+class LlavaMetaModel(_Mixin):
+    """Body mixin, to stand before transformers' model: `class LlavaLlamaModel(LlavaMetaModel, LlamaModel)`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if getattr(config, "mm_vision_tower", None):
+            self.vision_tower: Any = build_vision_tower(config, delay_load=True)
+            self.mm_projector = build_vision_projector(config)
+            if _has_newline(config):
+                self.image_newline = nn.Parameter(new_newline(config.hidden_size))
+            self.post_init()  # once more: the first one, inside transformers' constructor, could not see these modules
+            # `device_map="auto"` must keep the tower on one device.
+            self._no_split_modules.add("CLIPVisionTower")
+        # Asked for hidden states the first time, transformers hooks every layer below, and so a second time those of a
+        # tower that ran before: it would then return each hidden state twice. Hooked from the start, it happens once.
+        maybe_install_capturing_hooks(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and hasattr(self, "image_newline"):
+            init.normal_(self.image_newline, std=self.config.hidden_size**-0.5)  # a checkpoint without one
+
+    def forward(self, *args: Any, image_index: Tensor | None = None, **kwargs: Any) -> Any:
+        """The language model's forward. `image_index` (see `Spliced`) is not used here: it says to a hook on this
+        module which positions are visual.
+        """
+        return super().forward(*args, **kwargs)
+
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        # FSDP keeps the tower in a list, so that it is not wrapped.
+        tower = getattr(self, "vision_tower", None)
+        return tower[0] if isinstance(tower, list) else tower
+
+    def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
+        """Give the language model eyes before training: tower, projector, and the config fields that name them.
+
+        model_args: `vision_tower`, `mm_vision_select_layer`, `mm_vision_select_feature`, `mm_projector_type`,
+            `mm_patch_merge_type`, `pretrain_mm_mlp_adapter`; optionally `unfreeze_mm_vision_tower`.
+        What a checkpoint brought already (tower, projector) stays as it is; the projector becomes trainable again.
+        """
+        config, tower = self.config, self.get_vision_tower()
+        if tower is None or not (tower.is_loaded or tower.vision_tower_name == model_args.vision_tower):
+            tower = build_vision_tower(model_args)
+            config.mm_vision_tower = model_args.vision_tower
+            self.vision_tower = [tower] if fsdp else tower
+        tower.load_model()
+        unfreeze = bool(getattr(model_args, "unfreeze_mm_vision_tower", False))
+        tower.requires_grad_(unfreeze)
+        if unfreeze:
+            config.unfreeze_mm_vision_tower = True  # from now on every checkpoint has to carry the tower
+
+        config.use_mm_proj = True
+        config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
+        config.mm_hidden_size = tower.hidden_size
+        config.mm_vision_select_layer = tower.select_layer = model_args.mm_vision_select_layer
+        config.mm_vision_select_feature = tower.select_feature = model_args.mm_vision_select_feature
+        config.mm_patch_merge_type = model_args.mm_patch_merge_type
+        if getattr(self, "mm_projector", None) is None:
+            self.mm_projector = build_vision_projector(config)
+        if _has_newline(config) and not hasattr(self, "image_newline"):
+            self.image_newline = nn.Parameter(new_newline(config.hidden_size).to(self.dtype))
+        self.mm_projector.requires_grad_(True)  # LoRA may have frozen it
+        if model_args.pretrain_mm_mlp_adapter is not None:
+            self.mm_projector.load_state_dict(read_projector(model_args.pretrain_mm_mlp_adapter))
+
+
+class LlavaMetaForCausalLM(_Mixin):
+    """Head mixin, to stand before transformers' causal language model."""
+
+    # Trainer would otherwise pass the token count of the whole accumulated batch; LLaVA averages per micro-batch.
+    accepts_loss_kwargs = False
+    # A frozen tower's weights in a checkpoint are not read; the loader says so in one line of its own.
+    _keys_to_ignore_on_load_unexpected: Any = (r"rotary_emb\.inv_freq", r"vision_tower\.", r"position_ids")
+
+    def get_model(self) -> Any:
+        return self.model
+
+    def get_vision_tower(self) -> Any:
+        return self.get_model().get_vision_tower()
+
+    def encode_images(self, images: Any) -> Any:
+        """Visual tokens [B, n, hidden_size] of pixels [B, 3, H, W]; a list gives a list."""
+        projector = self.get_model().mm_projector
+        weight = next(projector.parameters(), None)
+
+        def project(features: Tensor) -> Tensor:
+            return projector(features if weight is None else features.to(device=weight.device, dtype=weight.dtype))
+
+        features = self.get_vision_tower()(images)
+        return [project(one) for one in features] if isinstance(features, list) else project(features)
+
+    def image_features(self, images: Any) -> list[Tensor]:
+        """One [n_i, hidden_size] per image.
+
+        images: pixels [B, 3, H, W], one tile per image; or a list of (or [B, T, 3, H, W]) images of one or more tiles,
+        whose tokens then follow each other.
+        """
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return list(self.encode_images(images))
+        merge = getattr(self.config, "mm_patch_merge_type", None) or "flat"
+        if merge != "flat":
+            raise NotImplementedError(f"mm_patch_merge_type {merge!r} is not supported here; use 'flat'")
+        tiles = [image[None] if image.ndim == 3 else image for image in images]
+        encoded = self.encode_images(torch.cat(tiles))
+        return [feature.flatten(0, 1) for feature in encoded.split([len(tile) for tile in tiles])]
+
+    def splice_inputs(
+        self,
+        input_ids: Tensor,
+        images: Tensor | list[Tensor] | None,
+        image_sizes: Any = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        max_length: int | None = None,
+        padding_side: str = "right",
+        blank_images: bool = False,
+    ) -> Spliced:
+        """Embed text [B, L] and images into one padded batch; see `llava.model.splice.splice`.
+
+        Raises ValueError when placeholders and images disagree in number.
+        """
+        seeing = images is not None and len(images) > 0 and self.get_vision_tower() is not None
+        features = self.image_features(images) if seeing else []
+        text = self.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0))
+        return splice(input_ids, text, features, attention_mask, labels, max_length, padding_side, blank_images)
+
+    def _holds_placeholders(self, input_ids: Tensor, images: Any) -> bool:
+        """Whether there is an `<image>` to replace. Raises ValueError when there is nothing to replace it by."""
+        if not bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+            return False
+        if self.get_vision_tower() is None:
+            raise ValueError("the prompt holds <image> but this model has no vision tower; load a LLaVA checkpoint")
+        if images is None:
+            raise ValueError("the prompt holds <image> placeholders but no images were given; give one per placeholder")
+        return True
+
+    def _needs_splice(self, input_ids: Tensor | None, images: Any) -> bool:
+        if input_ids is None:
+            return False
+        decoding = not self._holds_placeholders(input_ids, images) and input_ids.shape[1] == 1
+        return images is not None and self.get_vision_tower() is not None and not decoding
+
+    def prepare_inputs_labels_for_multimodal(
+        self,
+        input_ids: Tensor | None,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        labels: Tensor | None,
+        images: Tensor | list[Tensor] | None,
+        image_sizes: Any = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None]:
+        """LLaVA's own shape of the splice: (input_ids, position_ids, attention_mask, past_key_values, embeds, labels).
+
+        Without images, or while decoding, everything comes back as it was and the embeddings are None. Otherwise
+        input_ids is None, and what was None on entry stays None; only the mask is made when there is padding to hide.
+        """
+        if not self._needs_splice(input_ids, images):
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
+        spliced = self._splice_as_configured(input_ids, images, image_sizes, attention_mask, labels)
+        mask = spliced.attention_mask if attention_mask is None else spliced.attention_mask.to(attention_mask.dtype)
+        return (
+            None,
+            None if position_ids is None else spliced.position_ids,
+            None if attention_mask is None and bool(mask.all()) else mask,
+            past_key_values,
+            spliced.inputs_embeds,
+            None if labels is None else spliced.labels,
+        )
+
+    def _splice_as_configured(self, input_ids: Any, images: Any, image_sizes: Any, mask: Any, labels: Any) -> Spliced:
+        length = getattr(self.config, "tokenizer_model_max_length", None)
+        side = getattr(self.config, "tokenizer_padding_side", "right")
+        return self.splice_inputs(
+            input_ids, images, image_sizes, mask, labels, max_length=length, padding_side=side, blank_images=True
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        images: Tensor | list[Tensor] | None = None,
+        image_sizes: Any = None,
+        return_dict: bool | None = None,
+        image_index: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits and loss of text with images.
+
+        input_ids [B, L] with IMAGE_TOKEN_INDEX where an image stands; images see `image_features`; labels [B, L]
+        aligned with input_ids. `image_index` comes with `inputs_embeds` that were spliced before.
+        Returns `CausalLMOutputWithPast` over the spliced positions.
+        """
+        if inputs_embeds is None and self._needs_splice(input_ids, images):
+            spliced = self._splice_as_configured(input_ids, images, image_sizes, attention_mask, labels)
+            input_ids, inputs_embeds = None, spliced.inputs_embeds
+            attention_mask, image_index = spliced.attention_mask, spliced.image_index
+            # On right padding the model's own 0..S-1 serve; ids that fall back to 0 could be read as packed sequences.
+            left = getattr(self.config, "tokenizer_padding_side", "right") == "left"
+            position_ids = spliced.position_ids if left else None
+            labels = None if labels is None else spliced.labels
+        # What was not asked for is left out: transformers takes a given None for a wish.
+        wishes = {
+            "return_dict": return_dict,
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+            "image_index": image_index,
+            "use_cache": use_cache,
+        }
+        kwargs |= {name: wish for name, wish in wishes.items() if wish is not None}
+        text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "labels": labels}
+        place = {"position_ids": position_ids, "attention_mask": attention_mask, "past_key_values": past_key_values}
+        return super().forward(**text, **place, **kwargs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        images: Tensor | list[Tensor] | None = None,
+        image_sizes: Any = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate after prompts [B, L] with images; returns only the new tokens.
+
+        Prompts may differ in length, in their number of images, and may have none. Padding is told by `attention_mask`
+        or, without one, by runs of `pad_token_id` at the ends of a row; whatever its side, the spliced batch is padded
+        on the left, so that a row in a batch equals the row alone. kwargs are those of transformers' generate.
+        """
+        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if inputs is None or "inputs_embeds" in kwargs:
+            raise NotImplementedError("generate needs token ids; `inputs_embeds` is not supported")
+        kwargs.pop("position_ids", None)  # follow from the mask
+        if attention_mask is None:
+            attention_mask = self._guess_mask(inputs, kwargs)
+        self._holds_placeholders(inputs, images)
+        spliced = self.splice_inputs(inputs, images, image_sizes, attention_mask, padding_side="left")
+        return super().generate(
+            inputs_embeds=spliced.inputs_embeds,
+            attention_mask=spliced.attention_mask.long(),
+            image_index=spliced.image_index,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        image_index: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """transformers' own; `image_index` belongs to the prompt and is not repeated for the tokens after it."""
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        return prepared | {"image_index": image_index if is_first_iteration else None}
+
+    def _guess_mask(self, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """False on runs of the pad token at both ends of each row; a pad token inside a prompt is a real token."""
+        config = kwargs.get("generation_config") or self.generation_config
+        pad = kwargs.get("pad_token_id", config.pad_token_id)
+        if len(input_ids) == 1 or pad is None or pad == config.eos_token_id:
+            return torch.ones_like(input_ids, dtype=torch.bool)
+        real = (input_ids != pad).long()
+        from_left, from_right = real.cumsum(1), real.flip(1).cumsum(1).flip(1)
+        return (from_left > 0) & (from_right > 0)
+
+    def save_pretrained(
+        self,
+        save_directory: str,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """transformers' save_pretrained, with the tower's keys spelled as every LLaVA reads them."""
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        kwargs.setdefault("max_shard_size", "5GB")
+        # Renaming is done here for fresh and loaded models alike; transformers would do it for loaded ones only.
+        kwargs["save_original_format"] = False
+        super().save_pretrained(save_directory, is_main_process, with_vision_model_level(state_dict), **kwargs)
+
+    def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
+        """Before training: `<im_patch>`, `<im_start>` and `<im_end>`, as the arguments ask; see `vision_tokens`."""
+        add_vision_tokens_for_training(self, model_args, tokenizer)

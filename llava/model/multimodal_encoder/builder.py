@@ -1,0 +1,25 @@
+"""Which vision tower a config means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVisionTower, locate_tower
+
+
+def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> CLIPVisionTower:
+    """Build the tower named by `mm_vision_tower` (config) or `vision_tower` (model arguments).
+
+    kwargs go to the tower: `delay_load=True` leaves the weights for later.
+    Raises ValueError for a name that is neither a folder nor a CLIP repository LLaVA knows.
+    """
+    name = getattr(vision_tower_cfg, "mm_vision_tower", None) or getattr(vision_tower_cfg, "vision_tower", None)
+    located = locate_tower(str(name), getattr(vision_tower_cfg, "_name_or_path", None))
+    known = str(name).startswith(("openai", "laion")) or "ShareGPT4V" in str(name) or Path(located).name in KNOWN_TOWERS
+    if not (known or Path(located).exists()):
+        raise ValueError(
+            f"Unknown vision tower: {name}; give a folder with a CLIP vision model, or a Hub name that starts with "
+            f"openai/ or laion/"
+        )
+    return CLIPVisionTower(str(name), args=vision_tower_cfg, **kwargs)

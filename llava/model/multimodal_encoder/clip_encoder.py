@@ -1,0 +1,167 @@
+"""CLIP as the vision tower: pixels in, patch features of one hidden layer out.
+
+The tower's weights arrive in one of two ways. Either they are read from `mm_vision_tower` by `load_model()`, after the
+language model was loaded; or, when the checkpoint brings its own fine-tuned tower (`unfreeze_mm_vision_tower`), the
+constructor builds the modules from their config alone and the checkpoint's loader fills them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+# The PIL processor by name: `CLIPImageProcessor` depends on whether torchvision is installed and resizes differently.
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+_VIT_LARGE: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+# Towers whose config is known here, so that a checkpoint with the weights inside needs no network.
+KNOWN_TOWERS = {
+    "clip-vit-large-patch14": {**_VIT_LARGE, "image_size": 224},
+    "clip-vit-large-patch14-336": {**_VIT_LARGE, "image_size": 336},
+}
+
+
+def locate_tower(name: str, checkpoint: str | None = None) -> str:
+    """The folder a tower's name means, looked for in the checkpoint's folder first; a Hub name comes back as it is."""
+    for folder in ([Path(checkpoint) / name] if checkpoint else []) + [Path(name)]:
+        if folder.is_dir():
+            return str(folder)
+    return name
+
+
+def tower_config(source: str) -> CLIPVisionConfig:
+    """The vision config of a tower: from its folder, from the table of known towers, or else from the Hub."""
+    known = KNOWN_TOWERS.get(Path(source).name)
+    if known is not None and not (Path(source) / "config.json").is_file():
+        return CLIPVisionConfig(**known)
+    return CLIPVisionConfig.from_pretrained(source)
+
+
+def tower_image_processor(source: str, image_size: int) -> CLIPImageProcessorPil:
+    """The tower's image processor; without a `preprocessor_config.json` at hand, CLIP's own at the tower's size."""
+    folder = Path(source)
+    if (folder / "preprocessor_config.json").is_file():
+        return CLIPImageProcessorPil.from_pretrained(source)
+    if folder.is_dir() or folder.name in KNOWN_TOWERS:
+        return CLIPImageProcessorPil(
+            size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+        )
+    return CLIPImageProcessorPil.from_pretrained(source)
+
+
+class CLIPVisionTower(nn.Module):
+    """`CLIPVisionModel` with LLaVA's choice of layer and tokens.
+
+    vision_tower: Hub name, local folder, or folder inside the checkpoint the config came from.
+    args: config or model arguments; reads `mm_vision_select_layer`, `mm_vision_select_feature`,
+        `unfreeze_mm_vision_tower`.
+    delay_load: leave the weights for a later `load_model()`.
+    """
+
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+        super().__init__()
+        self.vision_tower_name = vision_tower
+        self.source = locate_tower(vision_tower, getattr(args, "_name_or_path", None))
+        self.select_layer = args.mm_vision_select_layer
+        self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
+        self.is_loaded = False
+        if not delay_load:
+            self.load_model()
+        elif getattr(args, "unfreeze_mm_vision_tower", False):
+            # No from_pretrained here: transformers builds the outer model on the meta device and refuses a nested one.
+            self.vision_tower = CLIPVisionModel(self.cfg_only)
+            self.image_processor = tower_image_processor(self.source, self.config.image_size)
+            self.is_loaded = True
+
+    @property
+    def cfg_only(self) -> CLIPVisionConfig:
+        """The tower's config while the weights are not there."""
+        return tower_config(self.source)
+
+    def load_model(self, device_map: Any = None) -> None:
+        """Read the weights from `vision_tower`, frozen. Does nothing when they are there already.
+
+        Raises ValueError when nothing can be loaded under that name.
+        """
+        if self.is_loaded:
+            return
+        try:
+            self.vision_tower = CLIPVisionModel.from_pretrained(self.source, device_map=device_map, dtype=torch.float32)
+            self.image_processor = tower_image_processor(self.source, self.config.image_size)
+        except OSError as error:
+            raise ValueError(
+                f"vision tower {self.vision_tower_name!r} cannot be loaded; give a folder with CLIP weights or a name "
+                f"that the Hugging Face Hub (or its local cache) knows"
+            ) from error
+        self.vision_tower.requires_grad_(False)
+        self.is_loaded = True
+
+    def feature_select(self, image_forward_outs: Any) -> Tensor:
+        """Pick hidden layer and tokens: "patch" drops the CLS token, "cls_patch" keeps it."""
+        features = image_forward_outs.hidden_states[self.select_layer]
+        if self.select_feature == "patch":
+            return features[:, 1:]
+        if self.select_feature == "cls_patch":
+            return features
+        raise ValueError(f"Unexpected select feature: {self.select_feature}; use patch or cls_patch")
+
+    def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """Features [B, n, hidden_size] of images [B, 3, H, W], in the images' dtype.
+
+        A list of [3, H, W] gives a list of [1, n_i, hidden_size]. n is `num_patches` unless a pruner shortens it.
+        Gradients flow only when some parameter of the tower is trainable.
+        Raises ValueError while the weights are not there.
+        """
+        if not self.is_loaded:
+            raise ValueError(f"vision tower {self.vision_tower_name} is not loaded yet; call load_model() first")
+        if isinstance(images, list):
+            return [self._features(image[None]) for image in images]
+        return self._features(images)
+
+    def _features(self, images: Tensor) -> Tensor:
+        trainable = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
+            pixels = images.to(device=self.device, dtype=self.dtype)
+            outputs = self.vision_tower(pixels, output_hidden_states=True)
+            return self.feature_select(outputs).to(images.dtype)
+
+    @property
+    def dummy_feature(self) -> Tensor:
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vision_tower.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.vision_tower.device
+
+    @property
+    def config(self) -> Any:
+        return self.vision_tower.config if "vision_tower" in self._modules else self.cfg_only
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def num_patches_per_side(self) -> int:
+        return self.config.image_size // self.config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.num_patches_per_side**2

@@ -1,0 +1,134 @@
+"""Put visual tokens into text: the one place where images and words become one sequence.
+
+Pure tensors, no model. Shapes: B samples, L text positions (an image counts as one, IMAGE_TOKEN_INDEX), S positions
+after the splice, D hidden size. An image may bring any number of visual tokens: a pruner may have shortened it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+
+class Spliced(NamedTuple):
+    """A padded batch of text and visual tokens.
+
+    inputs_embeds  [B, S, D], zero on padding
+    labels         [B, S], IGNORE_INDEX on visual tokens and padding
+    attention_mask [B, S] bool, False on padding
+    position_ids   [B, S], 0..n-1 over the real tokens of each sample, 0 on padding
+    image_index    [B, S], which image (counted over the whole batch) a token shows; -1 for text and padding
+    """
+
+    inputs_embeds: Tensor
+    labels: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    image_index: Tensor
+
+
+class _Row(NamedTuple):
+    embeds: Tensor
+    labels: Tensor
+    image_index: Tensor
+
+
+def assign_images(
+    input_ids: Tensor, attention_mask: Tensor, image_count: int, blank_images: bool = False
+) -> list[list[int]]:
+    """Which images each sample consumes: one list of image numbers per sample, in the order of the placeholders.
+
+    With `blank_images`, a list with one image more for every text-only sample is taken too: LLaVA's training gives such
+    a sample a blank image, so that all ranks run the vision tower. It is told from the plain list by counting.
+
+    Raises ValueError when placeholders and images disagree in number.
+    """
+    placeholders = ((input_ids == IMAGE_TOKEN_INDEX) & attention_mask).sum(dim=1).tolist()
+    shown, text_only = sum(placeholders), placeholders.count(0)
+    takes = placeholders
+    if blank_images and image_count == shown + text_only:
+        takes = [max(count, 1) for count in placeholders]
+    elif image_count != shown:
+        advice = f" (in training, also one blank image for each of the {text_only} text-only samples)"
+        raise ValueError(
+            f"the prompts hold {shown} <image> placeholders but {image_count} images were given; "
+            f"give one image per placeholder{advice if blank_images else ''}"
+        )
+    owned, first = [], 0
+    for count in takes:
+        owned.append(list(range(first, first + count)))
+        first += count
+    return owned
+
+
+def _pieces(
+    ids: Tensor, embeds: Tensor, labels: Tensor, images: list[int], features: Sequence[Tensor]
+) -> Iterator[_Row]:
+    """The text and image pieces of one sample, in order; all three tensors of a piece have its length."""
+    start, upcoming = 0, iter(images)
+    for end in [*(ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist(), len(ids)]:
+        yield _Row(embeds[start:end], labels[start:end], torch.full_like(ids[start:end], -1))
+        if end < len(ids):
+            image = next(upcoming)
+            visual = features[image].to(device=embeds.device, dtype=embeds.dtype)
+            yield _Row(visual, labels.new_full((len(visual),), IGNORE_INDEX), ids.new_full((len(visual),), image))
+        start = end + 1
+    for image in upcoming:
+        # The blank image of a text-only sample: nothing of it is shown, but its (empty) slice keeps projector and tower
+        # in the graph, so that every rank takes part in the gradient reduction.
+        unseen = features[image][:0].to(device=embeds.device, dtype=embeds.dtype)
+        yield _Row(unseen, labels[:0], ids[:0])
+
+
+def splice(
+    input_ids: Tensor,
+    text_embeds: Tensor,
+    image_features: Sequence[Tensor],
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    max_length: int | None = None,
+    padding_side: str = "right",
+    blank_images: bool = False,
+) -> Spliced:
+    """Replace every IMAGE_TOKEN_INDEX by the visual tokens of its image and pad the samples to one length.
+
+    input_ids      [B, L]; padding is whatever `attention_mask` hides, on either side
+    text_embeds    [B, L, D]; the rows at IMAGE_TOKEN_INDEX are not looked at
+    image_features one [n_i, D] per image, images counted over the whole batch (see `assign_images`)
+    labels         [B, L] or None (all IGNORE_INDEX)
+    max_length     cut each sample to this many positions; the cut may fall inside an image
+    padding_side   "right" (training) or "left" (generation)
+    blank_images   text-only samples may own an image that is not shown; see `assign_images`
+
+    Raises ValueError when images and placeholders disagree or the padding side is unknown.
+    """
+    if padding_side not in ("left", "right"):
+        raise ValueError(f"padding side {padding_side!r} is unknown; use 'left' or 'right'")
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    labels = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
+
+    rows = []
+    for sample, images in enumerate(assign_images(input_ids, mask, len(image_features), blank_images)):
+        real = mask[sample]
+        pieces = _pieces(
+            input_ids[sample][real], text_embeds[sample][real], labels[sample][real], images, image_features
+        )
+        rows.append(_Row(*(torch.cat(parts)[:max_length] for parts in zip(*pieces, strict=True))))
+
+    def pad(tensors: list[Tensor], value: float) -> Tensor:
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=padding_side)
+
+    lengths = [torch.arange(len(row.labels), device=input_ids.device) for row in rows]
+    return Spliced(
+        inputs_embeds=pad([row.embeds for row in rows], 0.0),
+        labels=pad([row.labels for row in rows], IGNORE_INDEX),
+        attention_mask=pad([torch.ones_like(length, dtype=torch.bool) for length in lengths], False),
+        position_ids=pad(lengths, 0),
+        image_index=pad([row.image_index for row in rows], -1),
+    )

@@ -1,0 +1,82 @@
+"""LLaMA's tokenizer, loaded and saved so that it cuts text as the checkpoints were trained.
+
+transformers 5 changes the cut in silence in two ways: the Auto class picks a tokenizer without the dummy prefix for
+checkpoints of type "llava", and `LlamaTokenizer` leaves BOS out unless told otherwise. Both are settled here, and the
+result is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaTokenizer
+
+_SOURCE_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def load_llama_tokenizer(folder: str | Path, **kwargs: Any) -> LlamaTokenizer:
+    """The tokenizer in a checkpoint's folder. kwargs go to `LlamaTokenizer.from_pretrained`.
+
+    Raises ValueError when there is none, or when it cuts text in another way than LLaMA's.
+    """
+    folder = Path(folder)
+    sentencepiece = (folder / "tokenizer.model").is_file()
+    if not sentencepiece and not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{folder} has no tokenizer; put the tokenizer.model (or tokenizer.json) of its base model there"
+        )
+    settings = _read_json(folder / "tokenizer_config.json")
+    if "legacy" in settings or sentencepiece:
+        # Files of the 4.x kind without the key meant True.
+        kwargs.setdefault("legacy", settings.get("legacy", True))
+    kwargs.setdefault("padding_side", settings.get("padding_side", "right"))
+    tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True, **kwargs)
+    check_llama_tokenizer(tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token
+    return tokenizer
+
+
+def check_llama_tokenizer(tokenizer: Any) -> None:
+    """Raise ValueError unless text begins with BOS and its first word with the dummy prefix."""
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("Hello").input_ids)
+    if tokens[0] != tokenizer.bos_token:
+        raise ValueError(f"the tokenizer of {tokenizer.name_or_path} puts no BOS before text ('Hello' -> {tokens})")
+    if not tokens[1].startswith("▁"):
+        raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no dummy prefix ('Hello' -> {tokens})")
+
+
+def save_llama_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    """Write a tokenizer so that old and new programs read the same one.
+
+    `save_pretrained` of transformers 5 writes `tokenizer.json` alone and forgets `legacy`; so the SentencePiece model
+    comes along from where the tokenizer was loaded, and its settings are written out.
+    """
+    folder, source = Path(folder), Path(tokenizer.name_or_path)
+    tokenizer.save_pretrained(folder)
+    settings = _read_json(folder / "tokenizer_config.json")
+    if (source / "tokenizer.model").is_file():
+        if source.resolve() != folder.resolve():
+            for name in _SOURCE_FILES:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, folder / name)
+        if len(tokenizer) == tokenizer.vocab_size:
+            # Nothing was added to the SentencePiece model: it says everything, as in the published checkpoints.
+            (folder / "tokenizer.json").unlink(missing_ok=True)
+            settings = _read_json(folder / "tokenizer_config.json")
+    settings |= {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "legacy": bool(getattr(tokenizer, "legacy", False)),
+        "padding_side": tokenizer.padding_side,
+        "model_max_length": tokenizer.model_max_length,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}

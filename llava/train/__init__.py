@@ -1,0 +1,1 @@
+"""Training: LLaVA's two stages from LLaVA's flags and JSON data."""

@@ -1,0 +1,174 @@
+"""Command-line arguments of training: LLaVA's names, transformers' names, and the spellings transformers 5 dropped.
+
+Every field is a `--flag`. A flag that is declared but not supported yet raises a ValueError that says so; none is
+silently ignored, except those whose help text says that they have no effect.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers.integrations import is_deepspeed_available
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available, logging
+
+logger = logging.get_logger(__name__)
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field whose `help` appears under `--help`."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """Which language model, vision tower and projector to train, and which of them change."""
+
+    model_name_or_path: str = option("facebook/opt-125m", "Llama directory or name, or a LLaVA checkpoint")
+    version: str = option("v0", "conversation template: plain for pretraining, v1 for LLaVA-1.5 instruction tuning")
+    freeze_backbone: bool = option(False, "freeze the language model's layers and embeddings")
+    tune_mm_mlp_adapter: bool = option(False, "train the projector only (stage 1) and save only the projector")
+    vision_tower: str | None = option(None, "CLIP vision model: local folder or name; default: the checkpoint's own")
+    mm_vision_select_layer: int = option(-1, "vision layer that gives the patch features; LLaVA-1.5: -2")
+    pretrain_mm_mlp_adapter: str | None = option(None, "mm_projector.bin to start the projector from")
+    mm_projector_type: str = option("linear", "linear, mlp{N}x_gelu or identity")
+    mm_use_im_start_end: bool = option(False, "wrap every image in <im_start> ... <im_end>")
+    mm_use_im_patch_token: bool = option(True, "add <im_patch> to the vocabulary")
+    mm_patch_merge_type: str = option("flat", "how tiles of one image are merged")
+    mm_vision_select_feature: str = option("patch", "patch, or cls_patch to keep the CLS token")
+    attn_implementation: str | None = option(
+        None, "attention code of language model and tower: eager, sdpa, flash_attention_2; default: the fastest here"
+    )
+    unfreeze_mm_vision_tower: bool = option(False, "train the vision tower too; it is then saved in the checkpoint")
+
+    def __post_init__(self) -> None:
+        if self.unfreeze_mm_vision_tower and self.tune_mm_mlp_adapter:
+            raise ValueError(
+                "--unfreeze_mm_vision_tower and --tune_mm_mlp_adapter exclude each other: the latter trains and saves "
+                "the projector only; drop one of them"
+            )
+
+
+@dataclass
+class DataArguments:
+    """Where the samples are and how their images are prepared."""
+
+    data_path: str | None = option(None, "JSON list of training samples in LLaVA's format")
+    eval_data_path: str | None = option(None, "JSON list of samples for the evaluation loss (with --eval_strategy)")
+    lazy_preprocess: bool = option(False, "no effect: samples are always prepared when they are needed")
+    is_multimodal: bool = option(False, "no effect: set by the presence of a vision tower")
+    image_folder: str | None = option(None, "folder to which the samples' image paths are relative")
+    image_aspect_ratio: str = option("square", "square (centre crop) or pad (to a square, with the mean colour)")
+    skip_bad_samples: bool = option(False, "replace unusable samples by the next usable one and count them")
+
+    # set at run time
+    image_processor: Any = field(default=None, init=False)
+    image_tokens: int = field(default=1, init=False)
+    mm_use_im_start_end: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if self.image_aspect_ratio not in ("square", "pad"):
+            raise ValueError(
+                f"--image_aspect_ratio {self.image_aspect_ratio} is not supported in training; use square or pad"
+            )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' TrainingArguments with LLaVA's fields and defaults, and the flags of transformers 4.
+
+    On a machine without an accelerator training runs on the CPU, where `--bf16 True` means autocast over float32
+    weights. `--tf32` and `--bf16` on a device that lacks them become a warning.
+    """
+
+    cache_dir: str | None = option(None, "where downloaded models are kept")
+    optim: str = option("adamw_torch", "optimizer, any of transformers' names")
+    remove_unused_columns: bool = option(False, "must stay False: the collator needs every column")
+    freeze_mm_mlp_adapter: bool = option(False, "keep the projector as it is")
+    mpt_attn_impl: str = option("triton", "no effect: MPT models are not supported")
+    model_max_length: int = option(512, "longest sequence, in tokens: text before, text and image after splicing")
+    double_quant: bool = option(True, "with --bits 4: quantise the quantisation constants")
+    quant_type: Literal["nf4", "fp4"] = option("nf4", "with --bits 4: data type")
+    bits: int = option(16, "16; quantised training (4, 8) is not supported yet")
+    lora_enable: bool = option(False, "not supported yet")
+    lora_r: int = option(64, "LoRA rank")
+    lora_alpha: int = option(16, "LoRA scale")
+    lora_dropout: float = option(0.05, "LoRA dropout")
+    lora_weight_path: str = option("", "not supported")
+    lora_bias: Literal["none", "all", "lora_only"] = option("none", "which biases LoRA trains")
+    mm_projector_lr: float | None = option(None, "the projector's own learning rate")
+    mm_vision_tower_lr: float | None = option(None, "the vision tower's own learning rate, if it is unfrozen")
+    group_by_modality_length: bool = option(False, "batches of samples alike in modality and length")
+    loss_average: Literal["micro_batch", "token"] = option(
+        "micro_batch",
+        "micro_batch: mean over micro-batches of their mean token loss (LLaVA); "
+        "token: mean over all tokens of the accumulated global batch",
+    )
+
+    # spellings of transformers 4
+    evaluation_strategy: str | None = option(None, "old name of --eval_strategy")
+    warmup_ratio: float | None = option(None, "warm-up as a share of all steps; now --warmup_steps below 1")
+    group_by_length: bool = option(False, "old name of --train_sampling_strategy group_by_length")
+    no_cuda: bool = option(False, "old name of --use_cpu")
+    logging_dir: str | None = option(None, "folder of the tensorboard logs")
+    save_safetensors: bool = option(True, "must be True: transformers 5 writes nothing else")
+    overwrite_output_dir: bool = option(False, "start anew although --output_dir holds checkpoints")
+    half_precision_backend: str = option("auto", "no effect: torch's autocast is the only one")
+
+    def __post_init__(self) -> None:
+        self._translate_old_spellings()
+        self._refuse_unsupported()
+        self._adapt_to_device()
+        super().__post_init__()
+
+    def _translate_old_spellings(self) -> None:
+        if self.evaluation_strategy is not None:
+            self.eval_strategy = self.evaluation_strategy
+        if self.warmup_ratio is not None:
+            if not 0 <= self.warmup_ratio < 1:
+                raise ValueError(f"--warmup_ratio {self.warmup_ratio}: give a share of all steps, from 0 to below 1")
+            # LLaVA's scripts give the ratio alone; as in transformers 4, steps win where both are given
+            if not self.warmup_steps:
+                self.warmup_steps = self.warmup_ratio
+        if self.group_by_length:
+            self.train_sampling_strategy = "group_by_length"
+        if self.logging_dir is not None:
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", self.logging_dir)  # transformers 5 reads only this
+        self.use_cpu = self.use_cpu or self.no_cuda
+
+    def _refuse_unsupported(self) -> None:
+        if self.lora_enable or self.lora_weight_path:
+            raise ValueError("--lora_enable and --lora_weight_path are not supported yet; train all weights instead")
+        if self.bits != 16:
+            raise ValueError(f"--bits {self.bits}: quantised training is not supported yet; use --bits 16")
+        if not self.save_safetensors:
+            raise ValueError("--save_safetensors False: checkpoints are always safetensors; drop the flag")
+        if self.remove_unused_columns:
+            raise ValueError("--remove_unused_columns True would drop the images; drop the flag")
+        if self.deepspeed is not None and zero_stage(self.deepspeed) == 3:
+            raise ValueError(
+                "DeepSpeed ZeRO stage 3 is not supported yet; use --deepspeed ./scripts/zero2.json (stage 2)"
+            )
+        if self.deepspeed is not None and not is_deepspeed_available():
+            raise ValueError("--deepspeed needs the deepspeed package; pip install deepspeed, or drop the flag")
+
+    def _adapt_to_device(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.tf32 and (self.use_cpu or not is_torch_tf32_available()):
+            logger.warning("--tf32 True: this device has no TF32; the flag has no effect")
+            self.tf32 = None
+        if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
+            logger.warning("--bf16 True: this device has no bfloat16; training in float32 (--fp16 True may be faster)")
+            self.bf16 = False
+
+
+def zero_stage(config: str | dict) -> int:
+    """The ZeRO stage (0 to 3) of a DeepSpeed configuration, given as dict, JSON text or file name."""
+    if isinstance(config, str):
+        config = json.loads(config if config.lstrip().startswith("{") else Path(config).read_text())
+    assert isinstance(config, dict)
+    return config.get("zero_optimization", {}).get("stage", 0)

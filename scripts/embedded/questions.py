@@ -1,0 +1,158 @@
+"""Questions, answers and captions of a scene: the embedded benchmark's eight question types.
+
+``exist`` (in the manner of POPE: half yes, negatives mostly adversarial), ``color``, ``shape``, ``where``,
+``relation``, ``count``, ``letter`` and ``background``. Answers of a type are drawn to be even, so that a blind model gains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from scripts.embedded.scenes import COLOUR_NAMES, PATTERNS, SHAPES, Scene, Thing
+
+PLURAL = {shape: shape + "s" for shape in SHAPES} | {"cross": "crosses"}
+NUMBERS = ("zero", "one", "two", "three")
+APART = 30  # pixels between two things, or a thing and the middle, before left/right or above/below may be asked
+
+
+class Question(NamedTuple):
+    kind: str
+    text: str
+    answer: str
+
+
+def _pick(rng: np.random.Generator, items: list):
+    return items[int(rng.integers(len(items)))]
+
+
+def _references(scene: Scene) -> list[tuple[str, Thing]]:
+    """Every phrase that names exactly one object of the scene."""
+    objects = scene.objects
+    phrases = []
+    for thing in objects:
+        if sum(o.shape == thing.shape for o in objects) == 1:
+            phrases.append((f"the {thing.shape}", thing))
+        if sum(o.colour == thing.colour for o in objects) == 1:
+            phrases.append((f"the {thing.colour} object", thing))
+        if sum((o.colour, o.shape) == (thing.colour, thing.shape) for o in objects) == 1:
+            phrases.append((f"the {thing.colour} {thing.shape}", thing))
+    return phrases
+
+
+def _exist(scene: Scene, rng: np.random.Generator) -> Question | None:
+    present = {(str(o.colour), str(o.shape)) for o in scene.objects}
+    if rng.random() < 0.5:
+        colour, shape = _pick(rng, sorted(present))
+        answer = "yes"
+    else:
+        colours, shapes = sorted({c for c, _ in present}), sorted({s for _, s in present})
+        if rng.random() < 0.7:  # adversarial: colour and shape are both there, on different objects
+            absent = [(c, s) for c in colours for s in shapes if (c, s) not in present]
+        else:
+            absent = [(c, s) for c in COLOUR_NAMES for s in SHAPES if (c in colours) != (s in shapes)]
+        if not absent:
+            return None
+        colour, shape = _pick(rng, absent)
+        answer = "no"
+    article = "an" if colour == "orange" else "a"
+    return Question("exist", f"Is there {article} {colour} {shape} in the image?", answer)
+
+
+def _color(scene: Scene, rng: np.random.Generator) -> Question | None:
+    unique = [o for o in scene.objects if sum(p.shape == o.shape for p in scene.objects) == 1]
+    if not unique:
+        return None
+    thing = _pick(rng, unique)
+    return Question("color", f"What color is the {thing.shape}?", str(thing.colour))
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> Question | None:
+    unique = [o for o in scene.objects if sum(p.colour == o.colour for p in scene.objects) == 1]
+    if not unique:
+        return None
+    thing = _pick(rng, unique)
+    return Question("shape", f"What shape is the {thing.colour} object?", str(thing.shape))
+
+
+def _where(scene: Scene, rng: np.random.Generator) -> Question | None:
+    middle = scene.size / 2
+    clear = [(p, t) for p, t in _references(scene) if min(abs(t.x - middle), abs(t.y - middle)) > APART]
+    if not clear:
+        return None
+    phrase, thing = _pick(rng, clear)
+    answer = f"{'top' if thing.y < middle else 'bottom'} {'left' if thing.x < middle else 'right'}"
+    return Question("where", f"Where is {phrase}?", answer)
+
+
+def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+    upright = rng.random() < 0.5
+    pairs = []
+    references = _references(scene)
+    for phrase, thing in references:
+        for other_phrase, other in references:
+            gap = (other.y - thing.y) if upright else (other.x - thing.x)
+            if abs(gap) > APART:
+                pairs.append((phrase, other_phrase, gap > 0))
+    if not pairs:
+        return None
+    phrase, other_phrase, true = _pick(rng, pairs)  # both orders are in the list, so yes and no are even
+    relation = "above" if upright else "to the left of"
+    return Question("relation", f"Is {phrase} {relation} {other_phrase}?", "yes" if true else "no")
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Question | None:
+    if rng.random() < 0.5:
+        names = {f"{c} objects": sum(o.colour == c for o in scene.objects) for c in COLOUR_NAMES}
+    else:
+        names = {PLURAL[s]: sum(o.shape == s for o in scene.objects) for s in SHAPES}
+    by_number = {n: [name for name, k in names.items() if k == n] for n in range(len(NUMBERS))}
+    number = _pick(rng, [n for n, found in by_number.items() if found])
+    return Question("count", f"How many {_pick(rng, by_number[number])} are there?", NUMBERS[number])
+
+
+def _letter(scene: Scene, rng: np.random.Generator) -> Question | None:
+    return Question("letter", "Which letter is shown?", str(scene.letter.letter)) if scene.letter else None
+
+
+def _background(scene: Scene, rng: np.random.Generator) -> Question | None:
+    return Question("background", "What is the pattern of the background?", scene.pattern)
+
+
+MAKERS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
+    "exist": _exist,
+    "color": _color,
+    "shape": _shape,
+    "where": _where,
+    "relation": _relation,
+    "count": _count,
+    "letter": _letter,
+    "background": _background,
+}
+
+
+def ask(scene: Scene, rng: np.random.Generator, count: int, kinds: tuple[str, ...] = tuple(MAKERS)) -> list[Question]:
+    """Up to ``count`` different questions on the scene, kinds drawn evenly."""
+    asked: dict[str, Question] = {}
+    for _ in range(4 * count):
+        if len(asked) == count:
+            break
+        question = MAKERS[_pick(rng, list(kinds))](scene, rng)
+        if question:
+            asked.setdefault(question.text, question)
+    return list(asked.values())
+
+
+def caption(scene: Scene) -> str:
+    """The scene in words, things in reading order of their first row of patches."""
+    parts = []
+    for thing in sorted(scene.objects, key=lambda t: ((t.y - t.radius) // 14, t.x)):
+        parts.append(f"{'an' if thing.colour == 'orange' else 'a'} {thing.colour} {thing.shape}")
+    if scene.letter:
+        parts.append(f"the letter {scene.letter.letter}")
+    return ", ".join(parts) + f" on a {scene.pattern} background."
+
+
+__all__ = ["MAKERS", "PATTERNS", "Question", "ask", "caption"]

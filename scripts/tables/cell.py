@@ -1,0 +1,249 @@
+"""Cells: one (model, pruner, budget, benchmark) each, measured into one JSON that knows where it came from.
+
+    python -m scripts.tables.cell --model playground/embedded --pruner none --pruner flowcut:budget=64
+
+`<out>/<benchmark>/<pruner>.json` holds the numbers, `<out>/<benchmark>/answers/` every answer. A cell that is there and
+was made from the same model, data and settings is not made again; one that was interrupted is continued. Cells made
+together take turns question by question, so that whatever else the machine does falls on all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from flowcut import parse_pruner
+from flowcut.cost import cost_of
+from llava.eval.answer import DTYPES, Answerer, Checkpoint, Generation, load_checkpoint
+from llava.eval.benchmarks import embedded
+from llava.eval.journal import Journal, write_aside
+from llava.eval.provenance import environment, fingerprint
+from llava.eval.questions import Problem, Question, read_questions, subset
+from llava.eval.run import Run
+
+BENCHMARKS = {"embedded": embedded}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured: a pruner (as text) on a benchmark; `blind` asks about other pictures than the right ones."""
+
+    benchmark: str
+    pruner: str = "none"
+    blind: bool = False
+
+    @property
+    def method(self) -> str:
+        return self.pruner.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """For files: blind, none, flowcut_64, flowcut_64_interval=4."""
+        if self.blind:
+            return "blind"
+        settings = [
+            part.strip().removeprefix("budget=") for part in self.pruner.split(":")[1:] for part in part.split(",")
+        ]
+        return "_".join([self.method, *settings])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how cells are made. limit: that many questions, spread evenly; None for all."""
+
+    checkpoint: Checkpoint
+    data: Path
+    out: Path
+    limit: int | None = None
+    batch_size: int = 1
+    fresh: bool = False
+    command: str = ""
+
+
+class Plan:
+    """A cell on its way: its files, and whether what lies there is still true.
+
+    `run` answers what is missing; None when the cell's JSON is there and up to date.
+
+    Raises ValueError for missing files and pruners that do not fit.
+    """
+
+    def __init__(self, bench: Bench, cell: Cell) -> None:
+        self.bench, self.cell = bench, cell
+        self.benchmark = BENCHMARKS[cell.benchmark]
+        question_file = bench.data / (self.benchmark.BLIND if cell.blind else self.benchmark.QUESTIONS)
+        self.truth_file = bench.data / self.benchmark.TRUTH
+        self.images = bench.data / self.benchmark.IMAGES
+        rows, self.problems = read_questions(question_file)
+        self.questions: list[Question] = subset(rows, bench.limit)
+        generation = Generation(max_new_tokens=self.benchmark.MAX_NEW_TOKENS)
+        self.answerer = Answerer(bench.checkpoint, cell.pruner, generation)
+        self.identity = {
+            **self.answerer.settings(),
+            "benchmark": cell.benchmark,
+            "blind": cell.blind,
+            "data_hash": fingerprint([question_file, self.truth_file, *self._pictures()]),
+            "questions": len(self.questions),
+            "batch_size": bench.batch_size,
+            "device": bench.checkpoint.model.device.type,
+        }
+        folder = bench.out / cell.benchmark
+        self.file = folder / f"{cell.name}.json"
+        self.answers = folder / "answers" / f"{cell.name}.jsonl"
+        self.run = self._start() if bench.fresh or self._stale() else None
+
+    def _pictures(self) -> list[Path]:
+        named = sorted({self.images / question.image for question in self.questions})
+        return [picture for picture in named if picture.is_file()]
+
+    def _stale(self) -> bool:
+        if not self.file.is_file():
+            return True
+        there = json.loads(self.file.read_text("utf-8"))
+        return there["identity"] != self.identity or there["missing"] > 0
+
+    def _start(self) -> Run:
+        fresh = self.bench.fresh or not Journal.fits(self.answers, self.identity)
+        journal = Journal(self.answers, self.identity, fresh)
+        return Run(self.answerer, self.questions, self.images, journal, self.bench.batch_size, self.problems)
+
+    def result(self) -> dict[str, Any]:
+        """The cell's JSON: read, or computed from the answers and written."""
+        if self.run is None:
+            return json.loads(self.file.read_text("utf-8"))
+        rows = [json.loads(line) for line in self.answers.read_text("utf-8").split("\n") if line]
+        asked = {question.question_id for question in self.questions}
+        samples = [
+            one for one in self.benchmark.read_samples(self.truth_file, self.answers) if one.question_id in asked
+        ]
+        tower = self.bench.checkpoint.model.get_vision_tower()
+        pruner = self.answerer.pruner
+        result = {
+            "benchmark": self.cell.benchmark,
+            "model": self.bench.checkpoint.name,
+            "pruner": self.cell.pruner,
+            "method": self.cell.method,
+            "budget": pruner.budget if pruner else tower.num_patches,
+            "blind": self.cell.blind,
+            **self.benchmark.aggregate(self.benchmark.scores(samples)),
+            "missing": len(samples) - len(rows) + len(self.problems),
+            **_costs([row["metadata"] for row in rows], self.bench.checkpoint.model),
+            "identity": self.identity,
+            "attention": self.bench.checkpoint.model.config._attn_implementation,
+            "limit": self.bench.limit,
+            "command": self.bench.command,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **environment(self.bench.checkpoint.model.device),
+            "answers": str(self.answers.relative_to(self.file.parent)),
+        }
+        write_aside(self.file, json.dumps(result, indent=1) + "\n")
+        return result
+
+
+def measure(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Make the cells that are missing or stale. Returns all cells' results in order, and what could not be answered."""
+    runs = [plan.run for plan in plans if plan.run]
+    for run in runs:
+        run.warm_up()
+    total = sum(len(run.questions) for run in runs)
+    waiting = sum(run.remaining for run in runs)
+    with tqdm(total=total, initial=total - waiting, desc="questions, all rows", unit="q", disable=not total) as bar:
+        while any(run.remaining for run in runs):
+            bar.update(sum(run.step() for run in runs if run.remaining))
+    problems = [problem for run in runs for problem in run.finish()]
+    return [plan.result() for plan in plans], list(dict.fromkeys(problems))
+
+
+def _costs(answers: Sequence[dict[str, Any]], model: Any) -> dict[str, Any]:
+    """Means of tokens and GFLOPs over the answers, and their measured times; None where nothing was answered."""
+    if not answers:
+        return {"tokens": None, "gflops": None, "ms": None}
+    vision, linear = model.get_vision_tower().config, nn.Linear
+    depth = sum(isinstance(part, linear) for part in model.get_model().mm_projector.modules())
+    costs = [
+        cost_of(vision, model.config, one["text_tokens"], one["tokens"][:-1], one["visual_tokens"], depth)
+        for one in answers
+    ]
+    layers = [statistics.fmean(column) for column in zip(*(one["tokens"] for one in answers), strict=True)]
+
+    def mean(values: Sequence[float], digits: int = 4) -> float:
+        return round(statistics.fmean(values), digits)
+
+    return {
+        "tokens": {
+            "llm": mean([one["visual_tokens"] for one in answers], 2),
+            "text": mean([one["text_tokens"] for one in answers], 2),
+            "encoder_inputs": mean(layers[:-1], 2),
+            "encoder_outputs": mean(layers[1:], 2),
+            "by_layer": [round(value, 2) for value in layers],
+        },
+        "gflops": {
+            part: mean([getattr(cost, part) / 1e9 for cost in costs])
+            for part in ("encoder", "projector", "prefill", "total")
+        },
+        "ms": {
+            **_spread([one["ms"] for one in answers]),
+            "encode": _spread([one["encode_ms"] for one in answers]),
+            "prefill": _spread([one["prefill_ms"] for one in answers]),
+        },
+    }
+
+
+def _spread(times: Sequence[float]) -> dict[str, float]:
+    quartiles = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else [times[0]] * 3
+    names = ("p25", "median", "p75")
+    return {
+        "mean": round(statistics.fmean(times), 3),
+        **dict(zip(names, (round(q, 3) for q in quartiles), strict=True)),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="playground/embedded", help="checkpoint folder, or Hub name")
+    parser.add_argument("--benchmark", choices=BENCHMARKS, default="embedded")
+    parser.add_argument("--data", type=Path, default=Path("playground/data/embedded"), help="the benchmark's folder")
+    parser.add_argument("--pruner", action="append", help="none, flowcut:budget=64, ...; may be given several times")
+    parser.add_argument("--blind", action="store_true", help="also measure what the model knows without the picture")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--limit", type=int, help="ask this many questions only, spread evenly")
+    parser.add_argument("--batch-size", type=int, default=1, help="1 is what times are comparable at")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--conv-mode")
+    parser.add_argument("--fresh", action="store_true", help="make the cells again")
+    args = parser.parse_args(argv)
+    command = "python -m scripts.tables.cell " + shlex.join(sys.argv[1:] if argv is None else argv)
+    cells = [Cell(args.benchmark, pruner) for pruner in args.pruner or ["none"]]
+    if args.blind:
+        cells.insert(0, Cell(args.benchmark, blind=True))
+    try:
+        for cell in cells:
+            parse_pruner(cell.pruner)
+        checkpoint = load_checkpoint(args.model, None, args.conv_mode, args.device, args.dtype, "vicuna_v1")
+        bench = Bench(checkpoint, args.data, args.out, args.limit, args.batch_size, args.fresh, command)
+        plans = [Plan(bench, cell) for cell in cells]
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    results, problems = measure(plans)
+    for problem in problems:
+        print(f"not answered: {problem.where}: {problem.what}", file=sys.stderr)
+    shown = ("pruner", "budget", "blind", "n", "missing", "accuracy", "ci95", "gflops", "ms")
+    print(json.dumps([{key: result[key] for key in shown} for result in results]))
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The formulas against torch's own counter on real modules, and against published figures."""
+
+import pytest
+import torch
+from hosts import PATCHES, SAMPLES, HFLlava
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from flowcut import FlowCut, attach
+from flowcut.cost import Cost, cost_of, prefill_flops
+
+HOST = HFLlava()
+CLIP_LARGE = CLIPVisionConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    image_size=336,
+    patch_size=14,
+)
+VICUNA = LlamaConfig()  # transformers' defaults are Llama-7B's
+
+
+def counted(model, inputs) -> Cost:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.model(**inputs)
+    counts = counter.get_flop_counts()
+    parts = [sum(counts[f"LlavaModel.{name}"].values()) for name in ("vision_tower", "multi_modal_projector")]
+    return Cost(*parts, prefill=sum(counts["LlavaModel.language_model"].values()))
+
+
+@pytest.mark.parametrize("budget", [PATCHES, 10])
+def test_formulas_against_the_counter(budget):
+    model = HOST.build(implementation="eager")
+    sample = SAMPLES[0]
+    with attach(model, FlowCut(budget)) as handle:
+        counter = counted(model, HOST.inputs([sample], "left"))
+    text = len(sample.prompt) - 1
+    config = model.config
+    formula = cost_of(config.vision_config, config.text_config, text, handle.trace.path())
+    assert formula.encoder == pytest.approx(counter.encoder, rel=0.01)
+    assert formula.projector == counter.projector
+    assert formula.prefill == pytest.approx(counter.prefill, rel=0.01)
+    assert formula.total == formula.encoder + formula.projector + formula.prefill
+
+
+def test_llava_7b_as_published():
+    """The field prints 3.82 T multiply-accumulates for 576 visual tokens, 0.382 TFLOPs for CLIP-L, 8.88 in all."""
+    assert prefill_flops(VICUNA, [576] * 32) / 2 == pytest.approx(3.82e12, rel=2e-3)
+    cost = cost_of(CLIP_LARGE, VICUNA, text_tokens=62)
+    assert cost.encoder == pytest.approx(0.382e12, rel=2e-3)
+    assert cost.projector == pytest.approx(0.024e12, rel=2e-2)
+    assert cost.total == pytest.approx(8.88e12, rel=1e-3)

@@ -1,0 +1,179 @@
+"""transformers' LLaVA with closed-up prompts: losses, text alone, conversations on a cache, misuse."""
+
+import copy
+
+import pytest
+import torch
+from hosts import IMAGE_TOKEN, PATCHES, SAMPLES, HFLlava, pixels
+from torch.nn.functional import cross_entropy
+
+from flowcut import FlowCut, attach
+
+HOST = HFLlava()
+BUDGET = 10
+SETTINGS = {"max_new_tokens": 5, "do_sample": False}
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def model():
+    return HOST.build()
+
+
+@pytest.fixture
+def pruned(model):
+    with attach(model, FlowCut(BUDGET)):
+        yield model
+
+
+def turns():
+    """A first prompt with an image, and a second question behind its answer."""
+    return torch.tensor([[1, 5, *[IMAGE_TOKEN] * PATCHES, 7, 8]]), torch.tensor([[20, 21, 22]])
+
+
+def test_loss_is_that_of_the_shortened_labels(pruned):
+    """Placeholders are labelled too, so that a dropped one that came back as padding would be heard."""
+    inputs = HOST.inputs(SAMPLES, "right")
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    result = pruned(**inputs, labels=labels)
+    logits, targets = [], []
+    for sample, row in zip(SAMPLES, HOST.outputs(pruned, SAMPLES, BUDGET), strict=True):
+        tokens = [t for x in sample.prompt for t in ([IMAGE_TOKEN] * BUDGET if x < 0 else [x])]
+        logits.append(row[:-1])
+        targets.append(torch.tensor(tokens[1:]))
+    torch.testing.assert_close(result.loss, cross_entropy(torch.cat(logits), torch.cat(targets)))
+
+
+def test_text_alone_stays_as_it_is(model):
+    ids = torch.tensor([[1, 5, 6, 7]])
+    vanilla = model(input_ids=ids).logits
+    with attach(model, FlowCut(BUDGET)):
+        model(**HOST.inputs(SAMPLES[:1], "left"))
+        assert torch.equal(model(input_ids=ids).logits, vanilla)
+
+
+def test_hidden_states_and_features_have_the_closed_up_length(pruned):
+    result = pruned(**HOST.inputs(SAMPLES[:1], "left"), output_hidden_states=True)
+    assert {state.shape[1] for state in result.hidden_states} == {len(SAMPLES[0].prompt) - 1 + BUDGET}
+    assert len(result.image_hidden_states) == BUDGET
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_are_closed_up(pruned, side):
+    seen = []
+    pruned.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((kwargs["position_ids"], kwargs["attention_mask"])), with_kwargs=True
+    )
+    pruned(**HOST.inputs(SAMPLES, side))
+    positions, mask = seen[0]
+    for row, real, length in zip(positions, mask.bool(), HOST.lengths(SAMPLES, BUDGET), strict=True):
+        assert row[real].tolist() == list(range(length))
+
+
+def test_entering_at_the_inner_model(model):
+    inputs = HOST.inputs(SAMPLES, "left")
+    with attach(model, FlowCut(BUDGET)):
+        outer = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(model.model(**inputs).last_hidden_state, outer)
+    with attach(model.model, FlowCut(BUDGET)):
+        assert torch.equal(model.model(**inputs).last_hidden_state, outer)
+    assert model.model(**inputs).last_hidden_state.shape[1] == inputs["input_ids"].shape[1]
+
+
+def test_positional_arguments(pruned):
+    inputs = HOST.inputs(SAMPLES, "left")
+    by_name = pruned(**inputs).logits
+    assert torch.equal(pruned(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"]).logits, by_name)
+
+
+def test_embeddings_instead_of_ids(pruned):
+    inputs = HOST.inputs(SAMPLES, "left")
+    by_ids = pruned(**inputs).logits
+    embeds = pruned.get_input_embeddings()(inputs.pop("input_ids"))
+    real = torch.arange(by_ids.shape[1]) >= by_ids.shape[1] - torch.tensor(HOST.lengths(SAMPLES, BUDGET))[:, None]
+    assert torch.equal(pruned(inputs_embeds=embeds, **inputs).logits[real], by_ids[real])
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_decoding_by_hand(pruned, with_mask):
+    """A loop that knows nothing of the shortening: it keeps its own, long mask, or none."""
+    samples = SAMPLES[:1] if not with_mask else SAMPLES
+    inputs = HOST.inputs(samples, "left")
+    expected = HOST.generate(pruned, samples)
+    mask = inputs["attention_mask"]
+    result = pruned(**inputs, use_cache=True)
+    tokens = []
+    for _ in range(5):
+        tokens.append(result.logits[:, -1].argmax(dim=-1, keepdim=True))
+        mask = torch.cat([mask, torch.ones_like(tokens[-1])], dim=1)
+        given = {"attention_mask": mask} if with_mask else {}
+        result = pruned(input_ids=tokens[-1], past_key_values=result.past_key_values, **given)
+    assert torch.equal(torch.cat(tokens, dim=1), expected)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_second_question_on_the_cache(pruned, copied):
+    first, second = turns()
+    answer = pruned.generate(
+        input_ids=first, pixel_values=pixels([0]), return_dict_in_generate=True, use_cache=True, **SETTINGS
+    )
+    conversation = torch.cat([answer.sequences, second], dim=1)
+    fresh = pruned.generate(input_ids=conversation, pixel_values=pixels([0]), **SETTINGS)
+    cache = copy.deepcopy(answer.past_key_values) if copied else answer.past_key_values
+    assert torch.equal(pruned.generate(input_ids=conversation, past_key_values=cache, **SETTINGS), fresh)
+
+
+def test_second_image_on_the_cache(pruned):
+    first, second = turns()
+    answer = pruned.generate(
+        input_ids=first, pixel_values=pixels([0]), return_dict_in_generate=True, use_cache=True, **SETTINGS
+    )
+    conversation = torch.cat([answer.sequences, torch.tensor([[30, *[IMAGE_TOKEN] * PATCHES]]), second], dim=1)
+    fresh = pruned.generate(input_ids=conversation, pixel_values=pixels([0, 1]), **SETTINGS)
+    cache = answer.past_key_values
+    cached = pruned.generate(
+        input_ids=conversation, pixel_values=pixels([1]), past_key_values=cache, use_cache=True, **SETTINGS
+    )
+    assert torch.equal(cached, fresh)
+
+
+def test_guessing_ahead(pruned):
+    """Prompt lookup decoding shortens the cache again when a guess was wrong."""
+    first, _ = turns()
+    plain = pruned.generate(input_ids=first, pixel_values=pixels([0]), **SETTINGS)
+    guessed = pruned.generate(input_ids=first, pixel_values=pixels([0]), prompt_lookup_num_tokens=3, **SETTINGS)
+    assert torch.equal(guessed, plain)
+
+
+def test_several_returned_sequences_of_two_images(pruned):
+    inputs = HOST.inputs([SAMPLES[1]], "left")
+    ids = pruned.generate(**inputs, max_new_tokens=3, do_sample=True, num_return_sequences=3, top_k=1)
+    assert torch.equal(ids[0], ids[1])
+    assert torch.equal(ids[0], pruned.generate(**inputs, max_new_tokens=3, do_sample=False)[0])
+
+
+def test_already_short_prompts_are_taken(pruned):
+    """Callers who write one placeholder per remaining token get the same."""
+    long, _ = turns()
+    short = torch.tensor([[1, 5, *[IMAGE_TOKEN] * BUDGET, 7, 8]])
+    logits = [pruned(input_ids=ids, pixel_values=pixels([0])).logits for ids in (long, short)]
+    torch.testing.assert_close(logits[0], logits[1])
+
+
+def test_misuse_is_told_in_one_line(pruned):
+    ids, _ = turns()
+    images = pixels([0])
+    with pytest.raises(ValueError, match="35 image placeholders for 1 images; write 36"):
+        pruned(input_ids=ids[:, [0, *range(3, ids.shape[1])]], pixel_values=images)
+    with pytest.raises(ValueError, match="no static cache"):
+        pruned.generate(input_ids=ids, pixel_values=images, cache_implementation="static", **SETTINGS)
+    with pytest.raises(ValueError, match="logits_to_keep"):
+        pruned(input_ids=ids, pixel_values=images, logits_to_keep=torch.tensor([3]))
+    cache = pruned(input_ids=ids, pixel_values=images, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="speaks of 7 earlier tokens"):
+        pruned(input_ids=ids[:, :1], past_key_values=cache, attention_mask=torch.ones(1, 8, dtype=torch.long))

@@ -1,0 +1,66 @@
+"""One question from the command line, and as LLaVA's README calls it."""
+
+import pytest
+
+from llava.eval.run_llava import build_parser, eval_model, image_parser, main
+
+
+@pytest.fixture
+def picture(question_folder):
+    return str(question_folder / "images" / "3.png")
+
+
+def test_eval_model_prints_and_returns(llava_folder, picture, capsys):
+    values = {
+        "model_path": str(llava_folder),
+        "model_base": None,
+        "model_name": "unused",
+        "query": "what is in this image",
+        "conv_mode": None,
+        "image_file": picture,
+        "sep": ",",
+        "temperature": 0,
+        "top_p": None,
+        "num_beams": 1,
+        "max_new_tokens": 4,
+    }
+    answer = eval_model(type("Args", (), values)())
+    assert capsys.readouterr().out.strip() == answer
+    assert answer
+
+
+def test_the_command_line_with_a_pruner_and_two_pictures(llava_folder, picture, capsys):
+    main(
+        [
+            *("--model-path", str(llava_folder), "--image-file", f"{picture};{picture}", "--sep", ";"),
+            *("--query", "what is in this image", "--temperature", "0", "--max_new_tokens", "4"),
+            *("--pruner", "fastervlm:budget=5"),
+        ]
+    )
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--image-file", "/nowhere/a.png", "image /nowhere/a.png does not exist"),
+        ("--pruner", "flowcut:budget=0", "budget=0"),
+        ("--model-path", "/nowhere/model", "/nowhere/model is no folder"),
+        ("--conv-mode", "v7", "conversation mode 'v7' is unknown"),
+        ("--query", "<image-placeholder> <image-placeholder>", "2 <image> placeholders but 1 images"),
+    ],
+)
+def test_bad_input_is_one_line(llava_folder, picture, flag, value, said):
+    given = {"--model-path": str(llava_folder), "--image-file": picture, "--query": "why?", flag: value}
+    with pytest.raises(SystemExit) as end:
+        main([part for pair in given.items() for part in pair])
+    message = str(end.value.code)
+    assert message.startswith("error: ")
+    assert said in message
+    assert "\n" not in message
+
+
+def test_flags_and_defaults_are_llavas():
+    args = build_parser().parse_args(["--model-path", "m", "--image-file", "a.png,b.png", "--query", "q"])
+    assert (args.sep, args.temperature, args.top_p, args.num_beams, args.max_new_tokens) == (",", 0.2, None, 1, 512)
+    assert image_parser(args) == ["a.png", "b.png"]

@@ -1,0 +1,82 @@
+"""Token ids against SentencePiece itself, whatever the config beside the tokenizer says."""
+
+import json
+import shutil
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer, LlamaTokenizer
+
+from llava.model.builder import load_tokenizer
+from llava.model.tokenizer import check_llama_tokenizer, load_llama_tokenizer, save_llama_tokenizer
+
+TEXTS = [
+    "A chat between a curious user. USER:",
+    "\nWhat is in this image ASSISTANT:",
+    "Hello",
+    "ASSISTANT: ",
+    "[INST] hi [/INST] ",
+    "",
+]
+
+
+def copy_of(source, target, config=None, **settings):
+    """A copy of a tokenizer's folder with other settings; a setting of None is taken out."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    file = target / "tokenizer_config.json"
+    merged = json.loads(file.read_text()) | settings
+    file.write_text(json.dumps({name: value for name, value in merged.items() if value is not None}))
+    if config:
+        (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@pytest.mark.parametrize("model_type", ["llava", "llava_llama", "llama", "mistral", "llava_mistral"])
+@pytest.mark.parametrize("settings", [{}, {"legacy": None}, {"add_bos_token": None}, {"add_bos_token": False}])
+def test_ids_are_sentencepieces(tokenizer_folder, tmp_path, model_type, settings):
+    folder = copy_of(tokenizer_folder, tmp_path, {"model_type": model_type}, **settings)
+    tokenizer = load_tokenizer(str(folder))
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    for text in TEXTS:
+        assert tokenizer(text).input_ids == [1, *reference.encode(text)]
+    assert tokenizer.pad_token_id == 0
+    assert tokenizer.padding_side == "right"
+
+
+def test_the_check_sees_both_silent_changes(tokenizer_folder, tmp_path):
+    folder = copy_of(tokenizer_folder, tmp_path, {"model_type": "llava"}, add_bos_token=None)
+    with pytest.raises(ValueError, match="no BOS before text"):
+        check_llama_tokenizer(LlamaTokenizer.from_pretrained(folder))
+    with pytest.raises(ValueError, match="no dummy prefix"):
+        check_llama_tokenizer(AutoTokenizer.from_pretrained(folder, add_bos_token=True))
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_saved_tokenizer_cuts_alike(tokenizer_folder, tmp_path, legacy):
+    source = copy_of(tokenizer_folder, tmp_path / "source", legacy=legacy)
+    tokenizer = load_llama_tokenizer(source)
+    tokenizer.model_max_length = 99
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    save_llama_tokenizer(tokenizer, saved)
+    names = {file.name for file in saved.iterdir()}
+    assert names == {"tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"}
+    again = load_llama_tokenizer(saved)
+    for text in [*TEXTS, "yes</s>USER: no ASSISTANT: hello</s>"]:
+        assert again(text).input_ids == tokenizer(text).input_ids
+    assert (again.legacy, again.model_max_length) == (legacy, 99)
+
+
+def test_added_tokens_are_saved(tokenizer_folder, tmp_path):
+    tokenizer = load_llama_tokenizer(tokenizer_folder)
+    tokenizer.add_tokens(["<im_start>"], special_tokens=True)
+    save_llama_tokenizer(tokenizer, tmp_path)
+    again = load_llama_tokenizer(tmp_path)
+    assert again("hello <im_start> hello").input_ids == tokenizer("hello <im_start> hello").input_ids
+    assert len(again) == len(tokenizer)
+    assert (tmp_path / "tokenizer.model").is_file()
+
+
+def test_no_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        load_llama_tokenizer(tmp_path)

@@ -1,0 +1,138 @@
+"""The data set and the collator, on files made here."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.model.tokenizer import load_llama_tokenizer
+from llava.train.arguments import DataArguments
+from llava.train.data import DataCollatorForSupervisedDataset, LazySupervisedDataset
+from llava.train.preprocess import BadSample
+
+
+@pytest.fixture
+def tokenizer(tokenizer_folder):
+    return load_llama_tokenizer(tokenizer_folder)
+
+
+@pytest.fixture
+def dataset(tmp_path, tokenizer, clip_folder):
+    """A function from samples (and DataArguments) to a data set; red.png and blue.png are 80 x 60 pictures."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    for colour in ("red", "blue"):
+        Image.new("RGB", (80, 60), colour).save(tmp_path / f"{colour}.png")
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+
+    def make(*samples, **arguments):
+        (tmp_path / "data.json").write_text(json.dumps(samples))
+        data_args = DataArguments(image_folder=str(tmp_path), **arguments)
+        data_args.image_processor = CLIPImageProcessorPil.from_pretrained(clip_folder)
+        data_args.image_tokens = 16
+        return LazySupervisedDataset(str(tmp_path / "data.json"), tokenizer, data_args, conv_templates["v1"])
+
+    return make
+
+
+def sample(question="<image> how many cats?", answer="two cats", **fields):
+    return {
+        "id": "a",
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+        **fields,
+    }
+
+
+def test_one_image_no_image_and_several(dataset):
+    data = dataset(
+        sample(image="red.png"),
+        sample("hello"),
+        sample("is <image> like <image>?", image=["red.png", "blue.png"]),
+    )
+    assert data[0]["image"].shape == (3, 56, 56)
+    assert not data[1]["image"].any()
+    assert IMAGE_TOKEN_INDEX not in data[1]["input_ids"]
+    red, blue = data[2]["image"]
+    assert torch.equal(red, data[0]["image"])
+    assert not torch.equal(red, blue)
+    batch = DataCollatorForSupervisedDataset(data.tokenizer)([data[0], data[1], data[2]])
+    assert torch.equal(batch["images"], torch.stack([red, torch.zeros_like(red), red, blue]))
+    assert (batch["input_ids"] == IMAGE_TOKEN_INDEX).sum(dim=1).tolist() == [1, 0, 2]
+
+
+def test_collator_pads_by_length_not_by_token(dataset, tokenizer):
+    data = dataset(sample("hello", "two <unk> cats"), sample("hello"))
+    long, short = data[0], data[1]
+    batch = DataCollatorForSupervisedDataset(tokenizer)([long, short])
+    assert batch["attention_mask"].sum(dim=1).tolist() == [len(long["input_ids"]), len(short["input_ids"])]
+    assert tokenizer.pad_token_id in long["input_ids"]  # the <unk> of the text, which is no padding
+    assert (batch["labels"][1, len(short["labels"]) :] == IGNORE_INDEX).all()
+
+
+def test_collator_cuts_to_the_longest_sequence(dataset, tokenizer):
+    item = dataset(sample("hello"))[0]
+    tokenizer.model_max_length = len(item["input_ids"]) - 1
+    batch = DataCollatorForSupervisedDataset(tokenizer)([item])
+    assert torch.equal(batch["input_ids"][0], item["input_ids"][:-1])
+
+
+def test_other_extension_is_found(dataset):
+    data = dataset(sample(image="red.jpg"), sample(image="red.png"))
+    assert torch.equal(data[0]["image"], data[1]["image"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (sample(image="absent.png"), r"absent\.png does not exist"),
+        (sample(image="broken.png"), r"broken\.png cannot be read"),
+        (sample("how many cats?", image="red.png"), r"1 image\(s\) but 0"),
+        (sample("<image> or <image>?", image=["red.png"] * 3), r"3 image\(s\) but 2"),
+        (sample("hello", ""), "only empty ones"),
+        ({"id": "a"}, '"conversations" must be'),
+    ],
+)
+def test_bad_sample_is_named_or_skipped_and_counted(dataset, bad, reason):
+    good = sample(image="red.png")
+    with pytest.raises(BadSample, match=rf"sample 1 \(id 'a'\): .*{reason}"):
+        dataset(good, bad)[1]
+    data = dataset(good, bad, skip_bad_samples=True)
+    assert torch.equal(data[1]["input_ids"], data[0]["input_ids"])
+    assert data.skipped == 1
+
+
+def test_skips_of_worker_processes_are_counted(dataset):
+    data = dataset(sample("hello"), sample(image="absent.png"), skip_bad_samples=True)
+    list(torch.utils.data.DataLoader(data, batch_size=None, num_workers=1))
+    assert data.skipped == 1
+
+
+def test_answer_beyond_the_limit_is_a_reason(dataset, tokenizer):
+    item = dataset(sample(image="red.png"))[0]
+    first = int((item["labels"] != IGNORE_INDEX).nonzero()[0]) + 15  # the image stands for 16 tokens
+    tokenizer.model_max_length = first + 1
+    assert dataset(sample(image="red.png"))[0]
+    tokenizer.model_max_length = first
+    with pytest.raises(BadSample, match=f"begins at token {first} .* --model_max_length {first}"):
+        dataset(sample(image="red.png"))[0]
+
+
+def test_lengths_tell_the_modality(dataset):
+    data = dataset(sample(image="red.png"), sample("hello"), sample("", ""))
+    assert data.modality_lengths == [6, -3, -1]
+    assert data.lengths == [6 + 128, 3, 0]
+
+
+@pytest.mark.parametrize(("text", "reason"), [("[", "not JSON"), ("[]", "non-empty"), ("{}", "non-empty")])
+def test_unusable_file_is_refused(tmp_path, tokenizer, text, reason):
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        LazySupervisedDataset(str(tmp_path / "data.json"), tokenizer, DataArguments())
+
+
+def test_missing_file_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="no such file"):
+        LazySupervisedDataset("absent.json", tokenizer, DataArguments())

@@ -1,0 +1,292 @@
+"""Both stages end to end on tiny models: what changes, what is saved, and that a killed run ends as an unbroken one."""
+
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from llava.model.builder import load_pretrained_model, load_tokenizer
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.train import main, prepare, smart_tokenizer_and_embedding_resize, train
+
+COLOURS = ("red", "green", "blue", "white")
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    """captions.json and dialogues.json over four one-coloured pictures; every third dialogue has no picture."""
+    folder = tmp_path_factory.mktemp("data")
+    captions, dialogues = [], []
+    for index in range(12):
+        colour = COLOURS[index % 4]
+        Image.new("RGB", (60, 50), colour).save(folder / f"{colour}.png")
+        ask, answer = {"from": "human", "value": "<image>"}, {"from": "gpt", "value": f"{colour} image"}
+        captions.append({"id": str(index), "image": f"{colour}.png", "conversations": [ask, answer]})
+        question = {"from": "human", "value": "<image>\nwhat is this?" if index % 3 else "hello?"}
+        more = [{"from": "human", "value": "how many cats?"}, {"from": "gpt", "value": "two cats"}]
+        picture = {"image": f"{colour}.png"} if index % 3 else {}
+        dialogues.append({"id": str(index), "conversations": [question, answer, *more], **picture})
+    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "dialogues.json").write_text(json.dumps(dialogues))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flags(data_folder, llama_folder, clip_folder):
+    """Flags that both stages share; a function of the output folder and of more flags, which win."""
+
+    def make(output_dir, *more: object) -> list[str]:
+        shared = {
+            "model_name_or_path": llama_folder,
+            "vision_tower": clip_folder,
+            "image_folder": data_folder,
+            "output_dir": output_dir,
+            "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_select_layer": -2,
+            "mm_use_im_patch_token": False,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 3e-3,
+            "max_steps": 6,
+            "save_steps": 3,
+            "logging_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        return [text for name, value in shared.items() for text in (f"--{name}", str(value))] + [str(x) for x in more]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, flags, data_folder):
+    output = tmp_path_factory.mktemp("pretrain")
+    stage = ("--version", "plain", "--data_path", data_folder / "captions.json", "--tune_mm_mlp_adapter", True)
+    return output, stage, train(argv=flags(output, *stage))
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory, flags, data_folder, pretrained):
+    output = tmp_path_factory.mktemp("finetune")
+    stage = ("--version", "v1", "--data_path", data_folder / "dialogues.json")
+    stage += ("--pretrain_mm_mlp_adapter", pretrained[0] / "mm_projector.bin", "--group_by_modality_length", True)
+    stage += ("--unfreeze_mm_vision_tower", True, "--mm_vision_tower_lr", 1e-3, "--mm_projector_lr", 2e-3)
+    return output, stage, train(argv=flags(output, *stage))
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+def test_stage_1_trains_the_projector_only(pretrained, llama_folder, clip_folder):
+    output, _, trainer = pretrained
+    before = load_file(llama_folder / "model.safetensors")
+    after = weights(trainer)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    tower = load_file(clip_folder / "model.safetensors")
+    prefix = "model.vision_tower.vision_tower."
+    assert all(torch.equal(v, after[prefix + k.removeprefix("vision_model.")]) for k, v in tower.items())
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    trainable = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert {name.split(".")[1] for name in trainable} == {"mm_projector"}
+    saved = torch.load(output / "mm_projector.bin", weights_only=True)
+    assert sorted(saved) == sorted(trainable)
+    assert all(torch.equal(value, after[name]) for name, value in saved.items())
+
+
+def test_stage_1_writes_projector_and_what_resuming_needs(pretrained):
+    output, _, _ = pretrained
+    assert not list(output.glob("*.safetensors"))
+    step_3 = {file.name for file in (output / "checkpoint-3").iterdir()}
+    assert {"config.json", "mm_projector.bin", "trainer_state.json", "optimizer.pt", "scheduler.pt"} <= step_3
+    assert json.loads((output / "config.json").read_text())["mm_projector_type"] == "mlp2x_gelu"
+
+
+def test_projector_folder_loads_with_its_base(pretrained, llama_folder):
+    output, _, trainer = pretrained
+    for folder in (output, output / "checkpoint-6"):
+        _, model, _, _ = load_pretrained_model(str(folder), str(llama_folder), "llava", device="cpu")
+        loaded = model.state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in weights(trainer).items())
+        assert model.config.use_cache
+
+
+def test_stage_2_trains_tower_projector_and_language_model(finetuned, flags, tmp_path):
+    _, stage, trainer = finetuned
+    before = weights(prepare(argv=flags(tmp_path, *stage)))
+    after = weights(trainer)
+    unchanged = {name for name in before if torch.equal(before[name], after[name])}
+    # the features leave before the tower's last layer; everything else learns
+    tower = "model.vision_tower.vision_tower."
+    idle = {name for name in before if name.startswith((f"{tower}encoder.layers.1.", f"{tower}post_layernorm"))}
+    # a key's bias moves all attention scores of a query alike, so its gradient is zero up to rounding
+    assert unchanged - {f"{tower}encoder.layers.0.self_attn.k_proj.bias"} == idle
+    assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+def test_optimizer_groups(finetuned):
+    _, _, trainer = finetuned
+    groups = trainer.parameter_groups(trainer.model)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    rates = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+    assert set(rates) == {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    for name, rate in rates.items():
+        assert rate == (1e-3 if "vision_tower" in name else 2e-3 if "mm_projector" in name else 3e-3)
+    assert len(groups) == 6
+    trainer.args.weight_decay = 0.1
+    decays = {names[id(p)]: g["weight_decay"] for g in trainer.parameter_groups(trainer.model) for p in g["params"]}
+    assert decays["model.mm_projector.0.weight"] == 0.1
+    assert decays["model.mm_projector.0.bias"] == 0.0
+    assert decays["model.norm.weight"] == 0.0
+
+
+def test_saved_checkpoint_loads_with_its_own_tower(finetuned):
+    output, _, trainer = finetuned
+    _, model, image_processor, _ = load_pretrained_model(str(output), None, "llava", device="cpu")
+    assert image_processor.crop_size["height"] == 56
+    loaded = model.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in weights(trainer).items())
+
+
+@pytest.mark.parametrize("stage_fixture", ["pretrained", "finetuned"])
+def test_killed_run_resumes_to_the_same_end(stage_fixture, request, flags, tmp_path):
+    _, stage, unbroken = request.getfixturevalue(stage_fixture)
+
+    class Killed(Exception):
+        pass
+
+    def killed_step(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            raise Killed
+        return step(self, *args, **kwargs)
+
+    step = LLaVATrainer.training_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LLaVATrainer, "training_step", killed_step)
+        with pytest.raises(Killed):
+            train(argv=flags(tmp_path, *stage))
+    (tmp_path / "checkpoint-5").mkdir()  # a save that was cut off
+    resumed = train(argv=flags(tmp_path, *stage))
+    assert losses(resumed) == losses(unbroken)
+    after = weights(resumed)
+    assert all(torch.equal(value, after[name]) for name, value in weights(unbroken).items())
+
+
+def test_gradient_checkpointing_and_workers_change_nothing(finetuned, flags, tmp_path):
+    _, stage, plain = finetuned
+    other = train(argv=flags(tmp_path, *stage, "--gradient_checkpointing", True, "--dataloader_num_workers", 1))
+    assert losses(other) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_bf16_is_autocast_over_float32_weights(pretrained, flags, tmp_path):
+    _, stage, exact = pretrained
+    trainer = train(argv=flags(tmp_path, *stage, "--bf16", True, "--tf32", True))
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert losses(trainer) != losses(exact)
+    assert losses(trainer) == pytest.approx(losses(exact), rel=0.02)
+
+
+def test_loss_average_per_micro_batch_or_per_token(finetuned, flags, tmp_path):
+    _, stage, _ = finetuned
+    # two micro-batches of two samples against one batch of four: alike only if tokens are counted over both
+    once = ("--learning_rate", 0, "--mm_vision_tower_lr", 0, "--mm_projector_lr", 0, "--max_steps", 1)
+    once += ("--group_by_modality_length", False, "--save_strategy", "no")
+    halves = ("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2)
+    whole = train(argv=flags(tmp_path / "whole", *stage, *once))
+    micro = train(argv=flags(tmp_path / "micro", *stage, *once, *halves))
+    token = train(argv=flags(tmp_path / "token", *stage, *once, *halves, "--loss_average", "token"))
+    assert losses(token) == pytest.approx(losses(whole), rel=1e-4)
+    assert losses(micro) != pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_evaluation_loss(finetuned, flags, data_folder, tmp_path):
+    _, stage, _ = finetuned
+    more = ("--eval_data_path", data_folder / "dialogues.json", "--evaluation_strategy", "steps", "--eval_steps", 1)
+    trainer = train(argv=flags(tmp_path, *stage, *more, "--max_steps", 1))
+    assert [entry["eval_loss"] > 0 for entry in trainer.state.log_history if "eval_loss" in entry] == [True]
+
+
+def test_training_goes_on_from_a_llava_checkpoint(finetuned, flags, data_folder, tmp_path):
+    first, _, trainer = finetuned
+    # no --vision_tower: the checkpoint's own one, frozen now, yet still not the one it came from
+    own = [flag for flag in flags(tmp_path) if flag != "--vision_tower"]
+    own.remove(own[own.index("--model_name_or_path") + 2])
+    more = ["--model_name_or_path", str(first), "--version", "v1", "--data_path", str(data_folder / "dialogues.json")]
+    more += ["--max_steps", "1"]
+    second = weights(train(argv=own + more))
+    tower = [name for name in second if "vision_tower" in name]
+    assert all(torch.equal(second[name], weights(trainer)[name]) for name in tower)
+    _, model, _, _ = load_pretrained_model(str(tmp_path), None, "llava", device="cpu")
+    assert all(torch.equal(second[name], model.state_dict()[name]) for name in tower)
+
+
+def test_everything_frozen_is_refused(flags, data_folder, tmp_path):
+    more = ("--data_path", data_folder / "captions.json", "--version", "plain", "--tune_mm_mlp_adapter", True)
+    with pytest.raises(ValueError, match="freeze every weight"):
+        train(argv=flags(tmp_path, *more, "--freeze_mm_mlp_adapter", True))
+
+
+def test_unusable_input_is_one_line(flags, data_folder, tmp_path, capfd):
+    missing = ("--data_path", data_folder / "captions.json", "--vision_tower", tmp_path / "absent")
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps([{"id": "x", "image": "absent.png", "conversations": [{"from": "gpt", "value": "a"}]}]))
+    for more, reason in (
+        (missing, r"Unknown vision tower: .*absent"),
+        (("--data_path", bad, "--pretrain_mm_mlp_adapter", "absent.bin"), r"absent\.bin: no such file"),
+        (("--data_path", tmp_path / "absent.json"), r"absent\.json: no such file"),
+        (("--data_path", bad, "--dataloader_num_workers", 0), r"sample 0 \(id 'x'\): .*"),
+        (("--data_path", bad, "--dataloader_num_workers", 1), r"sample 0 \(id 'x'\): .*"),
+        (("--data_path", bad, "--model_name_or_path", tmp_path), r"holds no config\.json"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(flags(tmp_path / "out", *more, "--version", "v1"))
+        message = str(exit.value)
+        assert re.match(f"error: .*{reason}", message)
+        assert "\n" not in message
+
+
+def test_image_marks_are_learned_and_saved_in_stage_1(pretrained, flags, tmp_path, data_folder):
+    _, stage, _ = pretrained
+    trainer = train(argv=flags(tmp_path / "1", *stage, "--mm_use_im_start_end", True))
+    saved = torch.load(tmp_path / "1" / "mm_projector.bin", weights_only=True)
+    assert saved["model.embed_tokens.weight"].shape == (522, 64)
+    adapter = ("--pretrain_mm_mlp_adapter", tmp_path / "1" / "mm_projector.bin", "--mm_use_im_start_end", True)
+    second = prepare(
+        argv=flags(tmp_path / "2", "--version", "v1", "--data_path", data_folder / "dialogues.json", *adapter)
+    )
+    rows = second.model.get_input_embeddings().weight[-2:]
+    assert torch.equal(rows, trainer.model.get_input_embeddings().weight[-2:])
+    assert (second.train_dataset[1]["input_ids"] >= 520).sum() == 2
+
+
+def test_frozen_backbone_leaves_projector_and_output_layer(flags, data_folder, tmp_path):
+    more = ("--version", "v1", "--data_path", data_folder / "dialogues.json", "--freeze_backbone", True)
+    model = prepare(argv=flags(tmp_path, *more)).model
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in trainable if "mm_projector" not in name} == {"lm_head.weight"}
+    assert len(trainable) == 5
+
+
+def test_added_tokens_start_as_the_mean(llama_folder):
+    tokenizer = load_tokenizer(str(llama_folder))
+    model = LlavaLlamaForCausalLM.from_pretrained(llama_folder)
+    before = [table.weight.clone() for table in (model.get_input_embeddings(), model.get_output_embeddings())]
+    smart_tokenizer_and_embedding_resize({"additional_special_tokens": ["<a>", "<b>"]}, tokenizer, model)
+    for old, table in zip(before, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True):
+        assert torch.equal(table.weight[:-2], old)
+        assert torch.allclose(table.weight[-2:], old.mean(dim=0).expand(2, -1))
+
+
+def test_attention_flag_reaches_both_models(finetuned, flags, tmp_path):
+    _, stage, fused = finetuned
+    trainer = train(argv=flags(tmp_path, *stage, "--attn_implementation", "eager"))
+    assert trainer.model.config._attn_implementation == "eager"
+    assert trainer.model.get_vision_tower().config._attn_implementation == "eager"
+    assert losses(trainer) == pytest.approx(losses(fused), rel=1e-3)
