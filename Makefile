@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.llava-flowcut
 LIMIT ?=
 
-.PHONY: demo test check setup clean-demo
+.PHONY: demo test check docs setup clean-demo
 
 setup: $(INSTALLED)
 
@@ -25,6 +25,10 @@ check: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: setup
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 clean-demo:
 	rm -rf results/demo playground/data/embedded

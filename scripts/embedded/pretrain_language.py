@@ -28,6 +28,10 @@ from scripts.embedded.scenes import Scene, compose, label_patches
 from scripts.embedded.symbols import COVERED_ENOUGH, FACTS, fact_words, facts_of
 from scripts.embedded.tokenizer import build
 
+# The order in which question types are learnt. All at once from the start they hold each other at chance for very long;
+# a lookup that is known carries over to the next type.
+LESSONS = ("letter", "color", "shape", "where", "exist", "count", "relation", "background")
+
 
 def language_config(vocab_size: int) -> LlamaConfig:
     return LlamaConfig(
@@ -89,16 +93,21 @@ def encode(tokenizer: LlamaTokenizer, text: str, spans: list[tuple[int, int]]) -
 
 
 def make_sequence(
-    tokenizer: LlamaTokenizer, rng: np.random.Generator, questions: int, density: float, terse: bool = False
+    tokenizer: LlamaTokenizer,
+    rng: np.random.Generator,
+    questions: int,
+    density: float,
+    kinds: tuple[str, ...] = LESSONS,
+    terse: bool = False,
 ) -> tuple[list[int], torch.Tensor, list[int], list[int], list[str]]:
-    """One scene as (head ids, facts, tail ids, tail labels, kinds of its questions); ``terse`` drops the system text."""
+    """One scene as (head ids, facts, tail ids, tail labels, question types); ``terse`` drops the system text."""
     scene = compose(rng)
     facts = some_patches(scene, rng, density)
     if rng.random() < 0.12 and not terse:
         text = caption(scene) + "\n"
         return [tokenizer.bos_token_id], facts, *encode(tokenizer, text, [(0, len(text))]), ["caption"]
     template = conv_templates["v1"]
-    asked = ask(scene, rng, questions)
+    asked = ask(scene, rng, questions, kinds)
     head = tokenizer(("" if terse else f"{template.system} ") + f"{template.roles[0]}: ")["input_ids"]
     text, spans = "", []
     for number, question in enumerate(asked):
@@ -115,17 +124,18 @@ def forward(
     batch: int,
     questions: int,
     density: float,
+    kinds: tuple[str, ...] = LESSONS,
     terse: bool = False,
 ) -> tuple[torch.Tensor, list[tuple[str, bool]]]:
     """Loss of one batch, and (kind, right) of every question by teacher-forced argmax."""
-    embeds, labels, kinds = [], [], []
+    embeds, labels, asked_kinds = [], [], []
     embed = model.language.get_input_embeddings()
     for _ in range(batch):
-        head, facts, tail, tail_labels, asked = make_sequence(tokenizer, rng, questions, density, terse)
+        head, facts, tail, tail_labels, asked = make_sequence(tokenizer, rng, questions, density, kinds, terse)
         parts = [embed(torch.tensor(head)), model.embed_facts(facts), embed(torch.tensor(tail, dtype=torch.long))]
         embeds.append(torch.cat([part.float() for part in parts]))
         labels.append(torch.tensor([IGNORE_INDEX] * (len(head) + len(facts)) + tail_labels))
-        kinds.append(asked)
+        asked_kinds.append(asked)
     mask = pad_sequence([torch.ones(len(row)) for row in embeds], batch_first=True).long()
     target = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
     hidden = model.language.model(inputs_embeds=pad_sequence(embeds, batch_first=True), attention_mask=mask)[0]
@@ -136,7 +146,7 @@ def forward(
         wrong = torch.zeros_like(answered)
         wrong[answered] = logits.argmax(-1) != true
         results = []
-        for row, asked in enumerate(kinds):
+        for row, asked in enumerate(asked_kinds):
             starts = torch.nonzero(torch.diff(answered[row].int(), prepend=torch.zeros(1, dtype=torch.int)) == 1)
             bounds = [*starts.flatten().tolist(), answered.shape[1]]
             for number, kind in enumerate(asked):
@@ -151,60 +161,114 @@ def accuracy(results: list[tuple[str, bool]]) -> dict[str, float]:
     return {kind: round(float(np.mean(rights)), 3) for kind, rights in sorted(by_kind.items())}
 
 
+def save(path: Path, model: Reader, optimizer: torch.optim.Optimizer, **progress: int) -> None:
+    partial = path.with_suffix(".part")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), **progress}, partial)
+    partial.replace(path)
+
+
+class Course:
+    """Both phases of the training: lessons (one question type more at a time, short contexts), then LLaVA's format."""
+
+    def __init__(self, args: argparse.Namespace, tokenizer: LlamaTokenizer) -> None:
+        self.args, self.tokenizer = args, tokenizer
+        self.model = Reader(tokenizer)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+        self.lesson, self.step, self.updates = 0, 0, 0
+        self.checkpoint = args.out / "checkpoint.pt"
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lesson, self.step, self.updates = state["lesson"], state["step"], state["updates"]
+
+    def save(self) -> None:
+        save(self.checkpoint, self.model, self.optimizer, lesson=self.lesson, step=self.step, updates=self.updates)
+
+    def update(self, rate: float, batch: int, questions: int, density: float, kinds: tuple[str, ...], terse: bool):
+        """One optimizer step on fresh scenes, which are a function of the number of the step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * min(1, (self.updates + 1) / 50)
+        rng = np.random.default_rng((self.args.seed, self.updates))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, results = forward(self.model, self.tokenizer, rng, batch, questions, density, kinds, terse)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.updates += 1
+        return loss.item(), results
+
+    def log(self, **figures: float | int | str) -> None:
+        print(json.dumps(figures), flush=True)
+        with (self.args.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(figures) + "\n")
+
+    def take_lessons(self) -> None:
+        """Each lesson ends when its new type is answered, or after ``--lesson-steps``."""
+        while self.lesson < len(LESSONS):
+            new, known = LESSONS[self.lesson], LESSONS[: self.lesson]
+            recent: list[tuple[str, bool]] = []
+            began = time.time()
+            for step in range(1, self.args.lesson_steps + 1):
+                kinds = (new,) * max(1, len(known)) + known
+                loss, results = self.update(self.args.lr, 2 * self.args.batch, 2, 0.1, kinds, terse=True)
+                recent += results
+                if step % 25 == 0:
+                    right = accuracy(recent)
+                    rate = round((time.time() - began) / step, 3)
+                    self.log(update=self.updates, lesson=new, loss=round(loss, 4), s_per_step=rate, **right)
+                    recent = []
+                    if right[new] > 0.9:
+                        break
+            self.lesson += 1
+            self.save()
+
+    def practise(self) -> None:
+        """All types, several questions a scene and captions, in LLaVA's own format with more and more patches."""
+        began, first = time.time(), self.step
+        recent: list[tuple[str, bool]] = []
+        while self.step < self.args.steps:
+            done = self.step / self.args.steps
+            rate = self.args.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
+            density = min(1.0, 0.1 + 1.2 * done)
+            loss, results = self.update(rate, self.args.batch, self.args.questions, density, LESSONS, terse=False)
+            recent += results
+            self.step += 1
+            if self.step % 50 == 0 or self.step == self.args.steps:
+                pace = (time.time() - began) / (self.step - first)
+                minutes = round(pace * (self.args.steps - self.step) / 60)
+                self.log(
+                    step=self.step,
+                    loss=round(loss, 4),
+                    s_per_step=round(pace, 3),
+                    minutes_left=minutes,
+                    **accuracy(recent),
+                )
+                recent = []
+            if self.step % self.args.save_every == 0 or self.step == self.args.steps:
+                self.save()
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model, its checkpoint and log.jsonl")
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--terse-from", type=int, default=1000, help="steps with short contexts, first")
-    parser.add_argument("--terse-until", type=int, default=1500, help="and one past the last")
-    parser.add_argument("--batch", type=int, default=20, help="scenes a step")
-    parser.add_argument("--questions", type=int, default=8, help="questions a scene")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--lesson-steps", type=int, default=400, help="most steps of one lesson")
+    parser.add_argument("--steps", type=int, default=900, help="steps after the lessons")
+    parser.add_argument("--batch", type=int, default=20, help="scenes a step; twice as many in a lesson")
+    parser.add_argument("--questions", type=int, default=8, help="questions a scene; two in a lesson")
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--seed", type=int, default=12)
+    parser.add_argument("--save-every", type=int, default=100)
     args = parser.parse_args(argv)
     tokenizer = build(args.out / "language")
-
     torch.manual_seed(args.seed)
-    model = Reader(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    first, checkpoint = 0, args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    began, recent = time.time(), []
-    for step in range(first, args.steps):
-        for group in optimizer.param_groups:
-            done = step / args.steps
-            group["lr"] = args.lr * min(1, (step + 1) / 100) * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
-        with torch.autocast("cpu", torch.bfloat16):
-            rng = np.random.default_rng((args.seed, step))
-            if args.terse_from <= step < args.terse_until:
-                loss, results = forward(model, tokenizer, rng, 4 * args.batch, 2, 0.1, terse=True)
-            else:
-                density = min(1.0, 0.1 + 1.2 * step / args.steps)
-                loss, results = forward(model, tokenizer, rng, args.batch, args.questions, density)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        recent += results
-        if step % 50 == 49 or step == args.steps - 1:
-            rate = (time.time() - began) / (step - first + 1)
-            row = {"step": step + 1, "loss": round(loss.item(), 4), "s_per_step": round(rate, 3), **accuracy(recent)}
-            print(json.dumps(row), f"ETA {rate * (args.steps - step) / 60:.0f} min", flush=True)
-            with (args.out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            recent = []
-        if (step + 1) % args.save_every == 0 or step == args.steps - 1:
-            partial = checkpoint.with_suffix(".part")
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, partial)
-            partial.replace(checkpoint)
-    model.language.save_pretrained(args.out / "language")
-    torch.save(model.embed_facts.weight.detach().clone(), args.out / "embed_facts.pt")
-    print(json.dumps({"language": str(args.out / "language"), "steps": args.steps}))
+    course = Course(args, tokenizer)
+    course.take_lessons()
+    course.practise()
+    course.model.language.save_pretrained(args.out / "language")
+    torch.save(course.model.embed_facts.weight.detach().clone(), args.out / "embed_facts.pt")
+    print(json.dumps({"language": str(args.out / "language"), "updates": course.updates}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Questions, answers and captions of a scene: the embedded benchmark's eight question types.
 
 ``exist`` (in the manner of POPE: half yes, negatives mostly adversarial), ``color``, ``shape``, ``where``,
-``relation``, ``count``, ``letter`` and ``background``. Answers of a type are drawn to be even, so that a blind model gains nothing.
+``relation``, ``count``, ``letter`` and ``background``. Answers of a type are drawn to be even, so that a blind model
+gains nothing.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ COLOUR_CLASSES = 1 + len(COLOURS)
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn item, centre and radius in pixels: a coloured shape, a letter, or confetti (no colour, shape, letter)."""
+    """One drawn item, centre and radius in pixels: a coloured shape, a letter, or confetti (none of the three)."""
 
     x: float
     y: float

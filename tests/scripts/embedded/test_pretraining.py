@@ -122,7 +122,9 @@ def test_vision_pretraining_resumes_to_the_same_weights(tmp_path):
 
 def test_language_pretraining_and_alignment(tmp_path):
     language, vision = tmp_path / "language", tmp_path / "vision"
-    pretrain_language.main(["--out", str(language), "--steps", "2", "--batch", "2", "--questions", "2"])
+    pretrain_language.main(
+        ["--out", str(language), "--lesson-steps", "1", "--steps", "2", "--batch", "2", "--questions", "2"]
+    )
     assert (language / "language" / "tokenizer.model").exists()
     pretrain_vision.Pretrainer().tower.save_pretrained(vision)
     out = tmp_path / "aligned" / "mm_projector.bin"
