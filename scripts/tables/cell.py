@@ -127,6 +127,7 @@ class Plan:
         samples = [
             one for one in self.benchmark.read_samples(self.truth_file, self.answers) if one.question_id in asked
         ]
+        scores = self.benchmark.scores(samples)
         tower = self.bench.checkpoint.model.get_vision_tower()
         pruner = self.answerer.pruner
         result = {
@@ -136,7 +137,7 @@ class Plan:
             "method": self.cell.method,
             "budget": pruner.budget if pruner else tower.num_patches,
             "blind": self.cell.blind,
-            **self.benchmark.aggregate(self.benchmark.scores(samples)),
+            **self.benchmark.aggregate(scores),
             "missing": len(samples) - len(rows) + len(self.problems),
             **_costs([row["metadata"] for row in rows], self.bench.checkpoint.model),
             "identity": self.identity,
@@ -146,6 +147,9 @@ class Plan:
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **environment(self.bench.checkpoint.model.device),
             "answers": str(self.answers.relative_to(self.file.parent)),
+            # enough to compare two cells question by question without their answers files
+            "scenes": " ".join(str(one.scene) for one in scores),
+            "scores": " ".join(f"{one.value:g}" for one in scores),
         }
         write_aside(self.file, json.dumps(result, indent=1) + "\n")
         return result

@@ -1,0 +1,25 @@
+"""Write a trained embedded model as the checkpoint that ships: LLaVA's layout, float16, its own tower inside."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import save_llava_checkpoint
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="output folder of the last training stage")
+    parser.add_argument("--out", type=Path, default=Path("playground/embedded"))
+    args = parser.parse_args(argv)
+    tokenizer, model, image_processor, _ = load_pretrained_model(args.model, None, "embedded", device="cpu")
+    model.config.unfreeze_mm_vision_tower = True  # there is nowhere else to load this tower from
+    save_llava_checkpoint(model, tokenizer, args.out, image_processor=image_processor, dtype=torch.float16)
+
+
+if __name__ == "__main__":
+    main()
