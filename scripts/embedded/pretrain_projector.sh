@@ -10,6 +10,6 @@ $PYTHON -m llava.train.train \
     --mm_use_im_start_end False --mm_use_im_patch_token False \
     --tune_mm_mlp_adapter True --pretrain_mm_mlp_adapter "$RUNS/aligned/mm_projector.bin" \
     --bf16 True --use_cpu True --attn_implementation eager \
-    --output_dir "$RUNS/pretrain" --max_steps 60 --per_device_train_batch_size 8 --save_strategy steps --save_steps 30 \
+    --output_dir "$RUNS/pretrain" --max_steps 40 --per_device_train_batch_size 8 --save_strategy steps --save_steps 20 \
     --save_total_limit 1 --learning_rate 5e-4 --weight_decay 0. --warmup_ratio 0.03 --lr_scheduler_type cosine \
     --logging_steps 10 --model_max_length 2048 --dataloader_num_workers 0 "$@"

@@ -40,12 +40,13 @@ def main_table(cells: dict[str, dict[str, Any]]) -> str:
             f"| {cell['tokens']['llm']:.0f} | {_label(cell)} | {100 * cell['accuracy']:.1f} | {low}-{high} "
             f"| {gflops['encoder']:.2f} | {gflops['prefill']:.2f} | {ms:.0f} | {full / ms:.2f}x |"
         )
-    environment = cells["none"]
+    none = cells["none"]
     lines += [
         "",
-        f"{environment['n']} held-out questions; intervals bootstrapped over scenes. Median milliseconds at batch 1 in "
-        f"{environment['identity']['dtype']}, rows taking turns, so that they share whatever else the machine did. "
-        "Each number's full story is in `results/embedded/`.",
+        f"{none['n']} held-out questions; intervals bootstrapped over scenes. Median milliseconds from pixels to "
+        f"answer at batch 1 in {none['identity']['dtype']} on {none['hardware']['threads']} thread of an "
+        f"{none['hardware']['cpu']}, a second process of the same kind on the other core. Each number's full story is "
+        "in `results/embedded/`.",
     ]
     return "\n".join(lines)
 
