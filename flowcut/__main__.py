@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from flowcut.attach import attach
 from flowcut.plots import kept_patches
@@ -42,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def describe() -> None:
     """Print every registered pruner."""
     for name, method in METHODS.items():
-        settings = [f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(method.cls)]
+        example = method.make(budget=1)  # a preset's settings, not the defaults of its class
+        settings = [f.name if f.default is MISSING else f"{f.name}={getattr(example, f.name)}" for f in fields(example)]
         print(f"{name}: {method.paper}\n    {', '.join(settings)}")
     print("none: no pruning")
 
@@ -54,13 +54,14 @@ def show(image_file: str, model_path: str, pruner_text: str, out: str) -> None:
         ValueError: a pruner, model or image that cannot be used.
         OSError: a file that cannot be read or written.
     """
+    from llava.eval.images import load_image
     from llava.mm_utils import get_model_name_from_path, process_images
     from llava.model.builder import load_pretrained_model
 
     pruner = parse_pruner(pruner_text)
     if pruner is None:
         raise ValueError("--pruner none keeps every patch; try flowcut:budget=64")
-    image = Image.open(image_file).convert("RGB")
+    image = load_image(image_file)
     name = get_model_name_from_path(model_path)
     _, model, processor, _ = load_pretrained_model(model_path, None, name, device_map=None, device="cpu")
     if processor is None:

@@ -37,6 +37,9 @@ def test_list(capsys):
     printed = capsys.readouterr().out
     assert all(f"{name}: " in printed for name in METHODS)
     assert "batch_coupling=none" in printed
+    as_released, literal = (printed.split(f"{name}: ")[1].splitlines()[1] for name in ("flowcut", "flowcut-paper"))
+    assert "semantic_scale=none" in as_released
+    assert "semantic_scale=head" in literal
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,7 @@ def test_list(capsys):
         ({"--pruner": "flowcut:budget=-3"}, "budget=-3"),
         ({"--pruner": "none"}, "keeps every patch"),
         ({"--pruner": "flowcut:budget=3"}, "has only 2 layers"),
-        ({"--image": "missing.png"}, "missing.png"),
+        ({"--image": "missing.png"}, "image missing.png does not exist"),
         ({"--image": __file__}, "cannot identify"),
         ({"--model-path": "nowhere"}, "nowhere"),
         ({"--out": "no/such/folder/kept.png"}, "no/such/folder"),
