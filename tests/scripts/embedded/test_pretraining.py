@@ -38,7 +38,7 @@ def test_a_pretraining_sequence_is_llavas_prompt(tokenizer):
     scene = compose(rng)
     pretrain_language.some_patches(scene, rng, 1.0)
     rng.random()
-    questions = ask(scene, rng, 3)
+    questions = ask(scene, rng, 3, pretrain_language.LESSONS)
     conversation = conv_templates["v1"].copy()
     for number, question in enumerate(questions):
         conversation.append_message("USER", ("<image>\n" if number == 0 else "") + question.text)
