@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # 5. LLaVA's stage 2: projector and language model learn from questions, with all 576 tokens in place. The tower stays as
-# it is, which makes a step twice as fast on a CPU; `--unfreeze_mm_vision_tower True --mm_vision_tower_lr 1e-4` trains it.
+# it is, to save time; `--unfreeze_mm_vision_tower True --mm_vision_tower_lr 1e-4` trains it.
 source "$(dirname "$0")/common.sh"
 $PYTHON -m llava.train.train \
     --model_name_or_path "$RUNS/language/language" --version v1 \
