@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from flowcut.anatomy import anatomy_of
+from flowcut.decoder import LanguageStage
 from flowcut.encoder import EncoderStage
 from flowcut.method import FlowCut
 from flowcut.pruner import Pruner, Trace
@@ -21,22 +22,40 @@ class Handle:
 
     Attributes:
         pruner: the method with its settings.
-        trace: what happened in the last forward of the vision encoder; None before the first.
+        anatomy: what the model was found to be.
+        trace: what happened in the last forward that saw images; None before the first.
     """
 
     def __init__(self, model: nn.Module, pruner: Pruner, signals: bool = False):
-        anatomy = anatomy_of(model)
-        encoder = anatomy.encoder
-        if _handle_on(encoder.model) is not None:
+        self.anatomy = anatomy_of(model)
+        if any(_handle_on(encoder.model) is not None for encoder in self.anatomy.encoders):
             raise ValueError(f"this {type(model).__name__} already has a pruner attached; detach(model) it first")
-        _check_room(pruner, encoder.reserved)
+        self._check(pruner)
         self.pruner = pruner
         self.signals = signals
         self.trace: Trace | None = None
-        self._reserved = encoder.reserved
-        self._stages = [EncoderStage(self, encoder), *(make(self) for make in anatomy.stages)]
-        for stage in self._stages:
-            stage.install()
+        self.watches_language = self.anatomy.decoder is not None and pruner.cuts_language(self.anatomy.two_stage)
+        self._stages: list[Any] = [EncoderStage(self, encoder) for encoder in self.anatomy.encoders]
+        self._stages += [make(self) for make in self.anatomy.stages]
+        if self.watches_language and self.anatomy.decoder is not None:
+            self._stages.append(LanguageStage(self, self.anatomy.decoder))
+        installed = []
+        try:
+            for stage in self._stages:
+                installed.append(stage)
+                stage.install()
+        except BaseException:
+            for stage in reversed(installed):
+                stage.remove()
+            raise
+
+    def _check(self, pruner: Pruner) -> None:
+        for encoder in self.anatomy.encoders:
+            if pruner.budget <= encoder.reserved:
+                raise ValueError(
+                    f"budget={pruner.budget} leaves no patch beside the CLS token this model passes on; use >= 2"
+                )
+        pruner.check(self.anatomy)
 
     @property
     def budget(self) -> int:
@@ -46,7 +65,7 @@ class Handle:
     @budget.setter
     def budget(self, budget: int) -> None:
         pruner = replace(self.pruner, budget=budget)
-        _check_room(pruner, self._reserved)
+        self._check(pruner)
         self.pruner = pruner
 
     def remove(self) -> None:
@@ -74,8 +93,8 @@ def attach(model: nn.Module, pruner: Pruner, *, signals: bool = False) -> Handle
     Works on this very instance: no class is changed, and other models that share its config are not affected.
 
     Args:
-        model: a CLIPVisionModel, a LLaVA-1.5 of transformers (LlavaForConditionalGeneration, LlavaModel) or of this
-            project (LlavaLlamaForCausalLM).
+        model: of a known family (docs/method.md has the list), alone or inside of a wrapper of PEFT, accelerate,
+            DDP, DeepSpeed or torch.compile.
         pruner: FlowCut(budget=64), or any other Pruner.
         signals: also keep each layer's intermediate scores in the trace.
 
@@ -93,7 +112,7 @@ def detach(model: nn.Module) -> None:
     Raises:
         ValueError: none is attached.
     """
-    handle = _handle_on(anatomy_of(model).encoder.model)
+    handle = _handle_on(anatomy_of(model).encoders[0].model)
     if handle is None:
         raise ValueError(f"this {type(model).__name__} has no pruner attached")
     handle.remove()
@@ -116,8 +135,3 @@ def _handle_on(encoder: nn.Module) -> Handle | None:
         if isinstance(stage, EncoderStage):
             return stage.handle
     return None
-
-
-def _check_room(pruner: Pruner, reserved: int) -> None:
-    if pruner.budget <= reserved:
-        raise ValueError(f"budget={pruner.budget} leaves no patch beside the CLS token this model passes on; use >= 2")

@@ -1,115 +1,222 @@
 """The vision stage: shows every encoder layer to the pruner and shortens its output.
 
-All state of a forward is one `Run`, born at the encoder's entrance and handed from module to module as a keyword
-argument, so forwards may interleave and nothing is left behind on the model.
+All state of a forward is one `Run`, born at the encoder's entrance. It is found through a context variable, so threads
+do not meet, and nothing is left behind on the model.
+
+While the rows of a batch differ in length they lie one after the other in one packed sequence (`flowcut.tap.Segments`),
+docs/decisions/0004. From the layer on that features are read after, and in the encoder's output, a batch is [B, S, D]
+again; if a method leaves rows of different length there, the shorter ones are padded at their end and masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.masking_utils import create_bidirectional_mask
 
-from flowcut.pruner import Cut, Pruner, Trace, View, valid_mask
-from flowcut.tap import RUN, tap
+from flowcut.pruner import CLS, Cut, Pruner, Trace, View, valid_mask
+from flowcut.tap import VISION, Segments, tap
 
 if TYPE_CHECKING:
     from flowcut.anatomy import Encoder
     from flowcut.attach import Handle
 
 
-class Run:
-    """One forward of one encoder: what is left of the patches, and what the pruner has noted."""
+@dataclass
+class Rows:
+    """What the caller of an encoder knows about its rows; see `View` for `groups` and `tiles`.
 
-    def __init__(self, pruner: Pruner, encoder: Encoder, signals: bool):
+    Attributes:
+        skip: leave this call alone.
+        trace: filled by the encoder's forward, if a pruner is attached.
+    """
+
+    groups: tuple[int, ...] | None = None
+    tiles: tuple[int, ...] = ()
+    skip: bool = False
+    trace: Trace | None = None
+
+
+_ROWS: ContextVar[Rows | None] = ContextVar("flowcut_rows", default=None)
+
+
+@contextmanager
+def rows(groups: Sequence[int] | None = None, spread: bool = False, skip: bool = False) -> Iterator[Rows]:
+    """Tell an attached pruner, around a call of an encoder, which rows belong to one image.
+
+    Args:
+        groups: number of the image or video of each row; every row by itself if None.
+        spread: whether the rows of a group are tiles that share one image's budget (else frames, with a budget each).
+        skip: do not prune in this call.
+    """
+    known = Rows(None if groups is None else tuple(groups), skip=skip)
+    if groups is not None:
+        known.tiles = tuple(list(groups).count(group) if spread else 1 for group in groups)
+    token = _ROWS.set(known)
+    try:
+        yield known
+    finally:
+        _ROWS.reset(token)
+
+
+class Run:
+    """One forward of an encoder whose rows are a batch [B, S, D]: what is left, and what the pruner notes."""
+
+    def __init__(self, pruner: Pruner, encoder: Encoder, signals: bool, known: Rows | None, args: Any, kwargs: Any):
         self.pruner = pruner
         self.encoder = encoder
+        self.known = known
         self.trace = Trace()
         self.memory: dict[str, Any] = {}
-        self.recorder = self.record if signals else None
-        self.open = True
-        self.qkv: tuple[Tensor, Tensor, Tensor, float] | None = None
+        self.signals = signals
+        self.outer = VISION.get()
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.scaling = 0.0
         self.positions: Tensor | None = None
         self.counts: tuple[int, ...] = ()
+        self.groups: tuple[int, ...] = ()
+        self.packed = False
         self.mask: Any = None
 
+    def observes(self, module: nn.Module) -> bool:
+        return any(module is attention for attention in self.encoder.attentions)
+
     def observe(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
-        """Called by the tap. Recomputation under gradient checkpointing comes after closing and is not recorded."""
-        if self.open:
-            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            self.qkv = (query.detach(), key.detach(), value.detach(), scale)
+        """Called by the tap, more than once if a layer attends in pieces."""
+        self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self.seen.append((query.detach(), key.detach(), value.detach()))
 
-    def close(self) -> Trace:
-        """End of the forward. Checkpointed layers may keep the run alive until backward, so let go of the tensors."""
-        self.open = False
-        self.qkv = self.positions = self.mask = None
-        self.memory = {}
-        return self.trace
+    def note(self, name: str, values: Tensor, view: View) -> None:
+        self.trace.note(name, values, view.layer, view.counts)
 
-    def record(self, name: str, values: Tensor, view: View) -> None:
-        rows: Any = values.detach().clone()
-        if values.ndim == 2:
-            rows = [row[:count] for row, count in zip(rows, view.counts, strict=True)]
-        self.trace.signals.setdefault(view.layer, {})[name] = rows
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, special ones included."""
+        return [self.encoder.prefix + count for count in self.counts]
+
+    def start(self, hidden: Tensor) -> None:
+        """Learn from the first layer's output how many rows there are."""
+        number, length = hidden.shape[0], hidden.shape[1] - self.encoder.prefix
+        self.positions = torch.arange(length, device=hidden.device).expand(number, length)
+        self.counts = (length,) * number
+        groups = self.known.groups if self.known is not None else None
+        self.groups = tuple(range(number)) if groups is None else groups
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
-        """Show a layer to the pruner. [B, S, D] -> [B, S', D]."""
-        prefix = self.encoder.prefix
+        """Show a layer to the pruner; returns its output, shortened if it said so."""
         if self.positions is None:
-            rows, length = hidden.shape[0], hidden.shape[1] - prefix
-            self.positions = torch.arange(length, device=hidden.device).expand(rows, length)
-            self.counts = (length,) * rows
-        assert self.qkv is not None, "the layer ran without calling its tapped attention"
-        query, key, value, scaling = self.qkv
-        self.qkv = None
-        view = View(
+            self.start(hidden)
+        assert self.positions is not None
+        view = self.view(layer, hidden)
+        with torch.no_grad():
+            cut = self.pruner.vision(view)
+        self.trace.entering.append(self.counts)
+        if cut is not None:
+            hidden = self.shorten(cut, hidden, layer)
+        elif self.packed and layer >= self.encoder.whole_from:
+            hidden = self.arrange(hidden.flatten(0, -2), layer)
+        self.trace.leaving.append(self.counts)
+        return hidden
+
+    def view(self, layer: int, hidden: Tensor) -> View:
+        assert self.positions is not None
+        assert self.seen, "the layer ran without calling its tapped attention"
+        pieces = list(zip(*self.seen, strict=True))
+        query, key, value = (p[0] if len(p) == 1 else torch.cat(p, dim=2) for p in pieces)
+        self.seen = []
+        if self.packed:
+            query, key, value = (self.unpack(tensor[0]).transpose(1, 2) for tensor in (query, key, value))
+            states = pad_sequence(list(hidden.flatten(0, -2).split(self.lengths)), batch_first=True)
+        else:
+            states = hidden
+        return View(
             layer=layer,
             layers=self.encoder.depth,
             q=query,
             k=key,
             v=value,
-            scaling=scaling,
-            hidden=hidden,
-            prefix=prefix,
+            scaling=self.scaling,
+            hidden=states,
+            prefix=self.encoder.prefix,
             positions=self.positions,
             counts=self.counts,
-            groups=tuple(range(len(self.counts))),
+            groups=self.groups,
+            tiles=self.known.tiles if self.known is not None else (),
+            unit=self.encoder.unit,
+            two_stage=self.encoder.two_stage,
+            last_layer=self.encoder.last_layer,
             reserved=self.encoder.reserved,
             memory=self.memory,
-            recorder=self.recorder,
+            recorder=self.note if self.signals else None,
         )
-        with torch.no_grad():
-            cut = self.pruner.vision(view)
-        self.trace.entering.append(view.counts)
-        if cut is not None:
-            hidden = self.shorten(cut, hidden, layer)
-        self.trace.leaving.append(self.counts)
-        return hidden
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        """[H, sum S, d] -> [R, S, H, d], padded at the end."""
+        return pad_sequence(list(tokens.transpose(0, 1).split(self.lengths)), batch_first=True)
+
+    def starts(self, hidden: Tensor) -> list[int]:
+        """Where each row begins when `hidden` is flattened to [tokens, D]."""
+        if not self.packed:
+            return [row * hidden.shape[1] for row in range(len(self.counts))]
+        lengths = self.lengths
+        return [sum(lengths[:row]) for row in range(len(lengths))]
 
     def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
+        """Apply a cut to a layer's output; one gather over all rows."""
         assert self.positions is not None
-        rows, length = cut.keep.shape
-        prefix = self.encoder.prefix
-        everything = cut.hidden is None and length == self.positions.shape[1]
-        self.positions = self.positions.gather(1, cut.keep)
-        self.counts = cut.counts or (length,) * rows
-        self.trace.kept[layer] = [p[:count].clone() for p, count in zip(self.positions, self.counts, strict=True)]
-        if everything and cut.counts is None:
+        before, prefix = self.counts, self.encoder.prefix
+        counts = cut.counts or (cut.keep.shape[1],) * len(before)
+        self.positions = self.positions.gather(1, cut.keep.clamp_min(0)).masked_fill(cut.keep == CLS, CLS)
+        self.trace.kept[layer] = [p[:count].clone() for p, count in zip(self.positions, counts, strict=True)]
+        if cut.hidden is None and counts == before and all(count == cut.keep.shape[1] for count in counts):
             return hidden
-        row = torch.arange(rows, device=hidden.device)[:, None]
-        tokens = hidden[row, cut.keep + prefix] if cut.hidden is None else cut.hidden
-        hidden = torch.cat([hidden[:, :prefix], tokens], dim=1)
-        valid = valid_mask(self.counts, length, hidden.device)
-        self.mask = None
-        if valid is not None:
-            ahead = valid.new_ones(rows, prefix)
-            self.mask = create_bidirectional_mask(
-                config=self.encoder.model.config, inputs_embeds=hidden, attention_mask=torch.cat([ahead, valid], dim=1)
-            )
+        starts = self.starts(hidden)
+        ahead = torch.arange(prefix, device=hidden.device)
+        index = [
+            torch.cat([ahead + start, keep[:count] + (start + prefix)])
+            for start, keep, count in zip(starts, cut.keep, counts, strict=True)
+        ]
+        if cut.hidden is None:
+            self.kept_flat = torch.cat(index)
+            flat = hidden.flatten(0, -2)[self.kept_flat]
+        else:
+            special = [hidden.flatten(0, -2)[start : start + prefix] for start in starts]
+            new = [tokens[:count] for tokens, count in zip(cut.hidden.to(hidden.dtype), counts, strict=True)]
+            flat = torch.cat([part for pair in zip(special, new, strict=True) for part in pair])
+        self.counts = counts
+        return self.arrange(flat, layer)
+
+    def arrange(self, flat: Tensor, layer: int) -> Tensor:
+        """Rows one after the other [tokens, D] -> the shape that the next layer gets."""
+        lengths = self.lengths
+        self.mask, self.packed = None, False
+        if len(set(lengths)) == 1:
+            return flat.view(len(lengths), lengths[0], -1)
+        if layer < self.encoder.whole_from:
+            self.mask, self.packed = Segments(lengths), True
+            return flat[None]
+        hidden = pad_sequence(list(flat.split(lengths)), batch_first=True)
+        valid = valid_mask(lengths, max(lengths), flat.device)
+        self.mask = create_bidirectional_mask(
+            config=self.encoder.model.config, inputs_embeds=hidden, attention_mask=valid
+        )
         return hidden
+
+    def before_layer(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """What the next layer has to be called with, if not with what the encoder gives it."""
+        if self.mask is None:
+            return None
+        return args[:1], {**kwargs, "attention_mask": self.mask}
+
+    def finish(self) -> Trace:
+        return self.trace
 
 
 class EncoderStage:
@@ -127,21 +234,41 @@ class EncoderStage:
         self.undo.append(model.register_forward_hook(self.leave, with_kwargs=True, always_call=True).remove)
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
-            hook = _LayerHook(number)
-            self.undo.append(layer.register_forward_hook(hook, with_kwargs=True, prepend=True).remove)
+            self.undo.append(layer.register_forward_hook(_LayerHook(self, number), prepend=True).remove)
 
     def remove(self) -> None:
         while self.undo:
             self.undo.pop()()
 
-    def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, {**kwargs, RUN: Run(self.handle.pruner, self.encoder, self.handle.signals)}
+    def running(self) -> Any:
+        """This encoder's forward under way, if any."""
+        run = VISION.get()
+        return run if run is not None and run.encoder is self.encoder else None
 
+    @torch.compiler.disable
+    def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        known = _ROWS.get()
+        if known is not None and known.skip:
+            return
+        pruner, signals = self.handle.pruner, self.handle.signals
+        assert self.encoder.run is not None
+        VISION.set(self.encoder.run(pruner, self.encoder, signals, known, args, kwargs))
+
+    @torch.compiler.disable
     def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        trace = kwargs[RUN].close()
+        run = self.running()
+        if run is None:
+            return
+        VISION.set(run.outer)
         if output is None:
             return
+        trace = run.finish()
+        trace.tokens = [
+            torch.stack([torch.full_like(final, row), final], dim=1) for row, final in enumerate(trace.final)
+        ]
         self.handle.trace = trace
+        if run.known is not None:
+            run.known.trace = trace
         features = self.encoder.feature_layer
         if features is not None and trace.kept and max(trace.kept) > features:
             raise ValueError(
@@ -149,23 +276,22 @@ class EncoderStage:
                 "let the pruner finish earlier (FlowCut: last_layer) or read a later feature layer"
             )
 
+    @torch.compiler.disable
     def before_layer(
         self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
-        run = kwargs.get(RUN)
-        if run is None or run.mask is None:
-            return None
-        return args[:1], {**kwargs, "attention_mask": run.mask}
+        run = self.running()
+        return None if run is None else run.before_layer(args, kwargs)
 
 
 class _LayerHook:
     """After encoder layer `number`: let the forward's run shorten the output."""
 
-    def __init__(self, number: int):
+    def __init__(self, stage: EncoderStage, number: int):
+        self.stage = stage
         self.number = number
 
-    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        run = kwargs.get(RUN)
-        if run is None:
-            return None
-        return run.after_layer(self.number, output)
+    @torch.compiler.disable
+    def __call__(self, layer: nn.Module, args: tuple, output: Any) -> Any:
+        run = self.stage.running()
+        return None if run is None else run.after_layer(self.number, output)

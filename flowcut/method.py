@@ -2,7 +2,9 @@
 
 After each encoder layer every patch gets an importance score from three criteria, which is averaged with its past;
 after every second layer the least important patches go. How many go follows from how concentrated the CLS attention is.
-docs/method.md says where the paper and its released code differ, and which field below switches each difference.
+Families with long inputs (LLaVA-NeXT, Qwen2-VL) leave the encoder with more tokens than the budget and are cut to it
+after the language model's second layer. docs/method.md says where the paper and its released code differ, and which
+field below switches each difference.
 """
 
 from __future__ import annotations
@@ -15,38 +17,44 @@ import torch
 from torch import Tensor
 
 from flowcut import scores
-from flowcut.pruner import Cut, Pruner, View
+from flowcut.pruner import Cut, LanguageView, Pruner, View
 
 
 @dataclass(frozen=True)
 class FlowCut(Pruner):
-    """FlowCut with the behaviour of its released code for one image alone, at the encoder stage.
+    """FlowCut with the behaviour of its released code for one image alone.
 
     Attributes:
-        budget: visual tokens that reach the language model, per image.
+        budget: visual tokens that reach the language model (in two-stage families: its third and later layers), per
+            image or video frame.
         interval: select after every `interval`-th layer, counted back from `last_layer`. One longer than the encoder
             selects a single time.
-        last_layer: layer after whose output the budget is met, counted from the encoder's end (-3: the one before
-            the layer LLaVA reads its features from).
+        last_layer: encoder layer after whose output the budget is met, counted from the end. None takes the family's:
+            -3 (the one before the layer LLaVA reads its features from), in Qwen2-VL -1.
         history: weight of the past in the cumulative score; 0 scores each layer by itself.
         attention, semantic, value: which criteria take part.
         adaptive: take the number to drop from the attention's entropy (equation 3); otherwise drop the same share
             each time.
         batch_coupling: "none" lets every image decide for itself; "max" drops the largest number of any image in the
             batch from all of them, as the released code does.
-        semantic_scale: divide value products by nothing ("none"), by sqrt of the head's width ("head").
+        semantic_scale: divide value products by nothing ("none"), by sqrt of the head's width ("head"). In the language
+            model it is always the latter.
         heads: "split" computes semantic relevance per head and averages, and averages values over heads before their
             norm; "joined" takes the whole value vector for both (with semantic_scale="head": over sqrt of its width).
         softmax_over: "all" tokens, CLS included, or "patches" only.
         entropy_over: "patches", renormalised to sum 1, or "all" tokens as they are.
         steps_left: the L of equation 3: "layers" to the last selection, or "selections" still to come.
+        merge: where patches are merged into one token four by four (Qwen2-VL): keep whole "groups", or single
+            "patches", of which four that were no neighbours then make a token.
+        patch_positions: M-RoPE positions of what is left of an image: its "own", or the "first" ones of the image.
+        language_layer: decoder layer of two-stage families after which the budget is met.
 
     Raises:
         ValueError: a field has a value that is not allowed.
     """
 
     interval: int = 2
-    last_layer: int = -3
+    last_layer: int | None = None
     history: float = 0.5
     attention: bool = True
     semantic: bool = True
@@ -58,6 +66,9 @@ class FlowCut(Pruner):
     softmax_over: Literal["all", "patches"] = "all"
     entropy_over: Literal["patches", "all"] = "patches"
     steps_left: Literal["layers", "selections"] = "layers"
+    merge: Literal["groups", "patches"] = "groups"
+    patch_positions: Literal["own", "first"] = "own"
+    language_layer: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,14 +78,22 @@ class FlowCut(Pruner):
         _one_of(self, "softmax_over", "all", "patches")
         _one_of(self, "entropy_over", "patches", "all")
         _one_of(self, "steps_left", "layers", "selections")
+        _one_of(self, "merge", "groups", "patches")
+        _one_of(self, "patch_positions", "own", "first")
         if self.interval < 1:
             raise ValueError(f"interval={self.interval} is not a number of layers >= 1; the paper's is 2")
-        if self.last_layer > -1:
+        if self.last_layer is not None and self.last_layer > -1:
             raise ValueError(f"last_layer={self.last_layer} counts from the encoder's end, so -1 or less; default -3")
         if not 0 <= self.history < 1:
             raise ValueError(f"history={self.history} is not a weight in [0, 1); the paper's is 0.5")
         if not (self.attention or self.semantic or self.value):
             raise ValueError("attention, semantic and value are all off: leave at least one criterion on")
+        if self.merge == "patches" and self.patch_positions == "own":
+            raise ValueError(
+                "merge='patches' makes tokens that have no place of their own; use patch_positions='first'"
+            )
+        if self.language_layer < 0:
+            raise ValueError(f"language_layer={self.language_layer} is not a layer's number >= 0; the paper's is 1")
 
     @classmethod
     def paper(cls, budget: int, **fields: Any) -> FlowCut:
@@ -86,14 +105,48 @@ class FlowCut(Pruner):
         literal = {"semantic_scale": "head", "entropy_over": "all", "steps_left": "selections"}
         return cls(budget=budget, **{**literal, **fields})
 
-    def vision(self, view: View) -> Cut | None:
-        target = self.budget - view.reserved
-        left = view.layers + self.last_layer - view.layer
-        if view.layers + self.last_layer < 0:
+    @classmethod
+    def released_qwen2_vl(cls, budget: int, **fields: Any) -> FlowCut:
+        """What the released code does in Qwen2-VL, where the default does better.
+
+        It scores patches by attention and value alone, merges survivors four by four though they are no neighbours,
+        and gives what is left the image's first M-RoPE positions.
+        """
+        released = {"semantic": False, "merge": "patches", "patch_positions": "first"}
+        return cls(budget=budget, **{**released, **fields})
+
+    def check(self, anatomy: Any) -> None:
+        if self.merge == "patches" and any("window_size" in vars(encoder.model) for encoder in anatomy.encoders):
+            raise ValueError("merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'")
+        for encoder in anatomy.encoders:
+            last = encoder.last_layer if self.last_layer is None else self.last_layer
+            if encoder.depth + last < 0:
+                raise ValueError(f"last_layer={last} is not in this encoder, which has only {encoder.depth} layers")
+        if anatomy.two_stage and anatomy.decoder is not None and self.language_layer >= len(anatomy.decoder.layers):
+            layers = len(anatomy.decoder.layers)
             raise ValueError(
-                f"last_layer={self.last_layer} is not in this encoder, which has only {view.layers} layers"
+                f"language_layer={self.language_layer} is not in this decoder, which has only {layers} layers"
             )
-        if left < 0 or max(view.counts) <= target:
+
+    def cuts_language(self, two_stage: bool) -> bool:
+        return two_stage
+
+    def targets(self, view: View) -> list[int]:
+        """How many patches each row is to have when it leaves the encoder.
+
+        Where a second cut follows, half the budget per anyres tile, or twice the budget of merged tokens.
+        """
+        if not view.two_stage:
+            return view.share(self.budget)
+        if view.unit > 1:
+            return [2 * self.budget * view.unit] * len(view.counts)
+        return [max(self.budget // 2, 1)] * len(view.counts)
+
+    def vision(self, view: View) -> Cut | None:
+        last = view.layers + (view.last_layer if self.last_layer is None else self.last_layer)
+        left = last - view.layer
+        targets = self.targets(view)
+        if left < 0 or all(count <= target for count, target in zip(view.counts, targets, strict=True)):
             return None
         importance, row = self.importance(view)
         cumulative = scores.running_mean(view.memory.get("cumulative"), importance, self.history)
@@ -101,9 +154,25 @@ class FlowCut(Pruner):
         view.record("cumulative", cumulative)
         if left % self.interval:
             return None
-        cut = Cut.best(cumulative, self.keep_counts(view, row, target, left), view.valid)
+        counts = self.keep_counts(view, row, targets, left)
+        cut = Cut.best(cumulative, counts, view.valid) if self.merge == "patches" else view.best(cumulative, counts)
         view.memory["cumulative"] = cumulative.gather(1, cut.keep)
         return cut
+
+    def language(self, view: LanguageView) -> Cut | None:
+        """After decoder layer `language_layer`: keep the budget by what the last token attends to and resembles."""
+        if not view.two_stage or view.layer != self.language_layer or max(view.counts) <= self.budget:
+            return None
+        keys, values = view.visual(view.k), view.visual(view.v)
+        attention = scores.softmax_row(view.last_token(view.q), keys, view.scaling, view.valid).mean(dim=1)
+        scale = values.shape[-1] ** -0.5
+        semantic = scores.softmax_row(view.last_token(view.v), values, scale, view.valid).mean(dim=1)
+        value = scores.value_strength(values)
+        score = (scores.normalise(attention) + scores.normalise(semantic)) * value
+        for name, signal in {"attention": attention, "semantic": semantic, "value": value, "score": score}.items():
+            view.record(name, signal)
+        counts = [min(count, self.budget) for count in view.counts]
+        return Cut.best(score, counts, view.valid, renumber=not view.mrope)
 
     def importance(self, view: View) -> tuple[Tensor, Tensor]:
         """Equation 5 for this layer, [B, n], and the CLS attention row over all tokens averaged over heads, [B, S]."""
@@ -133,13 +202,15 @@ class FlowCut(Pruner):
         view.record("score", importance)
         return importance, row
 
-    def keep_counts(self, view: View, row: Tensor, target: int, left: int) -> list[int]:
-        """How many patches each sample keeps after this layer."""
+    def keep_counts(self, view: View, row: Tensor, targets: list[int], left: int) -> list[int]:
+        """How many patches each row keeps after this layer; equation 3."""
+        goals = [min(n, target) for n, target in zip(view.counts, targets, strict=True)]
+        unit = 1 if self.merge == "patches" else view.unit
         if left == 0:
-            return [min(count, target) for count in view.counts]
+            return goals
         if not self.adaptive:
-            selections = left // self.interval + 1
-            return [n if n <= target else round(n * (target / n) ** (1 / selections)) for n in view.counts]
+            share = 1 / (left // self.interval + 1)
+            return [round(n / unit * (goal / n) ** share) * unit for n, goal in zip(view.counts, goals, strict=True)]
         if self.entropy_over == "patches":
             weights, extra = scores.normalise(row[:, -view.positions.shape[1] :]), 0
         else:
@@ -148,15 +219,18 @@ class FlowCut(Pruner):
         view.record("entropy", entropy)
         steps = left if self.steps_left == "layers" else left / self.interval
         drops = [
-            scores.prune_number(n, target, steps, h / math.log(n + extra)) if n > target else 0.0
-            for n, h in zip(view.counts, entropy.tolist(), strict=True)
+            scores.prune_number(n, goal, steps, h / math.log(n + extra)) if n > goal else 0.0
+            for n, goal, h in zip(view.counts, goals, entropy.tolist(), strict=True)
         ]
         view.record("prune_number", torch.tensor(drops))
         together = view.groups if self.batch_coupling == "none" else (0,) * len(drops)
         largest: dict[int, float] = {}
         for group, drop in zip(together, drops, strict=True):
             largest[group] = max(drop, largest.get(group, drop))
-        return [max(n - round(largest[group]), min(n, target)) for n, group in zip(view.counts, together, strict=True)]
+        return [
+            max(n - round(largest[group] / unit) * unit, goal)
+            for n, goal, group in zip(view.counts, goals, together, strict=True)
+        ]
 
 
 def _one_of(pruner: Pruner, name: str, *allowed: str) -> None:

@@ -1,27 +1,52 @@
-"""The prompt stage for transformers' LLaVA classes: closes the sequence up around placeholders that lost their token.
+"""The prompt stage for transformers' classes: closes the sequence up around placeholders that lost their token.
 
-The caller keeps writing one placeholder per patch. On the way into the model this stage has the images encoded, takes
-the surplus placeholders out of ids, mask and labels, and numbers positions 0, 1, ... over what is left. Later calls on
-the same KV cache come with the caller's longer mask and positions, which are translated; what is needed for that lies
-on the cache itself and so lives, is copied and dies with the conversation.
+The caller keeps writing one placeholder per visual token of the unpruned model. On the way into the model this stage
+has images and videos encoded, takes the surplus placeholders out of ids, mask and labels, and numbers positions anew
+(or, with M-RoPE, keeps those of what is left). Later calls on the same KV cache come with the caller's longer mask and
+positions, which are translated; what is needed for that lies on the cache itself and so lives, is copied and dies with
+the conversation.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-IGNORE_INDEX = -100
+from flowcut.decoder import IMAGE_INDEX, with_cache
+from flowcut.pruner import Trace
+from flowcut.sequence import IGNORE_INDEX, pack
+
+if TYPE_CHECKING:
+    from flowcut.attach import Handle
+
 CLOSED = "flowcut_closed"
 """Keyword argument by which the outer model tells the inner one that the call was translated already."""
 PAST = "flowcut_past"
 """Attribute of a KV cache that holds its `Past`."""
+UNITS = "flowcut_units"
+"""Attribute of an encoder's output that holds its list of `Unit`."""
+
+
+@dataclass
+class Unit:
+    """A run of placeholders in the prompt and the features that are left for it: an image, or a frame of a video.
+
+    Attributes:
+        features: [V, D].
+        stays: [P] bool, which of its placeholders keep their place.
+        tokens: [V, 2], encoder row and grid position of each feature (see `Trace.tokens`); None for what is no image,
+            such as the token that ends a video: it counts as text.
+    """
+
+    features: Tensor
+    stays: Tensor
+    tokens: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -39,27 +64,106 @@ class Past:
     mask: Tensor | None
 
 
-class PromptStage:
-    """Hooks on a LlavaForConditionalGeneration and on the LlavaModel inside, so that callers may enter at either."""
+@dataclass
+class Modality:
+    """How one family encodes images (or videos) and marks them in a prompt. Derive one for each family.
 
-    def __init__(self, model: Any, inner: Any, tokens_per_image: int):
+    Attributes:
+        name: "image" or "video", the key in `mm_encoder_outputs`.
+        method: the inner model's method that encodes them.
+        pixels: the argument that brings them; `more` are the method's other arguments.
+        token: the config field with the placeholder's id.
+        joined: whether the model wants features as one tensor [1, V, D] instead of a list.
+    """
+
+    name: str = "image"
+    method: str = "get_image_features"
+    pixels: str = "pixel_values"
+    more: tuple[str, ...] = ("vision_feature_layer", "vision_feature_select_strategy")
+    token: str = "image_token_id"
+    joined: bool = False
+    also: dict[str, Any] = field(default_factory=dict)
+
+    def encode(self, handle: Handle, inner: Any, call: dict[str, Any]) -> tuple[Any, list[Unit], Trace | None]:
+        """Run the encoder. -> its output, one unit for each stretch of placeholders, and what the pruner did."""
+        raise NotImplementedError
+
+    def original(self, inner: Any, call: dict[str, Any], **overrides: Callable[..., Any]) -> Any:
+        """The class's own method, on a shallow copy of the model in which some of its other methods are replaced."""
+        view = copy.copy(inner) if overrides else inner
+        view.__dict__.update(overrides)
+        return getattr(type(inner), self.method)(view, **call)
+
+
+def row_units(trace: Trace, features: Sequence[Tensor], special: int) -> list[Unit]:
+    """One unit per encoder row, of features [T (+ padding), D] of which `special` stand ahead of the patches."""
+    units = []
+    for row, (kept, whole) in enumerate(zip(trace.final, trace.entering[0], strict=True)):
+        count, placeholders = len(kept) + special, max(whole, len(kept)) + special
+        stays = torch.arange(placeholders, device=kept.device) < count
+        tokens = torch.cat([kept.new_full((special,), -1), kept])
+        units.append(Unit(features[row][:count], stays, torch.stack([torch.full_like(tokens, row), tokens], dim=1)))
+    return units
+
+
+class Encoding:
+    """Stands on the inner model in the place of `get_image_features`; notes what is left on the output."""
+
+    def __init__(self, handle: Handle, inner: Any, modality: Modality):
+        self.handle = handle
+        self.inner = inner
+        self.modality = modality
+        # generate() picks its arguments by the signature.
+        signature = inspect.signature(getattr(type(inner), modality.method))
+        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(IMAGE_INDEX, None)
+        call = self.__signature__.bind(*args, **kwargs).arguments
+        call |= call.pop("kwargs", {})
+        wants_tuple = call.get("return_dict") is False
+        outputs, units, trace = self.modality.encode(self.handle, self.inner, {**call, "return_dict": True})
+        if trace is not None:
+            put_units(outputs, units, self.modality.joined)
+            trace.tokens = [unit.tokens for unit in units if unit.tokens is not None]
+        return outputs.to_tuple() if wants_tuple else outputs
+
+
+def put_units(outputs: Any, units: list[Unit], joined: bool) -> None:
+    setattr(outputs, UNITS, units)
+    features = [unit.features for unit in units]
+    outputs.pooler_output = torch.cat(features)[None] if joined else features
+
+
+class PromptStage:
+    """Hooks on a model for conditional generation and on the model inside, so that callers may enter at either."""
+
+    def __init__(self, handle: Handle, model: Any, inner: Any, modalities: Sequence[Modality], mrope: bool = False):
+        self.handle = handle
         self.model = model
         self.inner = inner
-        self.tokens_per_image = tokens_per_image
+        self.modalities = {modality.name: modality for modality in modalities}
+        self.mrope = mrope
         self.undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
         for module in {id(module): module for module in (self.model, self.inner)}.values():
             self.undo.append(module.register_forward_pre_hook(self.close_up, with_kwargs=True).remove)
+        for modality in self.modalities.values():
+            self.replace(self.inner, modality.method, Encoding(self.handle, self.inner, modality))
         if hasattr(self.model, "_expand_inputs_for_generation"):
             # generate() repeats encoded images for beams by counting their placeholders, which no longer match.
-            self.model._expand_inputs_for_generation = self.expand
-            self.undo.append(lambda: self.model.__dict__.pop("_expand_inputs_for_generation"))
+            self.replace(self.model, "_expand_inputs_for_generation", self.expand)
+
+    def replace(self, module: Any, name: str, method: Any) -> None:
+        module.__dict__[name] = method
+        self.undo.append(lambda: module.__dict__.pop(name))
 
     def remove(self) -> None:
         while self.undo:
             self.undo.pop()()
 
+    @torch.compiler.disable
     def close_up(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Forward pre-hook: the call as the model has to see it."""
         names = list(inspect.signature(type(module).forward).parameters)[1:]
@@ -71,7 +175,7 @@ class PromptStage:
         return (), call
 
     def translate(self, call: dict[str, Any]) -> None:
-        """Rewrite a call in place; one that drops nothing and continues nothing stays as it is."""
+        """Rewrite a call in place; one that drops nothing, shows nothing and continues nothing stays as it is."""
         name = "input_ids" if call.get("input_ids") is not None else "inputs_embeds"
         if call.get(name) is None:
             return
@@ -80,8 +184,12 @@ class PromptStage:
         past = getattr(cache, PAST, None)
         if past is not None:
             _realign(call, name, past)
-        surplus = self.surplus(call)
+        surplus, image_index = self.placed(call)
+        if image_index is not None and self.handle.watches_language:
+            call[IMAGE_INDEX] = image_index
         if past is None and surplus is None:
+            if IMAGE_INDEX in call and self.mrope:
+                self.place(call, name, past)  # while all of the prompt is there to count by
             return
         call[CLOSED] = True
         mask = _flat_mask(call)
@@ -89,12 +197,14 @@ class PromptStage:
         device = call[name].device
         cached = cache.get_seq_length() if cache is not None else 0
         padded = mask is not None or (past is not None and past.mask is not None)
+        if self.mrope:
+            self.place(call, name, past)
         seen, new = _split(mask, past, cached, rows, length, device)
         if surplus is not None:
             keep = new.bool() & ~surplus
             if isinstance(call.get("logits_to_keep"), Tensor):
                 raise ValueError("logits_to_keep as a tensor of positions cannot follow dropped tokens; pass a number")
-            index, real = _pack(keep, left=not bool((new[:, -1] == 0).any()))
+            index, real = pack(keep, left=not bool((new[:, -1] == 0).any()))
             padded = padded or not bool(real.all())
             if name == "input_ids":
                 pad = 1 if self.inner.config.image_token_id == 0 else 0
@@ -105,78 +215,133 @@ class PromptStage:
                 call[name] = call[name][row, index].masked_fill(~real[..., None], 0)
             if call.get("labels") is not None:
                 call["labels"] = call["labels"].gather(1, index).masked_fill(~real, IGNORE_INDEX)
+            if call.get(IMAGE_INDEX) is not None:
+                call[IMAGE_INDEX] = call[IMAGE_INDEX].gather(1, index).masked_fill(~real, -1)
+            if self.mrope and call.get("position_ids") is not None:
+                positions = call["position_ids"].expand(-1, rows, -1)
+                call["position_ids"] = positions.gather(2, index.expand(len(positions), -1, -1)).masked_fill(~real, 0)
             new = real.to(new.dtype)
         whole = torch.cat([seen, new], dim=1)
         call["attention_mask"] = whole if padded else None
-        call["position_ids"] = (whole.long().cumsum(dim=1) - 1).clamp_min(0)[:, cached:]
+        counted = (whole.long().cumsum(dim=1) - 1).clamp_min(0)[:, cached:]
+        if not self.mrope:
+            call["position_ids"] = counted
+        elif call.get("position_ids") is not None:
+            # In front of the three axes stands the text's count, by which masks are made: it must have no gaps.
+            axes = call["position_ids"][-3:].expand(3, rows, -1)
+            call["position_ids"] = torch.cat([counted[None], axes])
         if surplus is not None:
             dropped = length - new.shape[1] + (past.dropped if past is not None else 0)
             self.note(call, Past(dropped, whole.shape[1], whole if padded else None))
 
     def encode(self, call: dict[str, Any]) -> None:
         """Swap pixels for the features of the tokens that are left of them."""
-        if call.get("pixel_values") is None:
-            return
-        names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
-        given = {name: call.pop(name) for name in names if call.get(name) is not None}
-        call["mm_encoder_outputs"] = {"image": self.inner.get_image_features(**given, return_dict=True)}
+        outputs = {}
+        for modality in self.modalities.values():
+            if call.get(modality.pixels) is None:
+                continue
+            names = (modality.pixels, *modality.more)
+            given = {name: call[name] for name in names if call.get(name) is not None}
+            outputs[modality.name] = getattr(self.inner, modality.method)(**given, return_dict=True)
+        if outputs:
+            for modality in self.modalities.values():
+                for name in (modality.pixels, *(() if self.mrope else modality.more)):
+                    call.pop(name, None)
+            call["mm_encoder_outputs"] = {**(call.get("mm_encoder_outputs") or {}), **outputs}
 
-    def surplus(self, call: dict[str, Any]) -> Tensor | None:
-        """[B, S], True at placeholders that have no feature; None if none is too many."""
-        outputs = (call.get("mm_encoder_outputs") or {}).get("image")
-        if outputs is None:
-            return None
-        at = self.placeholders(call.get("input_ids"), call.get("inputs_embeds"))
-        features, expected = outputs.pooler_output, self.tokens_per_image
-        lengths = torch.tensor([len(feature) for feature in features], device=at.device)
-        found = int(at.sum())
-        if found == int(lengths.sum()):
-            return None
-        if found != len(features) * expected:
-            raise ValueError(f"{found} image placeholders for {len(features)} images; write {expected} for each image")
-        number = (at.flatten().cumsum(0) - 1).clamp_min(0).view_as(at)
-        return at & (number % expected >= lengths[number // expected])
+    def placed(self, call: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """-> placeholders that lost their token [B, S], None if none did; and which image each one shows [B, S]."""
+        surplus, image_index, images = None, None, 0
+        for modality in self.modalities.values():
+            outputs = (call.get("mm_encoder_outputs") or {}).get(modality.name)
+            units: list[Unit] | None = getattr(outputs, UNITS, None)
+            if not units:
+                continue
+            at = self.placeholders(modality, call.get("input_ids"), call.get("inputs_embeds"))
+            stays = torch.cat([unit.stays for unit in units]).to(at.device)
+            found, closed = int(at.sum()), int(at.sum()) != len(stays)
+            if closed and found != int(stays.sum()):
+                expected = ", ".join(str(len(unit.stays)) for unit in units[:4]) + (", ..." if len(units) > 4 else "")
+                what = f"{len(units)} {modality.name}s or frames"
+                raise ValueError(f"{found} {modality.name} placeholders for {what}; write {expected}")
+            numbers = []
+            for unit in units:
+                number = -1 if unit.tokens is None else images
+                images += unit.tokens is not None
+                length = len(unit.features) if closed else len(unit.stays)
+                numbers.append(torch.full((length,), number, device=at.device))
+            if closed:
+                stays = stays[stays]
+            image_index = torch.full(at.shape, -1, device=at.device) if image_index is None else image_index
+            image_index[at] = torch.cat(numbers)
+            if not bool(stays.all()):
+                surplus = torch.zeros_like(at) if surplus is None else surplus
+                surplus[at] = ~stays
+        return surplus, image_index
 
-    def placeholders(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        token = self.inner.config.image_token_id
+    def placeholders(self, modality: Modality, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        token = getattr(self.inner.config, modality.token)
         if input_ids is not None and input_ids.numel():
             return input_ids == token
         assert inputs_embeds is not None
         embedding = self.inner.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
         return (inputs_embeds == embedding).all(dim=-1)
 
+    def place(self, call: dict[str, Any], name: str, past: Past | None) -> None:
+        """M-RoPE positions, which depend on the whole prompt, while it is still whole."""
+        types = call.pop("mm_token_type_ids", None)
+        given = call.get("position_ids")
+        if given is None:
+            mask, cache = call.get("attention_mask"), call.get("past_key_values")
+            rows, length = call[name].shape[:2]
+            if mask is None and past is not None:
+                earlier = (cache.get_seq_length() if cache is not None else 0) + past.dropped
+                mask = torch.ones(rows, earlier + length, dtype=torch.long, device=call[name].device)
+            given = self.inner.compute_3d_position_ids(
+                input_ids=call.get("input_ids"),
+                inputs_embeds=call[name] if name == "inputs_embeds" else self.inner.get_input_embeddings()(call[name]),
+                image_grid_thw=call.get("image_grid_thw"),
+                video_grid_thw=call.get("video_grid_thw"),
+                attention_mask=mask,
+                past_key_values=cache,
+                mm_token_type_ids=types,
+            )
+            if given is not None:
+                given = given[..., -length:]
+        elif given.ndim == 2:
+            given = given[None]
+        call["position_ids"] = given
+
     def note(self, call: dict[str, Any], past: Past) -> None:
         """Leave the note on the cache this forward fills. Made here if the model would make it, to have one to mark."""
-        language = self.inner.language_model
-        use_cache = call.get("use_cache")
-        if use_cache is None:
-            use_cache = language.config.use_cache
-        if call.get("past_key_values") is None:
-            if not use_cache or (language.training and getattr(language, "gradient_checkpointing", False)):
-                return
-            call["past_key_values"] = DynamicCache(config=language.config)
-        setattr(call["past_key_values"], PAST, past)
+        with_cache(call, self.inner.language_model)
+        if call.get("past_key_values") is not None:
+            setattr(call["past_key_values"], PAST, past)
 
     def expand(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """generate()'s repetition of inputs for beams and several returned sequences, with fewer features per image."""
         original = type(self.model)._expand_inputs_for_generation
-        encoded = kwargs.get("mm_encoder_outputs") or {}
-        image = encoded.get("image")
-        if image is not None and expand_size > 1:
-            at = self.placeholders(input_ids, kwargs.get("inputs_embeds"))
-            features = list(image.pooler_output)
-            if int(at.sum()) == len(features) * self.tokens_per_image:
-                waiting = iter(features)
-                image.pooler_output = []
-                for images in (at.sum(dim=1) // self.tokens_per_image).tolist():
-                    image.pooler_output += [next(waiting) for _ in range(images)] * expand_size
-                kwargs["mm_encoder_outputs"] = {key: value for key, value in encoded.items() if key != "image"}
-                input_ids, kwargs = original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
-                kwargs["mm_encoder_outputs"]["image"] = image
-                return input_ids, kwargs
-        return original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
+        encoded = dict(kwargs.get("mm_encoder_outputs") or {})
+        ours = {name: encoded.pop(name) for name in list(encoded) if getattr(encoded[name], UNITS, None)}
+        if expand_size == 1 or not ours:
+            return original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
+        for name, outputs in ours.items():
+            modality = self.modalities[name]
+            at = self.placeholders(modality, input_ids, kwargs.get("inputs_embeds"))
+            waiting = iter(getattr(outputs, UNITS))
+            repeated: list[Unit] = []
+            for placeholders in at.sum(dim=1).tolist():
+                own: list[Unit] = []
+                while sum(len(unit.stays) for unit in own) < placeholders:
+                    own.append(next(waiting))
+                repeated += own * expand_size
+            put_units(outputs, repeated, modality.joined)
+        kwargs["mm_encoder_outputs"] = encoded
+        input_ids, kwargs = original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
+        kwargs["mm_encoder_outputs"] |= ours
+        return input_ids, kwargs
 
 
 def _realign(call: dict[str, Any], name: str, past: Past) -> None:
@@ -190,11 +355,14 @@ def _realign(call: dict[str, Any], name: str, past: Past) -> None:
     if mask is not None:
         before = mask.shape[1] - tokens.shape[1]
     elif positions is not None:
-        before = int(positions.max()) + 1 - tokens.shape[1]
+        before = int(positions[0].max()) + 1 - tokens.shape[1]
     else:
         return
     cached = cache.get_seq_length()
     if before == cached and tokens.shape[1] > past.dropped:
+        for key in ("position_ids", "mm_token_type_ids", "labels"):
+            if call.get(key) is not None and call[key].shape[-1] == tokens.shape[1]:
+                call[key] = call[key][..., past.dropped :]
         call[name] = tokens[:, past.dropped :]
     elif before != cached + past.dropped:
         raise ValueError(
@@ -205,9 +373,10 @@ def _realign(call: dict[str, Any], name: str, past: Past) -> None:
 
 def _flat_mask(call: dict[str, Any]) -> Tensor | None:
     mask = call.get("attention_mask")
-    if mask is not None and mask.ndim != 2:
+    if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):
+        shape = "per layer type" if isinstance(mask, dict) else f"of shape {tuple(mask.shape)}"
         raise ValueError(
-            f"an attention_mask of shape {tuple(mask.shape)} cannot follow dropped tokens; pass [batch, length], "
+            f"an attention_mask {shape} cannot follow dropped tokens; pass [batch, length], "
             "and in generate() no static cache"
         )
     return mask
@@ -224,16 +393,3 @@ def _split(
         known = ones[:, :described] if past.mask is None else past.mask.to(ones)
         seen = torch.cat([known, seen[:, described:]], dim=1)
     return seen[:, :cached], seen[:, cached:]
-
-
-def _pack(keep: Tensor, left: bool) -> tuple[Tensor, Tensor]:
-    """Close rows up. keep [B, S] -> index [B, S'] of the kept columns in order, and [B, S'] where a row reaches.
-
-    Shorter rows are padded on the left, or on the right if `left` is False.
-    """
-    width = int(keep.sum(dim=1).max())
-    if left:
-        index = keep.int().argsort(dim=1, stable=True)[:, -width:]
-    else:
-        index = keep.int().argsort(dim=1, descending=True, stable=True)[:, :width]
-    return index, keep.gather(1, index)

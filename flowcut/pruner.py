@@ -1,44 +1,56 @@
 """The contract between a pruning method and the model it is attached to.
 
-A method is a frozen dataclass derived from `Pruner`. After every layer of the vision encoder it is shown a `View` and
-answers with a `Cut`, or with None to leave the layer alone. It never touches the model; `flowcut.attach` does.
+A method is a frozen dataclass derived from `Pruner`. After every layer of the vision encoder it is shown a `View`,
+after every layer of the language model that sees an image a `LanguageView`; it answers with a `Cut`, or with None to
+leave the layer alone. It never touches the model; `flowcut.attach` does.
 
 What every pruner has to honour (tests/flowcut/test_laws.py holds all of them to it):
 
 1. a budget not below the number of tokens changes nothing, to the last bit;
-2. exactly `budget` visual tokens reach the language model;
-3. kept indices ascend, and special tokens ahead of the patches (CLS) always stay;
+2. exactly `budget` visual tokens reach the language model, or its last layers where the method cuts there;
+3. kept indices ascend unless the method merges, and special tokens ahead of the patches (CLS) and text always stay;
 4. a sample's result does not depend on its batch mates (unless a field asks for it, as `batch_coupling="max"`);
 5. whatever has to live from one layer to the next lies in `view.memory`, which dies with the forward.
 
-Shapes: B samples (encoder rows: images, tiles or frames), H heads, S tokens in the layer, n visual tokens among them,
-d entries per head, D model width.
+Shapes: B samples, R images (encoder rows: images, tiles or frames), H heads, S tokens in the layer, n visual tokens
+among them, d entries per head, D model width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from flowcut.anatomy import Anatomy
+
+CLS = -1
+"""In place of a patch position: the CLS token, where a method sends it to the language model as a token of its own."""
+
 
 @dataclass
 class View:
-    """What a pruner may see of one layer. Rows with fewer visual tokens than the longest are padded at their end.
+    """What a pruner may see of one encoder layer. Rows with fewer visual tokens than the longest are padded at the end.
 
     Attributes:
         layer, layers: this layer's number from 0, and how many layers the encoder has.
-        q, k, v: [B, H, S, d], after position encoding, as the attention function received them (q not yet scaled).
+        q, k, v: [R, H, S, d], after position encoding, as the attention function received them (q not yet scaled).
         scaling: what the attention multiplies q·k with, 1/sqrt(d).
-        hidden: [B, S, D], the layer's output, which a cut shortens.
+        hidden: [R, S, D], the layer's output, which a cut shortens.
         prefix: how many special tokens stand ahead of the visual ones (1 for CLIP's CLS, 0 for SigLIP).
-        positions: [B, n], where each visual token lay in the original patch grid, row-major from 0.
+        positions: [R, n], where each visual token lay in the original patch grid, row-major from 0 (Qwen2-VL: in the
+            order of its processor, 2 x 2 merge groups one after the other).
         counts: visual tokens of each row, padding not counted; plain integers.
         groups: number of the image group of each row. Rows of one group (tiles of one image, frames of one video)
             may decide together; rows of different groups must not.
+        tiles: for each row, among how many rows its image is spread: 1, or the number of anyres tiles.
+        unit: how many patches, one after the other, become one token of the language model (4 in Qwen2-VL).
+        two_stage: whether this family's pruners are expected to cut again inside the language model.
+        last_layer: layer after which a gradual method is to be done, counted from the encoder's end.
         reserved: special tokens that travel on to the language model and so count in the budget (CLS with LLaVA's
             `cls_patch`).
         memory: the pruner's own notebook for this forward.
@@ -55,18 +67,22 @@ class View:
     positions: Tensor
     counts: tuple[int, ...]
     groups: tuple[int, ...]
+    tiles: tuple[int, ...] = ()
+    unit: int = 1
+    two_stage: bool = False
+    last_layer: int = -3
     reserved: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
-    recorder: Callable[[str, Tensor, View], None] | None = None
+    recorder: Callable[[str, Tensor, Any], None] | None = None
 
     @property
     def valid(self) -> Tensor | None:
-        """[B, n], True where a visual token is real; None when no row is padded."""
+        """[R, n], True where a visual token is real; None when no row is padded."""
         return valid_mask(self.counts, self.positions.shape[1], self.positions.device)
 
     @property
     def key_valid(self) -> Tensor | None:
-        """[B, S], the same with the special tokens in front; None when no row is padded."""
+        """[R, S], the same with the special tokens in front; None when no row is padded."""
         valid = self.valid
         if valid is None:
             return None
@@ -77,7 +93,7 @@ class View:
         return tokens[..., self.prefix :, :]
 
     def global_token(self, tokens: Tensor) -> Tensor:
-        """[B, H, S, d] -> [B, H, d]: the CLS token, or where there is none the mean of all tokens (section 3.1)."""
+        """[R, H, S, d] -> [R, H, d]: the CLS token, or where there is none the mean of all tokens (section 3.1)."""
         if self.prefix:
             return tokens[:, :, 0]
         valid = self.valid
@@ -86,8 +102,111 @@ class View:
         weight = valid[:, None, :, None].to(tokens.dtype)
         return (tokens * weight).sum(dim=2) / weight.sum(dim=2)
 
+    def share(self, budget: int) -> list[int]:
+        """How many patches each row may keep so that its image has `budget` tokens in the language model.
+
+        An anyres image's budget is spread evenly over its tiles, the first ones taking what does not divide.
+        """
+        seen: dict[int, int] = {}
+        shares = []
+        for group, tiles in zip(self.groups, self.tiles or (1,) * len(self.groups), strict=True):
+            number = seen[group] = seen.get(group, -1) + 1
+            tokens = budget // tiles + (number < budget % tiles) if tiles > 1 else budget
+            shares.append(max(tokens - self.reserved, 1) * self.unit)
+        return shares
+
+    def best(self, score: Tensor, counts: Sequence[int]) -> Cut:
+        """Keep the `counts[r]` patches of highest score [R, n]; merge groups stay whole, by their mean score."""
+        if self.unit == 1:
+            return Cut.best(score, counts, self.valid)
+        rows, length = score.shape
+        pooled = score.view(rows, length // self.unit, self.unit).mean(dim=2)
+        valid = self.valid
+        cut = Cut.best(
+            pooled, [count // self.unit for count in counts], None if valid is None else valid[:, :: self.unit]
+        )
+        inside = torch.arange(self.unit, device=score.device)
+        keep = (cut.keep[:, :, None] * self.unit + inside).flatten(1)
+        return Cut(keep, None if cut.counts is None else tuple(count * self.unit for count in cut.counts))
+
     def record(self, name: str, values: Tensor) -> None:
-        """Leave an intermediate result ([B] or [B, n]) in the trace; does nothing unless attached with signals=True."""
+        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""
+        if self.recorder is not None:
+            self.recorder(name, values, self)
+
+
+@dataclass
+class LanguageView:
+    """What a pruner may see of one decoder layer in a forward that brings images. One row per image.
+
+    Attributes:
+        layer, layers: this layer's number from 0, and how many layers the decoder has.
+        q: [B, H, S, d] after position encoding, not yet scaled.
+        k, v: [B, H', P + S, d], with P entries from the KV cache in front; H' divides H (grouped queries).
+        scaling: what the attention multiplies q·k with, 1/sqrt(d).
+        hidden: [B, S, D], the layer's output, which a cut shortens.
+        real: [B, P + S], False on padding; None when nothing is padded.
+        columns: [R, n], where in its sample's S tokens each visual token of an image stands; padded at the end.
+        positions: [R, n], the visual tokens' numbers among those of their image that entered the language model.
+        counts: visual tokens of each image now.
+        initial: visual tokens of each image that entered the language model.
+        samples: the batch row that each image belongs to.
+        last: [B], column of each sample's last real token: the last of the prompt, in training the last label.
+        mrope: whether positions have axes for time, height and width (Qwen2-VL).
+        two_stage: whether this family's pruners are expected to cut here.
+        memory: the pruner's own notebook for this forward.
+    """
+
+    layer: int
+    layers: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scaling: float
+    hidden: Tensor
+    real: Tensor | None
+    columns: Tensor
+    positions: Tensor
+    counts: tuple[int, ...]
+    initial: tuple[int, ...]
+    samples: tuple[int, ...]
+    last: Tensor
+    mrope: bool = False
+    two_stage: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)
+    recorder: Callable[[str, Tensor, Any], None] | None = None
+
+    @property
+    def past(self) -> int:
+        """Entries of the KV cache that stand in front of this forward's own keys."""
+        return self.k.shape[2] - self.hidden.shape[1]
+
+    @property
+    def valid(self) -> Tensor | None:
+        """[R, n], True where a visual token is real; None when no image has fewer than the others."""
+        return valid_mask(self.counts, self.columns.shape[1], self.columns.device)
+
+    def last_token(self, tokens: Tensor) -> Tensor:
+        """[B, H', (P +) S, d] -> [R, H, d] at the last real token of each image's sample."""
+        sample = torch.tensor(self.samples, device=tokens.device)
+        offset = tokens.shape[2] - self.hidden.shape[1]
+        return self._all_heads(tokens[sample, :, (self.last + offset)[sample]], 1)
+
+    def visual(self, tokens: Tensor) -> Tensor:
+        """[B, H', (P +) S, d] -> [R, H, n, d] at the visual tokens."""
+        sample = torch.tensor(self.samples, device=tokens.device)[:, None]
+        offset = tokens.shape[2] - self.hidden.shape[1]
+        return self._all_heads(tokens[sample, :, self.columns + offset].transpose(1, 2), 1)
+
+    def whole(self, tokens: Tensor) -> Tensor:
+        """[B, H', P + S, d] -> [R, H, P + S, d]: all keys or values of each image's sample."""
+        return self._all_heads(tokens[torch.tensor(self.samples, device=tokens.device)], 1)
+
+    def _all_heads(self, tokens: Tensor, dim: int) -> Tensor:
+        return tokens.repeat_interleave(self.q.shape[1] // tokens.shape[dim], dim=dim)
+
+    def record(self, name: str, values: Tensor) -> None:
+        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""
         if self.recorder is not None:
             self.recorder(name, values, self)
 
@@ -97,41 +216,43 @@ class Cut:
     """A pruner's answer: which visual tokens of each row stay.
 
     Attributes:
-        keep: [B, K] indices into the layer's own visual tokens, ascending in each row.
+        keep: [R, K] indices into the layer's own visual tokens. Ascending, unless `hidden` is given: then any order,
+            and in an encoder `CLS` for the CLS token as a visual token of its own.
         counts: how many entries of each row are meant; None when all K are. What lies beyond is padding.
-        hidden: [B, K, D] to stand in for the kept tokens' hidden states, for methods that merge; None to take them as
+        hidden: [R, K, D] to stand in for the kept tokens' hidden states, for methods that merge; None to take them as
             they are.
+        renumber: in a decoder, count the positions of what is left anew; otherwise tokens keep theirs.
     """
 
     keep: Tensor
     counts: tuple[int, ...] | None = None
     hidden: Tensor | None = None
+    renumber: bool = False
 
     @classmethod
-    def best(cls, score: Tensor, counts: Sequence[int], valid: Tensor | None = None) -> Cut:
-        """Keep the `counts[b]` highest of each row of score [B, n]; among equals the lower position wins."""
+    def best(cls, score: Tensor, counts: Sequence[int], valid: Tensor | None = None, renumber: bool = False) -> Cut:
+        """Keep the `counts[r]` highest of each row of score [R, n]; among equals the lower position wins."""
         if valid is not None:
             score = score.masked_fill(~valid, -torch.inf)
         longest = max(counts)
         keep = score.argsort(dim=1, descending=True, stable=True)[:, :longest]
         full = valid_mask(counts, longest, score.device)
         if full is None:
-            return cls(keep.sort(dim=1).values)
+            return cls(keep.sort(dim=1).values, renumber=renumber)
         keep = keep.masked_fill(~full, score.shape[1] - 1 + longest).sort(dim=1).values
-        return cls(keep.masked_fill(~full, 0), tuple(counts))
+        return cls(keep.masked_fill(~full, 0), tuple(counts), renumber=renumber)
 
 
 @dataclass
-class Trace:
-    """What happened in the last forward of the encoder. Counts leave out special tokens such as CLS.
+class StageTrace:
+    """What happened in one stage of the last forward that saw images.
 
     Attributes:
-        kept: {layer: [original patch positions, one LongTensor per sample]}, for each layer after which the pruner
-            selected.
-        entering: [layer][sample], visual tokens that went into each layer.
-        leaving: [layer][sample], visual tokens that came out of it.
+        kept: {layer: [LongTensor per image]}, for each layer after which the pruner selected.
+        entering: [layer][image], visual tokens that went into each layer.
+        leaving: [layer][image], visual tokens that came out of it.
         signals: {layer: {name: values}}, with attach(..., signals=True). Per-token signals are lists with one tensor
-            per sample, per-sample ones a [B] tensor.
+            per image, per-image ones an [R] tensor.
     """
 
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -140,23 +261,55 @@ class Trace:
     signals: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def path(self, sample: int = 0) -> list[int]:
-        """How many visual tokens of one sample went into each layer; what `flowcut.cost.cost_of` takes."""
+        """How many visual tokens of one image went into each layer; what `flowcut.cost` takes."""
         return [counts[sample] for counts in self.entering]
 
     @property
     def final(self) -> list[Tensor]:
-        """Original positions of the visual tokens that left the encoder, one LongTensor per sample."""
+        """What was left at the end, one LongTensor per image."""
         if self.kept:
             return self.kept[max(self.kept)]
         return [torch.arange(count) for count in (self.entering[0] if self.entering else ())]
 
+    def note(self, name: str, values: Tensor, layer: int, counts: Sequence[int]) -> None:
+        rows: Any = values.detach().clone()
+        if values.ndim == 2:
+            rows = [row[:count] for row, count in zip(rows, counts, strict=True)]
+        self.signals.setdefault(layer, {})[name] = rows
+
+
+@dataclass
+class Trace(StageTrace):
+    """What happened in the vision encoder, and behind it. Counts leave out special tokens such as CLS.
+
+    `kept`, `entering`, `leaving`, `signals` and `final` speak of the encoder: one entry per encoder row (image, tile or
+    frame), kept patches by their position in that row's original grid, `CLS` for a CLS token sent on.
+
+    Attributes:
+        tokens: for each image as the language model sees it, [V, 2]: encoder row and grid position of every visual
+            token, in order. A position of -1 is no patch (CLS, or the end of an image row).
+        language: what happened inside the language model: one entry per image, kept tokens by their number in
+            `tokens`. None where no image came by or the pruner leaves the language model alone.
+    """
+
+    tokens: list[Tensor] = field(default_factory=list)
+    language: StageTrace | None = None
+
+    @property
+    def remaining(self) -> list[Tensor]:
+        """[T, 2] per image: encoder row and grid position of the visual tokens that were left in the very end."""
+        if self.language is None:
+            return self.tokens
+        return [tokens[kept.to(tokens.device)] for tokens, kept in zip(self.tokens, self.language.final, strict=True)]
+
 
 @dataclass(frozen=True)
 class Pruner:
-    """A token pruning method with its settings. Derive a frozen dataclass and answer `vision`.
+    """A token pruning method with its settings. Derive a frozen dataclass and answer `vision`, `language` or both.
 
     Attributes:
-        budget: visual tokens that reach the language model, per image.
+        budget: visual tokens that reach the language model (its last layers, if the method cuts there), per image or
+            video frame.
 
     Raises:
         ValueError: the budget is not a whole number of at least 1.
@@ -168,13 +321,24 @@ class Pruner:
         if isinstance(self.budget, bool) or not isinstance(self.budget, int) or self.budget < 1:
             raise ValueError(f"budget={self.budget!r} is not a whole number of tokens >= 1; try budget=64")
 
+    def check(self, anatomy: Anatomy) -> None:
+        """Called before attaching: raise a ValueError of one line if the method cannot work on this model."""
+
+    def cuts_language(self, two_stage: bool) -> bool:
+        """Whether `language` is to be asked at all; by default if it is overridden."""
+        return type(self).language is not Pruner.language
+
     def vision(self, view: View) -> Cut | None:
         """Asked after each encoder layer; None leaves the layer's output as it is."""
         return None
 
+    def language(self, view: LanguageView) -> Cut | None:
+        """Asked after each decoder layer of a forward that brings images; None leaves the layer's output as it is."""
+        return None
+
 
 def valid_mask(counts: Sequence[int], length: int, device: torch.device) -> Tensor | None:
-    """[B, length], True for the first counts[b] of each row; None when every row is full."""
+    """[R, length], True for the first counts[r] of each row; None when every row is full."""
     if min(counts) == length:
         return None
     return torch.arange(length, device=device) < torch.tensor(counts, device=device)[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from flowcut.baselines.fastervlm import FasterVLM
 from flowcut.baselines.random import Random
@@ -56,7 +56,11 @@ def parse_pruner(text: str) -> Pruner | None:
     return method.make(**values)
 
 
-def _value(name: str, key: str, text: str, kind: type) -> object:
+def _value(name: str, key: str, text: str, kind: Any) -> object:
+    if type(None) in get_args(kind):
+        if text == "None":
+            return None
+        [kind] = [option for option in get_args(kind) if option is not type(None)]
     if kind is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"

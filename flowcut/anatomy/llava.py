@@ -1,7 +1,8 @@
 """This project's own llava classes: a LlamaForCausalLM (or kin) with `get_vision_tower()`.
 
-Their splice takes whatever number of features the tower returns, so the encoder is all there is to attach to. They are
-told by what they have, not by import: flowcut does not depend on llava.
+Their splice takes whatever number of features the tower returns and tells the language model which positions are
+visual (`image_index`), so nothing has to be closed up. They are told by what they have, not by import: flowcut does not
+depend on llava.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from flowcut.anatomy import Anatomy, class_names, clip
+from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, vision_encoder
 
-FAMILY = "LlavaLlamaForCausalLM (llava)"
+FAMILY = "LlavaLlamaForCausalLM, LlavaMistralForCausalLM (llava)"
 
 
 def read(model: Any) -> Anatomy | None:
@@ -24,9 +25,12 @@ def read(model: Any) -> Anatomy | None:
     encoder = getattr(tower, "vision_tower", None)
     if encoder is None:
         raise ValueError(f"the vision tower of {type(model).__name__} is not loaded; call its load_model() first")
-    if not isinstance(encoder, nn.Module) or "CLIPVisionModel" not in class_names(encoder):
-        raise ValueError(f"a {type(encoder).__name__} as vision tower cannot be pruned; known are: {clip.FAMILY}")
-    if str(getattr(model.config, "image_aspect_ratio", None)).startswith("anyres"):
-        raise ValueError("image_aspect_ratio='anyres' (LLaVA-NeXT) cannot be pruned yet; LLaVA-1.5 models can")
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(f"a {type(encoder).__name__} as vision tower cannot be pruned")
+    two_stage = str(getattr(model.config, "image_aspect_ratio", None)).startswith("anyres")
     reserved = int(tower.select_feature == "cls_patch")
-    return Anatomy("llava", clip.encoder_of(encoder, reserved, tower.select_layer))
+    read_after = feature_layer(vision_encoder(encoder).depth, tower.select_layer)
+    described = vision_encoder(encoder, reserved=reserved, feature_layer=read_after, two_stage=two_stage)
+    body = model.get_model() if callable(getattr(model, "get_model", None)) else model
+    head = model if "GenerationMixin" in class_names(model) else None
+    return Anatomy("llava", (described,), decoder_of(body, head), two_stage=two_stage)

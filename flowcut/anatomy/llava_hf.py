@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowcut.anatomy import Anatomy, class_names, clip
-from flowcut.prompt import PromptStage
+from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, vision_encoder
+from flowcut.encoder import rows
+from flowcut.prompt import Modality, PromptStage, row_units
 
 FAMILY = "LlavaForConditionalGeneration, LlavaModel (transformers)"
 
@@ -13,14 +14,33 @@ FAMILY = "LlavaForConditionalGeneration, LlavaModel (transformers)"
 def read(model: Any) -> Anatomy | None:
     names = class_names(model)
     if "LlavaForConditionalGeneration" in names:
-        inner = model.model
+        inner, head = model.model, model
     elif "LlavaModel" in names:
-        inner = model
+        inner, head = model, None
     else:
         return None
-    tower = inner.vision_tower
-    if "CLIPVisionModel" not in class_names(tower):
-        raise ValueError(f"a {type(tower).__name__} as vision tower cannot be pruned; known are: {clip.FAMILY}")
-    reserved = int(inner.config.vision_feature_select_strategy == "full")
-    encoder = clip.encoder_of(tower, reserved, inner.config.vision_feature_layer)
-    return Anatomy("llava_hf", encoder, (lambda handle: PromptStage(model, inner, encoder.patches + reserved),))
+    config = inner.config
+    reserved = int(config.vision_feature_select_strategy == "full")
+    encoder = vision_encoder(inner.vision_tower)
+    read_after = feature_layer(encoder.depth, config.vision_feature_layer)
+    if not encoder.prefix:
+        reserved = 0  # "full" is then the way to say that there is no CLS to drop
+    encoder = vision_encoder(inner.vision_tower, reserved=reserved, feature_layer=read_after)
+    return Anatomy(
+        "llava_hf",
+        (encoder,),
+        decoder_of(inner.language_model, head),
+        stages=(lambda handle: PromptStage(handle, model, inner, [Images()]),),
+    )
+
+
+class Images(Modality):
+    """One unit of placeholders per image, its tokens in the order of the patches."""
+
+    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+        with rows() as known:
+            outputs = self.original(inner, call)
+        if known.trace is None:
+            return outputs, [], None
+        reserved = handle.anatomy.encoders[0].reserved
+        return outputs, row_units(known.trace, outputs.pooler_output, reserved), known.trace

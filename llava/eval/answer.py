@@ -171,6 +171,7 @@ class Answerer:
                 output = model.generate(
                     ids,
                     images=pixels,
+                    image_sizes=[image.size for own in images for image in own],
                     attention_mask=mask,
                     pad_token_id=tokenizer.pad_token_id,
                     **self.generation.arguments(),
@@ -215,9 +216,13 @@ class Answerer:
         return pixels.to(device=model.device, dtype=model.dtype)
 
     def _encoder_tokens(self, trace: Any, pixels: Tensor | list[Tensor]) -> list[list[int]]:
-        """Per image, tokens before the first layer and after each. Without a pruner every layer sees all patches."""
-        if trace is not None:
-            return [list(column) for column in zip(trace.entering[0], *trace.leaving, strict=True)]
+        """Per image, tokens before the first layer and after each, summed over its tiles.
+
+        Without a pruner every layer sees all patches.
+        """
         tower = self.checkpoint.model.get_vision_tower()
         tiles = [1 if image.ndim == 3 else len(image) for image in pixels]
-        return [[count * tower.num_patches] * (tower.config.num_hidden_layers + 1) for count in tiles]
+        if trace is None:
+            return [[count * tower.num_patches] * (tower.layers_run + 1) for count in tiles]
+        rows = iter(zip(trace.entering[0], *trace.leaving, strict=True))
+        return [[sum(column) for column in zip(*(next(rows) for _ in range(count)), strict=True)] for count in tiles]

@@ -14,6 +14,8 @@ from transformers import initialization as init
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.mm_utils import get_anyres_image_grid_shape
+from llava.model.anyres import merge_tiles
 from llava.model.checkpoint import read_projector, with_vision_model_level
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -103,6 +105,19 @@ class LlavaMetaModel(_Mixin):
             self.mm_projector.load_state_dict(read_projector(model_args.pretrain_mm_mlp_adapter))
 
 
+def _in_line(features: Tensor, kept: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    """[T, n, D] -> [sum n, D] without padding, and [sum n, 2]: tile and patch of each; CLS and the like are -1."""
+    lengths = [features.shape[1]] * len(features)
+    if kept is None:
+        kept = [torch.arange(features.shape[1], device=features.device)] * len(features)
+    else:
+        special = features.shape[1] - max(len(positions) for positions in kept)
+        lengths = [special + len(positions) for positions in kept]
+        kept = [torch.cat([positions.new_full((special,), -1), positions]) for positions in kept]
+    places = [torch.stack([torch.full_like(positions, t), positions], dim=1) for t, positions in enumerate(kept)]
+    return torch.cat([row[:n] for row, n in zip(features, lengths, strict=True)]), torch.cat(places)
+
+
 class LlavaMetaForCausalLM(_Mixin):
     """Head mixin, to stand before transformers' causal language model."""
 
@@ -119,29 +134,63 @@ class LlavaMetaForCausalLM(_Mixin):
 
     def encode_images(self, images: Any) -> Any:
         """Visual tokens [B, n, hidden_size] of pixels [B, 3, H, W]; a list gives a list."""
+        features = self.get_vision_tower()(images)
+        return [self._project(one) for one in features] if isinstance(features, list) else self._project(features)
+
+    def _project(self, features: Tensor) -> Tensor:
         projector = self.get_model().mm_projector
         weight = next(projector.parameters(), None)
+        return projector(features if weight is None else features.to(device=weight.device, dtype=weight.dtype))
 
-        def project(features: Tensor) -> Tensor:
-            return projector(features if weight is None else features.to(device=weight.device, dtype=weight.dtype))
-
-        features = self.get_vision_tower()(images)
-        return [project(one) for one in features] if isinstance(features, list) else project(features)
-
-    def image_features(self, images: Any) -> list[Tensor]:
+    def image_features(self, images: Any, image_sizes: Any = None) -> list[Tensor]:
         """One [n_i, hidden_size] per image.
 
         images: pixels [B, 3, H, W], one tile per image; or a list of (or [B, T, 3, H, W]) images of one or more tiles,
-        whose tokens then follow each other.
+        whose tokens then follow each other, or lie on their joined grid if `mm_patch_merge_type` says "spatial".
+        image_sizes: (width, height) of each image, needed for the latter.
+
+        Raises ValueError for tiles without sizes, or tiles that do not fit the checkpoint's grids.
         """
-        if isinstance(images, Tensor) and images.ndim == 4:
-            return list(self.encode_images(images))
-        merge = getattr(self.config, "mm_patch_merge_type", None) or "flat"
-        if merge != "flat":
-            raise NotImplementedError(f"mm_patch_merge_type {merge!r} is not supported here; use 'flat'")
         tiles = [image[None] if image.ndim == 3 else image for image in images]
-        encoded = self.encode_images(torch.cat(tiles))
-        return [feature.flatten(0, 1) for feature in encoded.split([len(tile) for tile in tiles])]
+        groups = [number for number, image in enumerate(tiles) for _ in image]
+        features, trace = self.get_vision_tower().encode(torch.cat(tiles), groups)
+        projected = self._project(features)
+        starts = [sum(len(tile) for tile in tiles[:number]) for number in range(len(tiles))]
+        parts = [slice(start, start + len(tile)) for start, tile in zip(starts, tiles, strict=True)]
+        merge = getattr(self.config, "mm_patch_merge_type", None) or "flat"
+        result, tokens = [], []
+        for number, part in enumerate(parts):
+            kept = trace.final[part] if trace is not None else None
+            if merge == "flat":
+                features, places = _in_line(projected[part], kept)
+            elif merge.startswith("spatial"):
+                features, places = self._on_grid(projected[part], kept, number, image_sizes, merge)
+            else:
+                raise ValueError(f"Unexpected mm_patch_merge_type: {merge}; use flat, spatial or spatial_unpad")
+            result.append(features)
+            tokens.append(torch.where(places >= 0, places + places.new_tensor([part.start, 0]), places))
+        if trace is not None:
+            trace.tokens = tokens
+        return result
+
+    def _on_grid(
+        self, features: Tensor, kept: list[Tensor] | None, number: int, image_sizes: Any, merge: str
+    ) -> tuple[Tensor, Tensor]:
+        config, tower = self.config, self.get_vision_tower()
+        grid, size, patches = (1, 1), (1, 1), tower.num_patches
+        if len(features) > 1:
+            if getattr(config, "image_aspect_ratio", None) != "anyres":
+                raise ValueError(f"{len(features)} tiles an image need image_aspect_ratio 'anyres' in the config")
+            if image_sizes is None or len(image_sizes) <= number:
+                raise ValueError("images of several tiles need image_sizes, (width, height) of each image")
+            width, height = (int(side) for side in image_sizes[number])
+            size = (width, height)
+            grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, tower.config.image_size)
+        if kept is not None and all(len(positions) == patches for positions in kept):
+            kept = None  # nothing was dropped: the unpruned layout, row ends included
+        newline = getattr(self.get_model(), "image_newline", None)
+        merged = merge_tiles(features, patches, grid, size, merge, newline, kept)
+        return merged.features, merged.tokens
 
     def splice_inputs(
         self,
@@ -159,7 +208,7 @@ class LlavaMetaForCausalLM(_Mixin):
         Raises ValueError when placeholders and images disagree in number.
         """
         seeing = images is not None and len(images) > 0 and self.get_vision_tower() is not None
-        features = self.image_features(images) if seeing else []
+        features = self.image_features(images, image_sizes) if seeing else []
         text = self.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0))
         return splice(input_ids, text, features, attention_mask, labels, max_length, padding_side, blank_images)
 

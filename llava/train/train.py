@@ -240,9 +240,7 @@ def choose_trainable(model: Any, model_args: ModelArguments, training_args: Trai
         tower.requires_grad_(False)
         if model_args.unfreeze_mm_vision_tower:
             # The features leave before the last layers: those get no gradient, which DDP would wait for
-            layers = tower.config.num_hidden_layers
-            used = tower.select_layer if tower.select_layer >= 0 else layers + 1 + tower.select_layer
-            vision_model = tower.vision_tower
+            vision_model, used = tower.vision_tower, tower.layers_run
             for part in (vision_model.embeddings, vision_model.pre_layrnorm, *vision_model.encoder.layers[:used]):
                 part.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -168,7 +168,7 @@ def test_already_short_prompts_are_taken(pruned):
 def test_misuse_is_told_in_one_line(pruned):
     ids, _ = turns()
     images = pixels([0])
-    with pytest.raises(ValueError, match="35 image placeholders for 1 images; write 36"):
+    with pytest.raises(ValueError, match="35 image placeholders for 1 images or frames; write 36"):
         pruned(input_ids=ids[:, [0, *range(3, ids.shape[1])]], pixel_values=images)
     with pytest.raises(ValueError, match="no static cache"):
         pruned.generate(input_ids=ids, pixel_values=images, cache_implementation="static", **SETTINGS)

@@ -84,8 +84,8 @@ def run_cell(llava_folder, data, out, *more: str) -> dict:
 def test_a_cell_knows_where_it_came_from(llava_folder, data, tmp_path):
     made = run_cell(llava_folder, data, tmp_path, "--limit", "5")
     assert made["tokens"]["llm"] == 5
-    assert made["tokens"]["by_layer"] == [16, 5, 5]
-    assert (made["tokens"]["encoder_inputs"], made["tokens"]["encoder_outputs"]) == (10.5, 5)
+    assert made["tokens"]["by_layer"] == [16, 5]
+    assert (made["tokens"]["encoder_inputs"], made["tokens"]["encoder_outputs"]) == (16, 5)
     assert made["gflops"]["total"] == pytest.approx(
         sum(made["gflops"][part] for part in ("encoder", "projector", "prefill")), abs=2e-4
     )

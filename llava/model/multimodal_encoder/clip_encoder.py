@@ -7,8 +7,9 @@ constructor builds the modules from their config alone and the checkpoint's load
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 # The PIL processor by name: `CLIPImageProcessor` depends on whether torchvision is installed and resizes differently.
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from flowcut.encoder import rows
+from flowcut.pruner import Trace
 
 _VIT_LARGE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -60,6 +64,13 @@ def tower_image_processor(source: str, image_size: int) -> CLIPImageProcessorPil
             size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
         )
     return CLIPImageProcessorPil.from_pretrained(source)
+
+
+class TowerFeatures(NamedTuple):
+    """features [B, n, hidden_size], shorter images padded at the end; the pruner's trace, None if none is attached."""
+
+    features: Tensor
+    trace: Trace | None
 
 
 class CLIPVisionTower(nn.Module):
@@ -111,7 +122,9 @@ class CLIPVisionTower(nn.Module):
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
         """Pick hidden layer and tokens: "patch" drops the CLS token, "cls_patch" keeps it."""
-        features = image_forward_outs.hidden_states[self.select_layer]
+        return self._select_tokens(image_forward_outs.hidden_states[self.select_layer])
+
+    def _select_tokens(self, features: Tensor) -> Tensor:
         if self.select_feature == "patch":
             return features[:, 1:]
         if self.select_feature == "cls_patch":
@@ -125,18 +138,34 @@ class CLIPVisionTower(nn.Module):
         Gradients flow only when some parameter of the tower is trainable.
         Raises ValueError while the weights are not there.
         """
+        if isinstance(images, list):
+            return [self.encode(image[None]).features for image in images]
+        return self.encode(images).features
+
+    def encode(self, images: Tensor, groups: list[int] | None = None) -> TowerFeatures:
+        """Features of images [B, 3, H, W], and what is left of their patches.
+
+        groups: number of the picture each row is a tile of; a pruner lets the tiles of one picture decide together.
+        Raises ValueError while the weights are not there.
+        """
         if not self.is_loaded:
             raise ValueError(f"vision tower {self.vision_tower_name} is not loaded yet; call load_model() first")
-        if isinstance(images, list):
-            return [self._features(image[None]) for image in images]
-        return self._features(images)
-
-    def _features(self, images: Tensor) -> Tensor:
         trainable = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
-            pixels = images.to(device=self.device, dtype=self.dtype)
-            outputs = self.vision_tower(pixels, output_hidden_states=True)
-            return self.feature_select(outputs).to(images.dtype)
+        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()), rows(groups, spread=True) as known:
+            features = self._select_tokens(self._hidden(images.to(device=self.device, dtype=self.dtype)))
+        return TowerFeatures(features.to(images.dtype), known.trace)
+
+    def _hidden(self, pixels: Tensor) -> Tensor:
+        """The hidden layer that is read, [B, S, hidden_size]. Layers behind it are not run and no other is kept."""
+        model, needed = self.vision_tower, self.layers_run
+        if any("forward" in vars(module) for module in (model, model.encoder)):
+            # accelerate put its own forward on the modules, bound to the whole encoder.
+            return model(pixels, output_hidden_states=True).hidden_states[needed]
+        encoder = copy.copy(model.encoder)
+        encoder._modules = {**model.encoder._modules, "layers": model.encoder.layers[:needed]}
+        short = copy.copy(model)
+        short._modules = {**model._modules, "encoder": encoder}
+        return short(pixels).last_hidden_state
 
     @property
     def dummy_feature(self) -> Tensor:
@@ -157,6 +186,11 @@ class CLIPVisionTower(nn.Module):
     @property
     def hidden_size(self) -> int:
         return self.config.hidden_size
+
+    @property
+    def layers_run(self) -> int:
+        """How many encoder layers a forward takes: those up to the one that features are read after."""
+        return self.select_layer if self.select_layer >= 0 else self.config.num_hidden_layers + 1 + self.select_layer
 
     @property
     def num_patches_per_side(self) -> int:

@@ -57,7 +57,7 @@ def test_the_answer_is_the_greedy_continuation(checkpoint):
 
 @pytest.mark.parametrize(
     ("pruner", "tokens"),
-    [("none", [16, 16, 16]), ("fastervlm:budget=5", [16, 5, 5]), ("flowcut:budget=5,last_layer=-2", [16, 5, 5])],
+    [("none", [16, 16]), ("fastervlm:budget=5", [16, 5]), ("flowcut:budget=5,last_layer=-2", [16, 5])],
 )
 def test_tokens_are_counted_and_the_model_is_given_back(checkpoint, pruner, tokens):
     encoder = checkpoint.model.get_vision_tower().vision_tower
@@ -81,8 +81,8 @@ def test_beams_count_as_one_question(checkpoint):
 def test_several_pictures_in_one_question(checkpoint):
     answerer = Answerer(checkpoint, "fastervlm:budget=5", Generation(max_new_tokens=3))
     both, one = answerer([TEXTS[0], TEXTS[1]], [pictures(2), pictures(1)])
-    assert (both.tokens, both.visual_tokens) == ([32, 10, 10], 10)
-    assert (one.tokens, one.visual_tokens) == ([16, 5, 5], 5)
+    assert (both.tokens, both.visual_tokens) == ([32, 10], 10)
+    assert (one.tokens, one.visual_tokens) == ([16, 5], 5)
 
 
 def test_prompts(checkpoint, monkeypatch):
@@ -108,7 +108,12 @@ def test_template_comes_from_flag_then_checkpoint_then_default(llava_folder, tmp
 def test_a_pruner_that_does_not_fit_is_refused_at_once(checkpoint):
     with pytest.raises(ValueError, match="unknown pruner"):
         Answerer(checkpoint, "flowcat:budget=5")
-    with attach(checkpoint.model, FlowCut(budget=5)), pytest.raises(ValueError, match="already has a pruner"):
+    with pytest.raises(ValueError, match="last_layer=-3 is not in this encoder"):
+        Answerer(checkpoint, "flowcut:budget=5")
+    with (
+        attach(checkpoint.model, FlowCut(budget=5, last_layer=-2)),
+        pytest.raises(ValueError, match="already has a pruner"),
+    ):
         Answerer(checkpoint, "flowcut:budget=5")
 
 

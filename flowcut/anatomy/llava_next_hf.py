@@ -1,0 +1,163 @@
+"""transformers' LLaVA-NeXT and LLaVA-OneVision: an image as a small whole and a grid of tiles, cut in two stages.
+
+Of every tile half the budget is left by the encoder. What is left of the tiles is put back on their joined grid, rows
+and columns of padding are taken off, and the rest follows the whole image in raster order, without the tokens that end
+image rows in the unpruned model. After its second layer the language model goes on with the budget. OneVision's
+shrinking of large grids has nothing to shrink then. Its videos are one-stage: every frame keeps the budget of its
+patches, which are not averaged two by two.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, vision_encoder
+from flowcut.encoder import Rows, rows
+from flowcut.prompt import Modality, PromptStage, Unit
+
+FAMILY = "LlavaNextForConditionalGeneration, LlavaOnevisionForConditionalGeneration and their models (transformers)"
+_HEADS = {"LlavaNextForConditionalGeneration", "LlavaOnevisionForConditionalGeneration"}
+_MODELS = {"LlavaNextModel", "LlavaOnevisionModel"}
+
+
+def read(model: Any) -> Anatomy | None:
+    names = class_names(model)
+    if names & _HEADS:
+        inner, head = model.model, model
+    elif names & _MODELS:
+        inner, head = model, None
+    else:
+        return None
+    config = inner.config
+    encoder = vision_encoder(inner.vision_tower)
+    if encoder.prefix and config.vision_feature_select_strategy == "full":
+        raise ValueError("vision_feature_select_strategy='full' puts CLS tokens among tiles; use 'default' to prune")
+    read_after = feature_layer(encoder.depth, config.vision_feature_layer)
+    encoder = vision_encoder(inner.vision_tower, feature_layer=read_after, two_stage=True)
+    modalities: list[Modality] = [Tiles()]
+    if class_names(inner) & {"LlavaOnevisionModel"}:
+        modalities = [Tiles(more=(*Tiles().more, "vision_aspect_ratio", "batch_num_images")), Frames()]
+    return Anatomy(
+        "llava_next_hf",
+        (encoder,),
+        decoder_of(inner.language_model, head),
+        two_stage=True,
+        stages=(lambda handle: PromptStage(handle, model, inner, modalities),),
+    )
+
+
+class Tiles(Modality):
+    """One unit of placeholders per image, whatever its number of tiles."""
+
+    def __init__(self, more: tuple[str, ...] | None = None) -> None:
+        super().__init__(more=more or ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy"))
+
+    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+        tiles = self.tiles(inner, call)
+        groups = [image for image, count in enumerate(tiles) for _ in range(count)]
+        units: list[Unit] = []
+        with rows(groups, spread=True) as known:
+
+            def merge(image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
+                features = self.merge(inner, known, units, image_features, image_sizes, *args, **kwargs)
+                return features, torch.tensor([len(feature) for feature in features])
+
+            outputs = self.original(inner, call, pack_image_features=merge)
+        return outputs, units, known.trace
+
+    def tiles(self, inner: Any, call: dict[str, Any]) -> list[int]:
+        """How many encoder rows each image has, by the family's own rule."""
+        count = sys.modules[type(inner).__module__].image_size_to_num_patches
+        config, several = inner.config, call.get("batch_num_images")
+        alone = [True] * len(call["image_sizes"])
+        if several is not None:
+            alone = [int(images) == 1 for images in several for _ in range(int(images))]
+        return [
+            count(size, config.image_grid_pinpoints, config.vision_config.image_size) if cut_up else 1
+            for size, cut_up in zip(call["image_sizes"], alone, strict=True)
+        ]
+
+    def merge(
+        self, inner: Any, known: Rows, units: list[Unit], image_features: Any, image_sizes: Any, *args: Any, **kw: Any
+    ) -> list[Tensor]:
+        """In the place of `pack_image_features`: lay out what is left of the tiles as the unpruned model would."""
+        original = type(inner).pack_image_features
+        trace = known.trace
+        if trace is None:
+            return original(inner, image_features, image_sizes, *args, **kw)[0]
+        patches, device = trace.entering[0][0], image_features[0].device
+        side = inner.config.vision_config.image_size // inner.config.vision_config.patch_size
+        first, result = 0, []
+        plain = original(inner, image_features, image_sizes, *args, **kw)[0] if not trace.kept else None
+        for number, feature in enumerate(image_features):
+            count = len(feature)
+            # The family's own layout, applied to the numbers of the patches instead of their features.
+            names = torch.arange(count * patches, device=device, dtype=torch.float64).view(count, patches, 1)
+            size = image_sizes[number : number + 1]
+            end = torch.full((1,), -1.0, device=device, dtype=torch.float64)
+            length = len(original(inner, [names], size, *args, **{**kw, "image_newline": end})[0][0])
+            large = {**kw, "vision_aspect_ratio": "anyres_max_1000000"} if "vision_aspect_ratio" in kw else kw
+            if plain is not None:
+                layout = original(inner, [names], size, *args, **{**kw, "image_newline": end})[0][0]
+                layout = layout[:, 0].round().long()
+                tokens = torch.stack([layout.div(patches, rounding_mode="floor") + first, layout % patches], dim=1)
+                tokens[layout < 0] = -1
+                chosen, result_features = tokens, plain[number]
+            else:
+                assert side * side == patches
+                layout = original(inner, [names], size, *args, **{**large, "image_newline": None})[0][0]
+                layout = layout[:, 0].round().long()
+                place = torch.full((count * patches,), -1, device=device)
+                for tile, kept in enumerate(trace.final[first : first + count]):
+                    place[kept + tile * patches] = torch.arange(len(kept), device=device) + tile * feature.shape[1]
+                layout = layout[place[layout] >= 0]
+                result_features = feature.flatten(0, 1)[place[layout]]
+                chosen = torch.stack([layout.div(patches, rounding_mode="floor") + first, layout % patches], dim=1)
+            stays = torch.arange(max(length, len(chosen)), device=device) < len(chosen)
+            units.append(Unit(result_features, stays, chosen))
+            result.append(result_features)
+            first += count
+        return result
+
+
+class Frames(Modality):
+    """OneVision's videos: one unit per frame, and one for the token that ends the video."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "video",
+            "get_video_features",
+            "pixel_values_videos",
+            ("vision_feature_layer", "vision_feature_select_strategy"),
+            "video_token_id",
+            joined=True,
+        )
+
+    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+        videos, frames = call["pixel_values_videos"].shape[:2]
+        side = inner.config.vision_config.image_size // inner.config.vision_config.patch_size
+        pooled = ((side + 1) // 2) ** 2
+        groups = [video for video in range(videos) for _ in range(frames)]
+        with rows(groups, skip=handle.budget >= pooled) as known:
+
+            def pool(features: Tensor) -> Tensor:
+                cut = known.trace is not None and known.trace.kept
+                return features if cut else type(inner).apply_pooling(inner, features)
+
+            outputs = self.original(inner, call, apply_pooling=pool)
+        trace = known.trace
+        if trace is None:
+            return outputs, [], None
+        units, index = [], torch.arange(pooled, device=outputs.pooler_output.device)
+        for video, features in enumerate(outputs.pooler_output):
+            for frame, part in enumerate(features[:-1].chunk(frames)):
+                row = video * frames + frame
+                kept = trace.final[row] if trace.kept else torch.full_like(index, -1)
+                tokens = torch.stack([torch.full_like(kept, row), kept], dim=1)
+                units.append(Unit(part, index < len(part), tokens))
+            units.append(Unit(features[-1:], torch.ones_like(index[:1], dtype=torch.bool), None))
+        return outputs, units, trace

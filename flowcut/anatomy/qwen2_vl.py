@@ -1,0 +1,183 @@
+"""transformers' Qwen2-VL and Qwen2.5-VL: packed patches, no CLS token, four patches merged into one token, M-RoPE.
+
+All images of a call lie in one packed sequence, an image's patches in 2 x 2 merge groups one after the other (in 2.5
+sorted into attention windows besides). The mean of an image's queries stands for the global token, in windowed blocks
+too. The encoder is left with twice the budget of merged tokens, whose patches went together; after the language model's
+second layer the budget is left. Every token keeps its own M-RoPE position. A frame of a video counts as an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.vision_utils import get_vision_window_index
+
+from flowcut.anatomy import Anatomy, Encoder, class_names, decoder_of, unwrap
+from flowcut.encoder import Run, rows
+from flowcut.prompt import Modality, PromptStage, Unit
+from flowcut.pruner import Trace
+from flowcut.tap import VISION
+
+FAMILY = "Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration and their models (transformers)"
+_HEADS = {"Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"}
+_MODELS = {"Qwen2VLModel", "Qwen2_5_VLModel"}
+
+
+def read(model: Any) -> Anatomy | None:
+    names = class_names(model)
+    if names & _HEADS:
+        inner, head = model.model, model
+    elif names & _MODELS:
+        inner, head = model, None
+    else:
+        return None
+    tower = unwrap(inner.visual)
+    blocks = [unwrap(block) for block in tower.blocks]
+    encoder = Encoder(
+        tower,
+        blocks,
+        [block.attn for block in blocks],
+        len(blocks),
+        prefix=0,
+        last_layer=-1,
+        unit=tower.spatial_merge_size**2,
+        two_stage=True,
+        run=PackedRun,
+    )
+    images = Vision("image", "get_image_features", "pixel_values", ("image_grid_thw",))
+    videos = Vision("video", "get_video_features", "pixel_values_videos", ("video_grid_thw",), "video_token_id")
+    return Anatomy(
+        "qwen2_vl",
+        (encoder,),
+        decoder_of(inner.language_model, head, mrope=True),
+        two_stage=True,
+        stages=(
+            lambda handle: MergerStage(encoder),
+            lambda handle: PromptStage(handle, model, inner, [images, videos], mrope=True),
+        ),
+    )
+
+
+class PackedRun(Run):
+    """One forward of an encoder that gets all patches of all images as [sum P, D], and `grid_thw`."""
+
+    def __init__(self, pruner: Any, encoder: Encoder, signals: bool, known: Any, args: Any, kwargs: Any):
+        super().__init__(pruner, encoder, signals, known, args, kwargs)
+        self.grid: Tensor = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        self.packed = True
+        self.flat: Tensor | None = None
+        self.rope: Any = None
+
+    def start(self, hidden: Tensor) -> None:
+        sizes = [
+            (image, height * width) for image, (t, height, width) in enumerate(self.grid.tolist()) for _ in range(t)
+        ]
+        self.counts = tuple(size for _, size in sizes)
+        self.groups = tuple(image for image, _ in sizes)
+        self.total = hidden.shape[0]
+        order = torch.arange(self.total, device=hidden.device)
+        tower = self.encoder.model
+        if hasattr(tower, "fullatt_block_indexes"):  # 2.5: windows first
+            window, _ = get_vision_window_index(
+                self.grid,
+                spatial_merge_size=tower.spatial_merge_size,
+                window_size=tower.window_size,
+                patch_size=tower.patch_size,
+            )
+            unit = torch.arange(self.encoder.unit, device=hidden.device)
+            order = (window.to(hidden.device)[:, None] * self.encoder.unit + unit).flatten()
+        starts = [sum(self.counts[:row]) for row in range(len(self.counts))]
+        parts = [part - start for part, start in zip(order.split(self.counts), starts, strict=True)]
+        self.positions = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        return tokens.transpose(0, 1)[None] if len(self.counts) == 1 else super().unpack(tokens)
+
+    def arrange(self, flat: Tensor, layer: int) -> Tensor:
+        return flat
+
+    def shorten(self, cut: Any, hidden: Tensor, layer: int) -> Tensor:
+        if cut.hidden is not None:
+            raise ValueError("methods that merge patches are not built for Qwen2-VL, whose merger joins 2 x 2 patches")
+        shorter = super().shorten(cut, hidden, layer)
+        if shorter is not hidden:
+            self.flat = self.kept_flat if self.flat is None else self.flat[self.kept_flat]
+            self.rope = None
+        return shorter
+
+    def before_layer(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if self.flat is None:
+            return None
+        if self.rope is None:
+            self.rope = tuple(part[self.flat.to(part.device)] for part in kwargs["position_embeddings"])
+        bounds = kwargs["cu_seqlens"]
+        left = torch.searchsorted(self.flat, bounds.to(self.flat)).unique_consecutive().to(bounds)
+        longest = None if kwargs.get("max_seqlen") is None else int((left[1:] - left[:-1]).max())
+        return args, {**kwargs, "position_embeddings": self.rope, "cu_seqlens": left, "max_seqlen": longest}
+
+    def spread(self, merged: Tensor) -> Tensor:
+        """Merged tokens [sum V, D] put where the unpruned model has them, [sum P / 4, D]; the rest is 0."""
+        if self.flat is None:
+            return merged
+        unit = self.encoder.unit
+        whole = merged.new_zeros(self.total // unit, merged.shape[1])
+        if getattr(self.pruner, "merge", "groups") == "patches":
+            # Survivors of several groups made each token; they stand at the image's first places.
+            sizes = [height * width // unit for t, height, width in self.grid.tolist() for _ in range(t)]
+            starts = [sum(sizes[:row]) for row in range(len(sizes))]
+            places = [torch.arange(c // unit) + s for c, s in zip(self.counts, starts, strict=True)]
+            return whole.index_copy(0, torch.cat(places).to(whole.device), merged)
+        return whole.index_copy(0, self.flat[::unit].to(whole.device) // unit, merged)
+
+    def finish(self) -> Trace:
+        for layer, kept in self.trace.kept.items():
+            self.trace.kept[layer] = [positions.sort().values for positions in kept]
+        return self.trace
+
+
+class MergerStage:
+    """A hook on the merger, because what follows it counts on an unpruned number of tokens."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self.undo: list[Callable[[], None]] = []
+
+    def install(self) -> None:
+        self.undo.append(self.encoder.model.merger.register_forward_hook(self.after_merger).remove)
+
+    def remove(self) -> None:
+        while self.undo:
+            self.undo.pop()()
+
+    @torch.compiler.disable
+    def after_merger(self, merger: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        run = VISION.get()
+        return run.spread(output) if run is not None and run.encoder is self.encoder else None
+
+
+class Vision(Modality):
+    """One unit of placeholders per image, or per frame of a video."""
+
+    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+        with rows() as known:
+            outputs = self.original(inner, call)
+        trace = known.trace
+        if trace is None:
+            return outputs, [], None
+        unit = handle.anatomy.encoders[0].unit
+        features = torch.cat(list(outputs.pooler_output))
+        sizes = [whole // unit for whole in trace.entering[0]]
+        first = getattr(handle.pruner, "patch_positions", "own") == "first"
+        loose = getattr(handle.pruner, "merge", "groups") == "patches"
+        units = []
+        for row, (part, kept, size) in enumerate(zip(features.split(sizes), trace.final, sizes, strict=True)):
+            places = kept[::unit].to(part.device) // unit
+            own = places if not loose else torch.arange(len(places), device=part.device)
+            stays = torch.zeros(size, dtype=torch.bool, device=part.device)
+            stays[torch.arange(len(places), device=part.device) if first else places] = True
+            tokens = torch.stack([torch.full_like(places, row), kept[::unit].to(part.device)], dim=1)
+            units.append(Unit(part[own], stays, tokens))
+        return outputs, units, trace

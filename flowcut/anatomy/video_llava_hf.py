@@ -1,0 +1,68 @@
+"""transformers' Video-LLaVA: one tower for images and one for videos, whose frames are encoded one by one.
+
+No code was published for FlowCut in Video-LLaVA; this follows the paper (table 4: of 8 frames x 256 patches 32 each
+are left, in the encoder) with the formulas of the CLIP encoder. The frames of a video drop the same number, the largest
+of any of them, as the tiles of an image do. In videos the model passes each frame's CLS token on, which counts in the
+budget. Both towers are CLIP in layout, as transformers builds LanguageBind's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, vision_encoder
+from flowcut.encoder import rows
+from flowcut.prompt import Modality, PromptStage, row_units
+
+FAMILY = "VideoLlavaForConditionalGeneration, VideoLlavaModel (transformers)"
+
+
+def read(model: Any) -> Anatomy | None:
+    names = class_names(model)
+    if "VideoLlavaForConditionalGeneration" in names:
+        inner, head = model.model, model
+    elif "VideoLlavaModel" in names:
+        inner, head = model, None
+    else:
+        return None
+    config = inner.config
+    read_after = feature_layer(config.vision_config.num_hidden_layers, config.vision_feature_layer)
+    full = int(config.vision_feature_select_strategy == "full")
+    encoders = (
+        vision_encoder(inner.image_tower, reserved=full, feature_layer=read_after),
+        vision_encoder(inner.video_tower, reserved=1, feature_layer=read_after),
+    )
+    return Anatomy(
+        "video_llava_hf",
+        encoders,
+        decoder_of(inner.language_model, head),
+        stages=(lambda handle: PromptStage(handle, model, inner, [Images(), Videos()]),),
+    )
+
+
+class Images(Modality):
+    def __init__(self) -> None:
+        super().__init__(joined=True)
+
+    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+        with rows() as known:
+            outputs = self.original(inner, call)
+        if known.trace is None:
+            return outputs, [], None
+        return outputs, row_units(known.trace, outputs.pooler_output, handle.anatomy.encoders[0].reserved), known.trace
+
+
+class Videos(Modality):
+    """One unit of placeholders per frame."""
+
+    def __init__(self) -> None:
+        more = ("vision_feature_layer",)
+        super().__init__("video", "get_video_features", "pixel_values_videos", more, "video_token_id", joined=True)
+
+    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+        videos, frames = call["pixel_values_videos"].shape[:2]
+        with rows([video for video in range(videos) for _ in range(frames)]) as known:
+            outputs = self.original(inner, call)
+        if known.trace is None:
+            return outputs, [], None
+        return outputs, row_units(known.trace, outputs.pooler_output, 1), known.trace

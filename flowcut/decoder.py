@@ -1,0 +1,416 @@
+"""The language stage: shows decoder layers to the pruner in a forward that brings images, and shortens the sequence.
+
+Layers behind a cut see fewer tokens than those in front of it, so from there on mask and position embeddings are made
+anew, and in the KV cache the layers have different lengths. What is needed to go on with such a cache lies on the
+cache itself and so lives, is copied and dies with the conversation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from flowcut.pruner import Cut, LanguageView, StageTrace
+from flowcut.sequence import IGNORE_INDEX, pack
+from flowcut.tap import LANGUAGE, tap
+
+if TYPE_CHECKING:
+    from flowcut.anatomy import Decoder
+    from flowcut.attach import Handle
+
+IMAGE_INDEX = "image_index"
+"""Keyword argument of a decoder: [B, S], which image each token shows; -1 for text and padding."""
+KEPT = "flowcut_kept"
+"""Keyword argument by which the head hands the decoder a `Kept` to fill in."""
+PAST_LAYERS = "flowcut_past_layers"
+"""Attribute of a KV cache that holds its list of `PastLayers`."""
+
+
+@dataclass
+class Kept:
+    """Which of the S columns that entered the decoder left it: index [B, S'], and real [B, S'] or None."""
+
+    index: Tensor | None = None
+    real: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PastLayers:
+    """What the KV cache of the layers from `first` on holds, until the next entry of the list.
+
+    Attributes:
+        first: number of the first such layer.
+        length: entries it had when this was noted; later ones stand for one later token each.
+        real: [B, length], False where such an entry is padding; None if none is.
+        renumbered: whether these layers count positions by their own entries.
+    """
+
+    first: int
+    length: int
+    real: Tensor | None
+    renumbered: bool
+
+
+class LanguageRun:
+    """One forward of a decoder: which columns are left, where the images stand in them, and how to call the layers."""
+
+    def __init__(self, handle: Handle, decoder: Decoder, call: dict[str, Any], image_index: Tensor | None):
+        self.handle = handle
+        self.decoder = decoder
+        self.outer = LANGUAGE.get()
+        self.cache = call.get("past_key_values")
+        self.past: list[PastLayers] = getattr(self.cache, PAST_LAYERS, [])
+        self.mask: Tensor | None = call.get("attention_mask")
+        tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call["input_ids"]
+        self.rows, self.length = tokens.shape[:2]
+        self.device = tokens.device
+        if isinstance(self.mask, dict) or (self.mask is not None and self.mask.ndim != 2):
+            raise ValueError(
+                "a prepared attention mask (static cache, packed sequences) cannot follow tokens dropped inside the "
+                "language model; pass attention_mask as [batch, length], and in generate() no static cache"
+            )
+        if self.past and self.past[0].real is not None and self.past[0].real.shape[0] != self.rows:
+            raise ValueError(
+                f"the KV cache belongs to a batch of {self.past[0].real.shape[0]}, the call to one of {self.rows}"
+            )
+        new = None if self.mask is None else self.mask[:, -self.length :].bool()
+        self.real = None if new is None or bool(new.all()) else new
+        self.left = self.mask is None or bool(self.mask[:, -1].all())
+        self.index: Tensor | None = None
+        self.renumber = False
+        self.given: Any = None
+        self.made: dict[Any, Any] = {}
+        self.states: list[tuple[int, Tensor | None, int, bool]] = []
+        self.seen: tuple[Tensor, Tensor, Tensor, float] | None = None
+        self.trace: StageTrace | None = None
+        self.memory: dict[str, Any] = {}
+        if image_index is not None and bool((image_index >= 0).any()):
+            self.find_images(image_index)
+
+    def find_images(self, image_index: Tensor) -> None:
+        """Columns of every image's tokens, by image number, from image_index [B, S]."""
+        numbers, order = [], []
+        for row, line in enumerate(image_index):
+            for number in line[line >= 0].unique_consecutive().tolist():
+                if number not in numbers:
+                    numbers.append(number)
+                    order.append((number, row, (line == number).nonzero().flatten()))
+        order.sort(key=lambda entry: entry[0])
+        self.samples = tuple(row for _, row, _ in order)
+        self.counts = tuple(len(columns) for _, _, columns in order)
+        self.initial = self.counts
+        self.columns = nn.utils.rnn.pad_sequence([columns for *_, columns in order], batch_first=True)
+        self.positions = torch.arange(max(self.counts), device=self.device).expand(len(order), -1)
+        self.last = last_columns(self.real, self.rows, self.length, self.device)
+        self.trace = StageTrace()
+
+    def observes(self, module: nn.Module) -> bool:
+        return self.trace is not None and any(module is attention for attention in self.decoder.attentions)
+
+    def observe(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self.seen = (query.detach(), key.detach(), value.detach(), scale)
+
+    def note(self, name: str, values: Tensor, view: LanguageView) -> None:
+        assert self.trace is not None
+        self.trace.note(name, values, view.layer, view.counts)
+
+    def past_of(self, layer: int) -> PastLayers | None:
+        return next((entry for entry in reversed(self.past) if entry.first <= layer), None)
+
+    def cached(self, layer: int) -> int:
+        return self.cache.get_seq_length(layer) if self.cache is not None else 0
+
+    def whole(self, layer: int, cached: int, width: int) -> Tensor | None:
+        """[B, cached + width], False on padding, of a layer with `cached` entries; None if nothing is padded."""
+        entry = self.past_of(layer)
+        described = entry.length if entry is not None else 0
+        known = entry.real if entry is not None else None
+        if known is None and self.real is None and (self.mask is None or bool(self.mask.all())):
+            return None
+        known = torch.ones(self.rows, described, device=self.device) if known is None else known
+        later = torch.ones(self.rows, cached - described, device=self.device)
+        if self.mask is not None and cached > described:
+            earlier = self.mask[:, : -self.length]
+            later = earlier[:, earlier.shape[1] - (cached - described) :]
+        new = torch.ones(self.rows, width, device=self.device) if self.real is None else self.real
+        whole = torch.cat([known.bool(), later.bool(), new.bool()], dim=1)
+        return None if bool(whole.all()) else whole
+
+    def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """What the layer has to be called with, if not with what the decoder gives it."""
+        self.given = kwargs["position_embeddings"]
+        entry = self.past_of(layer)
+        if self.index is None and entry is None:
+            return None
+        hidden = args[0]
+        cached = self.cached(layer)
+        renumber = self.renumber if self.index is not None else bool(entry and entry.renumbered)
+        sliding = _slides(self.decoder.model.config, layer)
+        key = (entry.first if entry is not None else -1, cached, hidden.shape[1], renumber, sliding)
+        if key not in self.made:
+            whole = self.whole(layer, cached, hidden.shape[1])
+            make = create_sliding_window_causal_mask if sliding else create_causal_mask
+            mask = make(
+                config=self.decoder.model.config,
+                inputs_embeds=hidden,
+                attention_mask=None if whole is None else whole.long(),
+                past_key_values=self.cache,
+                layer_idx=layer if self.cache is not None else None,
+            )
+            self.made[key] = mask, self.embeddings(hidden, whole, cached, renumber)
+        mask, embeddings = self.made[key]
+        return args, {**kwargs, "attention_mask": mask, "position_embeddings": embeddings, "position_ids": None}
+
+    def embeddings(self, hidden: Tensor, whole: Tensor | None, cached: int, renumber: bool) -> Any:
+        """Position embeddings of the columns that are left: their own, or counted anew by the layer's own entries."""
+        if not renumber:
+            if self.index is None:
+                return self.given
+            return tuple(_take(part, self.index) for part in self.given)
+        if whole is None:
+            positions = torch.arange(cached, cached + hidden.shape[1], device=self.device).expand(self.rows, -1)
+        else:
+            positions = (whole.long().cumsum(dim=1) - 1).clamp_min(0)[:, cached:]
+        if self.decoder.mrope:
+            positions = positions.expand(3, -1, -1)
+        return self.decoder.rotary(hidden, position_ids=positions)
+
+    def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
+        """Show a layer to the pruner; returns its output, shortened if it said so."""
+        if self.trace is None:
+            return hidden
+        assert self.seen is not None, "the layer ran without calling its tapped attention"
+        query, key, value, scaling = self.seen
+        self.seen = None
+        cached = key.shape[2] - hidden.shape[1]
+        view = LanguageView(
+            layer=layer,
+            layers=len(self.decoder.layers),
+            q=query,
+            k=key,
+            v=value,
+            scaling=scaling,
+            hidden=hidden,
+            real=self.whole(layer, cached, hidden.shape[1]),
+            columns=self.columns,
+            positions=self.positions,
+            counts=self.counts,
+            initial=self.initial,
+            samples=self.samples,
+            last=self.last,
+            mrope=self.decoder.mrope,
+            two_stage=self.handle.anatomy.two_stage,
+            memory=self.memory,
+            recorder=self.note if self.handle.signals else None,
+        )
+        with torch.no_grad():
+            cut = self.handle.pruner.language(view)
+        self.trace.entering.append(self.counts)
+        if cut is not None:
+            hidden = self.shorten(cut, hidden, layer)
+        self.trace.leaving.append(self.counts)
+        return hidden
+
+    def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
+        assert self.trace is not None
+        counts = cut.counts or (cut.keep.shape[1],) * len(self.counts)
+        before, columns = self.columns, self.columns.gather(1, cut.keep)
+        stays = torch.ones(hidden.shape[:2], dtype=torch.bool, device=self.device) if self.real is None else self.real
+        stays = stays.clone()
+        if cut.hidden is not None:
+            hidden = hidden.clone()
+        for row, sample in enumerate(self.samples):
+            stays[sample, before[row, : self.counts[row]]] = False
+            kept = columns[row, : counts[row]]
+            stays[sample, kept] = True
+            if cut.hidden is not None:
+                hidden[sample, kept] = cut.hidden[row, : counts[row]].to(hidden.dtype)
+        self.positions = self.positions.gather(1, cut.keep)
+        self.counts = counts
+        self.trace.kept[layer] = [p[:count].clone() for p, count in zip(self.positions, counts, strict=True)]
+        if bool(stays.all()):
+            return hidden
+        # What layers up to this one hold is noted before it changes; `leave` puts it on the cache.
+        self.states.append((layer, self.real, hidden.shape[1], self.renumber))
+        index, real = pack(stays, self.left)
+        ahead = index.shape[1] - stays.sum(dim=1, keepdim=True) if self.left else 0
+        rank = stays.long().cumsum(dim=1) - 1 + ahead
+        self.columns = rank[torch.tensor(self.samples, device=self.device)[:, None], columns].clamp_min(0)
+        self.index = index if self.index is None else self.index.gather(1, index)
+        self.real = None if bool(real.all()) else real
+        self.last = last_columns(self.real, self.rows, index.shape[1], self.device)
+        self.renumber = cut.renumber
+        hidden = hidden[torch.arange(self.rows, device=self.device)[:, None], index]
+        return hidden if self.real is None else hidden.masked_fill(~real[..., None], 0)
+
+    def finish(self) -> None:
+        """After the last layer: leave on the cache what going on with it takes."""
+        if self.index is None or self.cache is None:
+            return
+        changes = [(0, *self.states[0][1:]), *((layer + 1, *after) for (layer, *_), after in self._after())]
+        firsts = sorted({first for first, *_ in changes} | {entry.first for entry in self.past})
+        noted = []
+        for first in firsts:
+            _, real, width, renumber = next(change for change in reversed(changes) if change[0] <= first)
+            entry = self.past_of(first)
+            length = self.cached(first)
+            self.real = real
+            whole = self.whole(first, length - width, width)
+            noted.append(PastLayers(first, length, whole, renumber or bool(entry and entry.renumbered)))
+        # Layers in front of the first cut are as the caller describes them, unless an earlier forward cut there.
+        setattr(self.cache, PAST_LAYERS, [entry for entry in noted if entry.first > 0 or self.past_of(0)])
+
+    def _after(self) -> list[tuple[Any, tuple[Tensor | None, int, bool]]]:
+        assert self.index is not None
+        following = [state[1:] for state in self.states[1:]] + [(self.real, self.index.shape[1], self.renumber)]
+        return list(zip(self.states, following, strict=True))
+
+
+class LanguageStage:
+    """Hooks on one decoder, and on the head that computes the loss."""
+
+    def __init__(self, handle: Handle, decoder: Decoder):
+        self.handle = handle
+        self.decoder = decoder
+        self.undo: list[Callable[[], None]] = []
+
+    def install(self) -> None:
+        self.undo.append(tap(self.decoder.attentions))
+        model, head = self.decoder.model, self.decoder.head
+        self.undo.append(model.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
+        self.undo.append(model.register_forward_hook(self.leave, with_kwargs=True, always_call=True).remove)
+        for number, layer in enumerate(self.decoder.layers):
+            self.undo.append(layer.register_forward_pre_hook(_BeforeLayer(self, number), with_kwargs=True).remove)
+            self.undo.append(layer.register_forward_hook(_AfterLayer(self, number), prepend=True).remove)
+        if head is not None:
+            self.undo.append(head.register_forward_pre_hook(self.ask, with_kwargs=True).remove)
+            own = head.__dict__.get("_loss_function")
+            head._loss_function = CutLoss(head.loss_function)
+            if own is None:
+                self.undo.append(lambda: head.__dict__.pop("_loss_function"))
+            else:
+                self.undo.append(lambda: head.__dict__.update(_loss_function=own))
+
+    def remove(self) -> None:
+        while self.undo:
+            self.undo.pop()()
+
+    def running(self) -> Any:
+        """This decoder's forward under way, if any."""
+        run = LANGUAGE.get()
+        return run if run is not None and run.decoder is self.decoder else None
+
+    @torch.compiler.disable
+    def ask(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Before a head that is given labels: have the decoder tell which of them are left."""
+        return (args, {**kwargs, KEPT: Kept()}) if kwargs.get("labels") is not None else None
+
+    @torch.compiler.disable
+    def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        image_index = call.pop(IMAGE_INDEX, None)
+        call.pop(KEPT, None)
+        seeing = image_index is not None and bool((image_index >= 0).any())
+        if seeing:
+            with_cache(call, self.decoder.model)
+        if seeing or getattr(call.get("past_key_values"), PAST_LAYERS, None):
+            run = LanguageRun(self.handle, self.decoder, call, image_index)
+            run.wanted = kwargs.get(KEPT)  # type: ignore[attr-defined]
+            LANGUAGE.set(run)
+        return (), call
+
+    @torch.compiler.disable
+    def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        run = self.running()
+        if run is None:
+            return
+        LANGUAGE.set(run.outer)
+        if output is None:
+            return
+        if run.wanted is not None:
+            run.wanted.index, run.wanted.real = run.index, run.real
+        run.finish()
+        if run.trace is not None and self.handle.trace is not None:
+            self.handle.trace.language = run.trace
+
+
+class _BeforeLayer:
+    def __init__(self, stage: LanguageStage, number: int):
+        self.stage = stage
+        self.number = number
+
+    @torch.compiler.disable
+    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        run = self.stage.running()
+        return None if run is None else run.before_layer(self.number, args, kwargs)
+
+
+class _AfterLayer:
+    def __init__(self, stage: LanguageStage, number: int):
+        self.stage = stage
+        self.number = number
+
+    @torch.compiler.disable
+    def __call__(self, layer: nn.Module, args: tuple, output: Any) -> Any:
+        run = self.stage.running()
+        if run is None:
+            return None
+        if isinstance(output, tuple):
+            return (run.after_layer(self.number, output[0]), *output[1:])
+        return run.after_layer(self.number, output)
+
+
+class CutLoss:
+    """A head's loss function, given the labels of those tokens only that left the decoder."""
+
+    def __init__(self, original: Callable[..., Any]):
+        self.original = original
+
+    def __call__(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        kept = kwargs.pop(KEPT, None)
+        kwargs.pop(IMAGE_INDEX, None)
+        if labels is not None and kept is not None and kept.index is not None:
+            labels = labels.gather(1, kept.index.to(labels.device))
+            if kept.real is not None:
+                labels = labels.masked_fill(~kept.real.to(labels.device), IGNORE_INDEX)
+        return self.original(*args, labels=labels, **kwargs)
+
+
+def with_cache(call: dict[str, Any], language: Any) -> None:
+    """Make the KV cache that the decoder would make for itself, to have one to leave notes on."""
+    use_cache = call.get("use_cache")
+    if use_cache is None:
+        use_cache = language.config.use_cache
+    checkpointing = language.training and getattr(language, "gradient_checkpointing", False)
+    if call.get("past_key_values") is None and use_cache and not checkpointing:
+        call["past_key_values"] = DynamicCache(config=language.config)
+
+
+def last_columns(real: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
+    """[B], the last real column of each row."""
+    columns = torch.arange(length, device=device).expand(rows, -1)
+    return columns[:, -1] if real is None else columns.masked_fill(~real, -1).max(dim=1).values
+
+
+def _slides(config: Any, layer: int) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return kinds[layer] == "sliding_attention"
+    return getattr(config, "sliding_window", None) is not None
+
+
+def _take(embedding: Tensor, index: Tensor) -> Tensor:
+    """Gather columns of a position embedding [..., B or 1, S, d] by index [B, S']."""
+    *ahead, _, length, width = embedding.shape
+    embedding = embedding.expand(*ahead, index.shape[0], length, width)
+    where = index[..., None].expand(*ahead, *index.shape, width)
+    return embedding.gather(-2, where)

@@ -1,0 +1,92 @@
+"""Tiles of one high-resolution image, put back together. Pure tensors, no model.
+
+A picture comes as a small whole (tile 0) and the tiles of a grid, row by row, each encoded to side x side patches.
+Their tokens become one sequence: the whole first, then the joined grid in raster order. With "unpad" in the merge
+type, rows or columns that only show padding are taken off and every row of the grid ends with the `image_newline`
+token. Tiles that a pruner has thinned out keep their places on the grid, and rows then end with nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NEWLINE = -1
+
+
+class Merged(NamedTuple):
+    """features [V, D]; tokens [V, 2], tile and patch of each, (-1, -1) for the token that ends a row."""
+
+    features: Tensor
+    tokens: Tensor
+
+
+def unpadded_box(columns: int, rows: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of a joined grid that show a picture of (width, height), which was fitted in and centred."""
+    width, height = size
+    if width / height > columns / rows:
+        pad = (rows - int(height * (columns / width))) // 2
+        return slice(pad, rows - pad), slice(0, columns)
+    pad = (columns - int(width * (rows / height))) // 2
+    return slice(0, rows), slice(pad, columns - pad)
+
+
+def merge_tiles(
+    features: Tensor,
+    patches: int,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    merge_type: str,
+    newline: Tensor | None = None,
+    kept: Sequence[Tensor] | None = None,
+) -> Merged:
+    """The tokens of one picture in the order in which the language model gets them.
+
+    Args:
+        features: [tiles, n, D], the small whole first.
+        patches: patches of a tile before anything was dropped.
+        grid: tiles (across, down).
+        size: the picture's (width, height).
+        merge_type: "spatial" or "spatial_unpad".
+        newline: [D], used with unpad where no token was dropped.
+        kept: patch positions of each tile's features, if a pruner dropped some.
+
+    Raises:
+        ValueError: the tiles do not make up the grid.
+    """
+    tiles, device = features.shape[0], features.device
+    across, down = grid
+    side = int(patches**0.5)
+    if tiles > 1 and (tiles != 1 + across * down or side * side != patches):
+        raise ValueError(f"{tiles} tiles of {patches} patches do not make up a whole and a grid of {across} x {down}")
+    ids = torch.arange(tiles * patches, device=device)
+    base, rest = ids[:patches], ids[patches:]
+    ends = newline is not None and "unpad" in merge_type and kept is None
+    if tiles > 1:
+        joined = rest.view(down, across, side, side).permute(0, 2, 1, 3).reshape(down * side, across * side)
+        if "unpad" in merge_type:
+            rows, columns = unpadded_box(across * side, down * side, size)
+            joined = joined[rows, columns]
+        if ends:
+            joined = torch.cat([joined, joined.new_full((joined.shape[0], 1), NEWLINE)], dim=1)
+        order = torch.cat([base, joined.flatten()])
+    else:
+        order = torch.cat([base, base.new_full((int(ends),), NEWLINE)])
+
+    if kept is None:
+        flat = features.flatten(0, 1)
+        if ends:
+            assert newline is not None
+            flat = torch.cat([flat, newline[None].to(flat)])  # found under -1
+        taken = flat[order]
+    else:
+        place = torch.full((tiles * patches,), -1, device=device)
+        for tile, positions in enumerate(kept):
+            place[positions + tile * patches] = torch.arange(len(positions), device=device) + tile * features.shape[1]
+        order = order[place[order] >= 0]
+        taken = features.flatten(0, 1)[place[order]]
+    tokens = torch.stack([order.div(patches, rounding_mode="floor"), order % patches], dim=1)
+    return Merged(taken, tokens.masked_fill((order == NEWLINE)[:, None], NEWLINE))
