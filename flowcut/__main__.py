@@ -63,7 +63,7 @@ def show(image_file: str, model_path: str, pruner_text: str, out: str) -> None:
         raise ValueError("--pruner none keeps every patch; try flowcut:budget=64")
     image = load_image(image_file)
     name = get_model_name_from_path(model_path)
-    _, model, processor, _ = load_pretrained_model(model_path, None, name, device_map=None, device="cpu")
+    _, model, processor, _ = load_pretrained_model(model_path, None, name, device_map=None, device="cpu", pruner="none")
     if processor is None:
         raise ValueError(f"{model_path} is a language model without a vision tower")
     pixels = process_images([image], processor, model.config)

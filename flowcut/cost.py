@@ -68,14 +68,34 @@ def encoder_flops(config: Any, path: Sequence[int], prefix: int = 1) -> float:
     return 2.0 * (embedding + layers)
 
 
+def merging_encoder_flops(config: Any, path: Sequence[int], left: int) -> float:
+    """Qwen2-VL's ViT with its merger, for an image or frame. path: patches entering each layer; left: the merger."""
+    width, unit = config.embed_dim, config.spatial_merge_size**2
+    patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    layers = sum((4 + 2 * config.mlp_ratio) * n * width**2 + 2 * n**2 * width for n in path)
+    merger = left // unit * (unit * width) * (unit * width + config.hidden_size)
+    return 2.0 * (path[0] * patch * width + layers + merger)
+
+
 def projector_flops(tokens: int, width_in: int, width_out: int, layers: int = 2) -> float:
     return 2.0 * tokens * (width_in * width_out + (layers - 1) * width_out**2) if layers else 0.0
 
 
 def prefill_flops(config: Any, path: Sequence[int]) -> float:
     """A decoder with gated (three-matrix) MLPs and grouped keys and values. path: tokens entering each layer."""
-    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    matrices, inner = _decoder_layer(config)
+    return 2.0 * sum(n * matrices + 2 * n**2 * inner for n in path)
+
+
+def decode_flops(config: Any, path: Sequence[int], steps: int) -> float:
+    """The decoder's layers over `steps` further tokens, one by one with a KV cache. path: entries of each layer's."""
+    matrices, inner = _decoder_layer(config)
+    return 2.0 * sum(steps * matrices + 2 * inner * (steps * n + steps * (steps + 1) // 2) for n in path)
+
+
+def _decoder_layer(config: Any) -> tuple[int, int]:
+    """-> multiply-accumulates of a layer's linear maps for one token, and the width of all its heads."""
+    width, heads = config.hidden_size, config.num_attention_heads
     head = getattr(config, "head_dim", None) or width // heads
     key_values = getattr(config, "num_key_value_heads", None) or heads
-    projections = 2 * width * heads * head + 2 * width * key_values * head
-    return 2.0 * sum(n * (projections + 3 * width * inner) + 2 * n**2 * heads * head for n in path)
+    return 2 * width * head * (heads + key_values) + 3 * width * config.intermediate_size, heads * head

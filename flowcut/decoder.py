@@ -103,6 +103,7 @@ class LanguageRun:
                     numbers.append(number)
                     order.append((number, row, (line == number).nonzero().flatten()))
         order.sort(key=lambda entry: entry[0])
+        self.images = tuple(number for number, *_ in order)
         self.samples = tuple(row for _, row, _ in order)
         self.counts = tuple(len(columns) for _, _, columns in order)
         self.initial = self.counts
@@ -340,7 +341,7 @@ class LanguageStage:
             run.wanted.index, run.wanted.real = run.index, run.real
         run.finish()
         if run.trace is not None and self.handle.trace is not None:
-            self.handle.trace.language = run.trace
+            self.handle.trace.language, self.handle.trace.shown = run.trace, run.images
 
 
 class _BeforeLayer:

@@ -115,6 +115,14 @@ class FlowCut(Pruner):
         released = {"semantic": False, "merge": "patches", "patch_positions": "first"}
         return cls(budget=budget, **{**released, **fields})
 
+    @property
+    def keeps_groups(self) -> bool:
+        return self.merge == "groups"
+
+    @property
+    def own_places(self) -> bool:
+        return self.patch_positions == "own"
+
     def check(self, anatomy: Any) -> None:
         if self.merge == "patches" and any("window_size" in vars(encoder.model) for encoder in anatomy.encoders):
             raise ValueError("merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'")

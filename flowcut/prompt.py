@@ -29,6 +29,8 @@ CLOSED = "flowcut_closed"
 """Keyword argument by which the outer model tells the inner one that the call was translated already."""
 PAST = "flowcut_past"
 """Attribute of a KV cache that holds its `Past`."""
+TRACE = "flowcut_trace"
+"""Attribute of an encoder's output that holds what the pruner did in it."""
 UNITS = "flowcut_units"
 """Attribute of an encoder's output that holds its list of `Unit`."""
 
@@ -126,6 +128,7 @@ class Encoding:
         if trace is not None:
             put_units(outputs, units, self.modality.joined)
             trace.tokens = [unit.tokens for unit in units if unit.tokens is not None]
+            setattr(outputs, TRACE, trace)
         return outputs.to_tuple() if wants_tuple else outputs
 
 
@@ -252,6 +255,7 @@ class PromptStage:
     def placed(self, call: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """-> placeholders that lost their token [B, S], None if none did; and which image each one shows [B, S]."""
         surplus, image_index, images = None, None, 0
+        self.join_traces(call.get("mm_encoder_outputs") or {})
         for modality in self.modalities.values():
             outputs = (call.get("mm_encoder_outputs") or {}).get(modality.name)
             units: list[Unit] | None = getattr(outputs, UNITS, None)
@@ -278,6 +282,21 @@ class PromptStage:
                 surplus = torch.zeros_like(at) if surplus is None else surplus
                 surplus[at] = ~stays
         return surplus, image_index
+
+    def join_traces(self, encoded: dict[str, Any]) -> None:
+        """Where a call brings images and videos, tell of both in one trace."""
+        found = [getattr(encoded.get(name), TRACE, None) for name in self.modalities]
+        traces = [trace for trace in found if trace is not None]
+        if len(traces) < 2 or self.handle.trace not in traces:
+            return
+        whole = copy.deepcopy(traces[0])
+        for trace in traces[1:]:
+            rows = len(whole.entering[0])
+            whole.join(trace)
+            whole.tokens += [
+                torch.where(tokens >= 0, tokens + tokens.new_tensor([rows, 0]), tokens) for tokens in trace.tokens
+            ]
+        self.handle.trace = whole
 
     def placeholders(self, modality: Modality, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         token = getattr(self.inner.config, modality.token)

@@ -271,6 +271,24 @@ class StageTrace:
             return self.kept[max(self.kept)]
         return [torch.arange(count) for count in (self.entering[0] if self.entering else ())]
 
+    def join(self, other: StageTrace) -> None:
+        """Append the rows of another trace of the same layers: videos after images."""
+        ends = self.final, other.final
+        for layer in sorted({*self.kept, *other.kept}):
+            mine, theirs = (
+                trace.kept.get(layer) or [torch.arange(n) for n in trace.leaving[layer]] for trace in (self, other)
+            )
+            self.kept[layer] = [*mine, *theirs]
+        if self.kept:
+            self.kept[max(self.kept)] = [*ends[0], *ends[1]]
+        self.entering = [a + b for a, b in zip(self.entering, other.entering, strict=True)]
+        self.leaving = [a + b for a, b in zip(self.leaving, other.leaving, strict=True)]
+        for layer, signals in other.signals.items():
+            for name, values in signals.items():
+                there = self.signals.setdefault(layer, {}).get(name)
+                joined = values if there is None else [*there, *values]
+                self.signals[layer][name] = joined if isinstance(values, list) else torch.as_tensor(joined)
+
     def note(self, name: str, values: Tensor, layer: int, counts: Sequence[int]) -> None:
         rows: Any = values.detach().clone()
         if values.ndim == 2:
@@ -288,19 +306,24 @@ class Trace(StageTrace):
     Attributes:
         tokens: for each image as the language model sees it, [V, 2]: encoder row and grid position of every visual
             token, in order. A position of -1 is no patch (CLS, or the end of an image row).
-        language: what happened inside the language model: one entry per image, kept tokens by their number in
-            `tokens`. None where no image came by or the pruner leaves the language model alone.
+        language: what happened inside the language model: one entry per image that is shown there, kept tokens by
+            their number in `tokens`. None where the pruner leaves the language model alone.
+        shown: the images (numbers into `tokens`) that the entries of `language` are about.
     """
 
     tokens: list[Tensor] = field(default_factory=list)
     language: StageTrace | None = None
+    shown: tuple[int, ...] = ()
 
     @property
     def remaining(self) -> list[Tensor]:
         """[T, 2] per image: encoder row and grid position of the visual tokens that were left in the very end."""
         if self.language is None:
             return self.tokens
-        return [tokens[kept.to(tokens.device)] for tokens, kept in zip(self.tokens, self.language.final, strict=True)]
+        remaining = list(self.tokens)
+        for image, kept in zip(self.shown, self.language.final, strict=True):
+            remaining[image] = remaining[image][kept.to(remaining[image].device)]
+        return remaining
 
 
 @dataclass(frozen=True)
@@ -316,6 +339,16 @@ class Pruner:
     """
 
     budget: int
+
+    @property
+    def keeps_groups(self) -> bool:
+        """Whether patches that the model merges into one token stay or go together; see `View.best`."""
+        return True
+
+    @property
+    def own_places(self) -> bool:
+        """Whether what is left of an image keeps its own M-RoPE positions; else it takes the image's first ones."""
+        return True
 
     def __post_init__(self) -> None:
         if isinstance(self.budget, bool) or not isinstance(self.budget, int) or self.budget < 1:

@@ -1,13 +1,19 @@
-"""Pruners by name, and the text form that command lines, configs and result files use."""
+"""Pruners by name, and their two written forms.
+
+Command lines and result files use text (`flowcut:budget=64`), a checkpoint's config.json a dict
+(`{"method": "flowcut", "budget": 64}`). Either can be made from a pruner and read back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flowcut.baselines.fastervlm import FasterVLM
+from flowcut.baselines.fastv import FastV
 from flowcut.baselines.random import Random
+from flowcut.baselines.visionzip import VisionZip
 from flowcut.method import FlowCut
 from flowcut.pruner import Pruner
 
@@ -24,6 +30,11 @@ class Method:
 METHODS: dict[str, Method] = {
     "flowcut": Method(FlowCut, FlowCut, "FlowCut, arXiv 2505.19536, as released"),
     "flowcut-paper": Method(FlowCut, FlowCut.paper, "FlowCut, arXiv 2505.19536, its equations to the letter"),
+    "flowcut-qwen2-vl-released": Method(
+        FlowCut, FlowCut.released_qwen2_vl, "FlowCut, arXiv 2505.19536, as released for Qwen2-VL"
+    ),
+    "fastv": Method(FastV, FastV, "FastV, arXiv 2403.06764"),
+    "visionzip": Method(VisionZip, VisionZip, "VisionZip, arXiv 2412.04467"),
     "fastervlm": Method(FasterVLM, FasterVLM, "FasterVLM, arXiv 2412.01818"),
     "random": Method(Random, Random, "control: a random subset"),
 }
@@ -42,25 +53,94 @@ def parse_pruner(text: str) -> Pruner | None:
         raise ValueError(
             f"unknown pruner {text!r}; choose none or one of {', '.join(METHODS)} (as in flowcut:budget=64)"
         )
-    method = METHODS[name]
-    types = get_type_hints(method.cls)
-    allowed = [field.name for field in fields(method.cls)]
+    types = _field_types(METHODS[name])
     values = {}
     for setting in filter(None, settings.split(",")):
         key, equals, value = (part.strip() for part in setting.partition("="))
-        if not equals or key not in allowed:
-            raise ValueError(f"{setting!r} is no setting of {name}; write {name}:field=value with {', '.join(allowed)}")
-        values[key] = _value(name, key, value, types[key])
+        if not equals or key not in types:
+            raise ValueError(f"{setting!r} is no setting of {name}; write {name}:field=value with {', '.join(types)}")
+        values[key] = _from_text(name, key, value, types[key])
     if "budget" not in values:
         raise ValueError(f"pruner {text!r} has no budget; write {name}:budget=64")
-    return method.make(**values)
+    return METHODS[name].make(**values)
 
 
-def _value(name: str, key: str, text: str, kind: Any) -> object:
-    if type(None) in get_args(kind):
-        if text == "None":
-            return None
-        [kind] = [option for option in get_args(kind) if option is not type(None)]
+def pruner_to_text(pruner: Pruner | None) -> str:
+    """Text that `parse_pruner` reads back as an equal pruner; None gives "none".
+
+    Raises:
+        ValueError: the pruner's class is no registered method.
+    """
+    if pruner is None:
+        return "none"
+    settings = pruner_to_config(pruner)
+    name = settings.pop("method")
+    return f"{name}:{','.join(f'{key}={value}' for key, value in settings.items())}"
+
+
+def pruner_to_config(pruner: Pruner) -> dict[str, Any]:
+    """A pruner as JSON values that `pruner_from_config` reads back as an equal pruner.
+
+    The dict holds the method's name, the budget, and those fields alone that differ from the defaults of the class.
+    A preset is its class with some fields set: FlowCut.paper(64) becomes `{"method": "flowcut", "budget": 64,
+    "semantic_scale": "head", ...}`.
+
+    Raises:
+        ValueError: the pruner's class is no registered method.
+    """
+    cls = type(pruner)
+    names = [name for name, method in METHODS.items() if method.cls is cls]
+    if not names:
+        known = ", ".join(dict.fromkeys(method.cls.__name__ for method in METHODS.values()))
+        raise ValueError(f"a {cls.__name__} has no name in flowcut.registry.METHODS; register it, or use {known}")
+    plain = [name for name in names if METHODS[name].make is cls]
+    values = {field.name: getattr(pruner, field.name) for field in fields(pruner)}
+    if plain:  # a preset alone would bring values of its own, so then every field is written
+        defaults = {field.name: field.default for field in fields(pruner)}
+        values = {key: value for key, value in values.items() if key == "budget" or value != defaults[key]}
+    return {"method": (plain or names)[0], **values}
+
+
+def pruner_from_config(config: object) -> Pruner:
+    """Read a pruner from the dict that `pruner_to_config` makes; without a "method" it is "flowcut".
+
+    Raises:
+        ValueError: not a dict, unknown method, unknown or missing field, or a value that does not fit.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(f'pruner {config!r} is not a dict of fields; write {{"method": "flowcut", "budget": 64}}')
+    name = config.get("method", "flowcut")
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"unknown pruner method {name!r}; choose one of {', '.join(METHODS)}")
+    types = _field_types(METHODS[name])
+    values = {key: value for key, value in config.items() if key != "method"}
+    for key, value in values.items():
+        if key not in types:
+            raise ValueError(f"{key!r} is no setting of {name}; choose from {', '.join(types)}")
+        _check_json(name, key, value, types[key])
+    if "budget" not in values:
+        raise ValueError(f'pruner {dict(config)!r} has no budget; add "budget": 64')
+    return METHODS[name].make(**values)
+
+
+def _field_types(method: Method) -> dict[str, Any]:
+    """The fields a method has, in their order, with their types."""
+    types = get_type_hints(method.cls)
+    return {field.name: types[field.name] for field in fields(method.cls)}
+
+
+def _optional(kind: Any) -> tuple[Any, bool]:
+    """`int | None` -> (int, True); `int` -> (int, False)."""
+    if type(None) not in get_args(kind):
+        return kind, False
+    [kind] = [option for option in get_args(kind) if option is not type(None)]
+    return kind, True
+
+
+def _from_text(name: str, key: str, text: str, kind: Any) -> object:
+    kind, optional = _optional(kind)
+    if optional and text == "None":
+        return None
     if kind is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
@@ -72,3 +152,24 @@ def _value(name: str, key: str, text: str, kind: Any) -> object:
     else:
         return text
     raise ValueError(f"{name}:{key}={text} is neither true nor false")
+
+
+def _check_json(name: str, key: str, value: object, kind: Any) -> None:
+    """Raise ValueError when a value read from JSON is not of the kind that a field takes."""
+    kind, optional = _optional(kind)
+    if optional and value is None:
+        return
+    number = isinstance(value, int) and not isinstance(value, bool)
+    fits, wanted = True, ""
+    if kind is bool:
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif kind is int:
+        fits, wanted = number, "a whole number"
+    elif kind is float:
+        fits, wanted = number or isinstance(value, float), "a number"
+    elif kind is str:
+        fits, wanted = isinstance(value, str), "text"
+    elif get_origin(kind) is Literal:
+        fits, wanted = value in get_args(kind), " or ".join(repr(choice) for choice in get_args(kind))
+    if not fits:
+        raise ValueError(f"{name}: {key}={value!r} does not fit; give {wanted}{' (or null)' if optional else ''}")

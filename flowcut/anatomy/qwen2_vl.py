@@ -124,7 +124,7 @@ class PackedRun(Run):
             return merged
         unit = self.encoder.unit
         whole = merged.new_zeros(self.total // unit, merged.shape[1])
-        if getattr(self.pruner, "merge", "groups") == "patches":
+        if not self.pruner.keeps_groups:
             # Survivors of several groups made each token; they stand at the image's first places.
             sizes = [height * width // unit for t, height, width in self.grid.tolist() for _ in range(t)]
             starts = [sum(sizes[:row]) for row in range(len(sizes))]
@@ -170,14 +170,12 @@ class Vision(Modality):
         unit = handle.anatomy.encoders[0].unit
         features = torch.cat(list(outputs.pooler_output))
         sizes = [whole // unit for whole in trace.entering[0]]
-        first = getattr(handle.pruner, "patch_positions", "own") == "first"
-        loose = getattr(handle.pruner, "merge", "groups") == "patches"
         units = []
         for row, (part, kept, size) in enumerate(zip(features.split(sizes), trace.final, sizes, strict=True)):
             places = kept[::unit].to(part.device) // unit
-            own = places if not loose else torch.arange(len(places), device=part.device)
+            first = torch.arange(len(places), device=part.device)
             stays = torch.zeros(size, dtype=torch.bool, device=part.device)
-            stays[torch.arange(len(places), device=part.device) if first else places] = True
+            stays[places if handle.pruner.own_places else first] = True
             tokens = torch.stack([torch.full_like(places, row), kept[::unit].to(part.device)], dim=1)
-            units.append(Unit(part[own], stays, tokens))
+            units.append(Unit(part[places if handle.pruner.keeps_groups else first], stays, tokens))
         return outputs, units, trace

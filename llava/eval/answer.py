@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from flowcut import attach, parse_pruner
+from flowcut import attach
+from flowcut.registry import pruner_to_text
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -29,6 +30,7 @@ from llava.eval.stopwatch import Stopwatch
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import local_folder
+from llava.model.remembered_pruner import pruner_to_use
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -75,7 +77,7 @@ def load_checkpoint(
     dtype: str | None = None,
     default_mode: str | None = None,
 ) -> Checkpoint:
-    """Load a LLaVA checkpoint for answering.
+    """Load a LLaVA checkpoint for answering. No pruner is attached, remembered or not; `Answerer` sees to that.
 
     conv_mode: conversation template; else the checkpoint's own `conv_version`, else `default_mode`, else by its name.
     device: default: CUDA where there is one. dtype: one of DTYPES; default: float16, on a CPU float32.
@@ -85,7 +87,7 @@ def load_checkpoint(
     name = get_model_name_from_path(model_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer, model, image_processor, _ = load_pretrained_model(
-        model_path, model_base, name, device=device, dtype=getattr(torch, dtype) if dtype else None
+        model_path, model_base, name, device=device, dtype=getattr(torch, dtype) if dtype else None, pruner="none"
     )
     if image_processor is None:
         raise ValueError(f"{model_path} is a language model without vision tower; give a LLaVA checkpoint")
@@ -121,15 +123,17 @@ class Reply(NamedTuple):
 class Answerer:
     """A checkpoint that answers questions, with a pruner attached while it does.
 
-    pruner: "none", or text such as "flowcut:budget=64".
+    pruner: "none", or text such as "flowcut:budget=64"; None takes the one that the checkpoint was trained with, if it
+        remembers any. A warning tells when a checkpoint's own is taken, and when the text asks for something else.
 
-    Raises ValueError for a pruner that is unknown or does not fit the model.
+    `pruner` and `pruner_text` are what is really used. Raises ValueError for a pruner that is unknown or does not fit
+    the model.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pruner: str = "none", generation: Generation | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, pruner: str | None = None, generation: Generation | None = None) -> None:
         self.checkpoint = checkpoint
-        self.pruner_text = pruner
-        self.pruner = parse_pruner(pruner)
+        self.pruner = pruner_to_use(pruner, checkpoint.model.config, checkpoint.name, switch_off="--pruner none")
+        self.pruner_text = pruner_to_text(self.pruner) if pruner is None else pruner
         self.generation = generation or Generation()
         if self.pruner is not None:
             attach(checkpoint.model, self.pruner).remove()  # a misfit shows now, not after the first picture

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
-    parser.add_argument("--pruner", default="none", help="for example flowcut:budget=64 (default: none)")
+    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
     parser.add_argument("--batch-size", type=int, default=1, help="questions at a time; answers do not depend on it")
     parser.add_argument("--limit", type=int, help="ask this many questions only, spread evenly over the file")
     parser.add_argument("--skip-bad", action="store_true", help="exit with 0 even if some questions were unanswerable")

@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
-    parser.add_argument("--pruner", default="none", help="for example flowcut:budget=64 (default: none)")
+    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
     return parser

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import is_accelerate_available
 
+from flowcut import Pruner, attach
+from flowcut.registry import parse_pruner, pruner_to_text
 from llava.model.checkpoint import (
     DAMAGE,
     local_folder,
@@ -21,6 +23,7 @@ from llava.model.checkpoint import (
 )
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
+from llava.model.remembered_pruner import pruner_to_use
 from llava.model.tokenizer import load_llama_tokenizer
 from llava.model.vision_tokens import add_vision_tokens
 
@@ -53,6 +56,7 @@ def load_pretrained_model(
     device: str = "cuda",
     use_flash_attn: bool = False,
     dtype: torch.dtype | str | None = None,
+    pruner: str | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
     """Load a checkpoint in LLaVA's layout, from a folder or the Hub.
@@ -63,11 +67,17 @@ def load_pretrained_model(
     load_8bit, load_4bit: quantise the language model with bitsandbytes.
     device, device_map: where to; without CUDA, "cuda" means the next best device. `device_map` needs accelerate.
     dtype: default float16, on a CPU float32.
+    pruner: None attaches the pruner that the checkpoint was trained with, if its config.json remembers one (field
+        `flowcut`), and says so in a warning. "none" attaches nothing. Text such as "flowcut:budget=64" attaches that,
+        with a warning if the checkpoint was trained with something else. A model that came with a pruner takes no
+        second one: before `attach(model, ...)`, call `detach(model)`, or load with pruner="none".
     kwargs go to transformers' `from_pretrained`.
 
     Returns (tokenizer, model in eval mode, image processor, context length); the image processor is None for a plain
-    language model. Raises ValueError, one line, when something is missing: folder, weights, tokenizer, projector.
+    language model. Raises ValueError, one line, when something is missing (folder, weights, tokenizer, projector), and
+    for a pruner that is unknown or does not fit the model.
     """
+    asked = parse_pruner(pruner) if pruner is not None else None
     target = _available(device)
     dtype = dtype or kwargs.pop("torch_dtype", None) or (torch.float32 if target.type == "cpu" else torch.float16)
     kwargs |= _placement(target, device_map, load_8bit, load_4bit)
@@ -80,8 +90,13 @@ def load_pretrained_model(
     fields = read_config(folder)
     names = weight_names(weights_folder)
     if not fields.get("mm_vision_tower"):
+        if asked is not None:
+            raise ValueError(f"{folder} has no vision tower, hence nothing for {pruner} to drop; give no pruner")
         return _load_language_model(folder, target, dtype, kwargs)
     _refuse_other_kinds(folder, fields, model_base)
+    chosen = None
+    if pruner is None or asked is not None:
+        chosen = pruner_to_use(pruner, fields, folder, switch_off='pruner="none"')
 
     tokenizer = load_llama_tokenizer(weights_folder)
     config_class, model_class = _CLASSES[fields["architectures"][0]]
@@ -99,6 +114,8 @@ def load_pretrained_model(
     if not tower.is_loaded:
         tower.load_model()
         tower.to(model.get_input_embeddings().weight)  # its device and dtype
+    if chosen is not None:
+        _attach(model, chosen, folder)
     context_length = getattr(config, "max_sequence_length", None) or 2048
     return tokenizer, model.eval(), tower.image_processor, context_length
 
@@ -167,6 +184,13 @@ def _load_weights(
             f"answers would be noise. Give a whole checkpoint (a projector alone goes with its model_base)"
         )
     return model
+
+
+def _attach(model: Any, pruner: Pruner, folder: Path) -> None:
+    try:
+        attach(model, pruner)
+    except ValueError as error:
+        raise ValueError(f"{pruner_to_text(pruner)} does not fit {folder}: {error}") from error
 
 
 def _load_language_model(folder: Path, target: torch.device, dtype: Any, kwargs: dict[str, Any]) -> Any:

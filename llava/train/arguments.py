@@ -15,6 +15,8 @@ import transformers
 from transformers.integrations import is_deepspeed_available
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available, logging
 
+from flowcut.registry import parse_pruner
+
 logger = logging.get_logger(__name__)
 
 
@@ -43,8 +45,15 @@ class ModelArguments:
         None, "attention code of language model and tower: eager, sdpa, flash_attention_2; default: the fastest here"
     )
     unfreeze_mm_vision_tower: bool = option(False, "train the vision tower too; it is then saved in the checkpoint")
+    pruner: str | None = option(
+        None,
+        "train with pruned visual tokens, such as flowcut:budget=192, which checkpoints then remember; none: with all; "
+        "default: as the checkpoint says that training goes on from",
+    )
 
     def __post_init__(self) -> None:
+        if self.pruner is not None:
+            parse_pruner(self.pruner)
         if self.unfreeze_mm_vision_tower and self.tune_mm_mlp_adapter:
             raise ValueError(
                 "--unfreeze_mm_vision_tower and --tune_mm_mlp_adapter exclude each other: the latter trains and saves "

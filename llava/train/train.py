@@ -2,7 +2,8 @@
 
 Stage 1 (`--tune_mm_mlp_adapter True --version plain`) trains the projector on captions. Stage 2 (`--version v1
 --pretrain_mm_mlp_adapter .../mm_projector.bin`) trains projector and language model on dialogues, and the vision tower
-too with `--unfreeze_mm_vision_tower True`. A run that was interrupted goes on from its last checkpoint.
+too with `--unfreeze_mm_vision_tower True`. A run that was interrupted goes on from its last checkpoint. With `--pruner`
+the language model sees pruned visual tokens, and checkpoints remember the pruner.
 """
 
 import os
@@ -14,11 +15,14 @@ import transformers
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from flowcut import Pruner, attach
+from flowcut.registry import parse_pruner, pruner_to_text
 from llava.conversation import Conversation, conv_templates
 from llava.model.builder import load_tokenizer
 from llava.model.checkpoint import local_folder, read_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.remembered_pruner import remember, remembered_pruner
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.data import (
     DataCollatorForSupervisedDataset,
@@ -87,11 +91,9 @@ def prepare(attn_implementation: str | None = None, argv: list[str] | None = Non
 
 
 def run(trainer: LLaVATrainer) -> LLaVATrainer:
-    """Train, from the last complete checkpoint in the output folder if there is one, and save."""
+    """Train, from `resume_from_checkpoint` (see `build_trainer`) if there is one, and save."""
     arguments = trainer.args
     checkpoint = arguments.resume_from_checkpoint
-    if checkpoint is None and not arguments.overwrite_output_dir:
-        checkpoint = last_complete_checkpoint(arguments.output_dir)
     if checkpoint:
         rank0_print(f"resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -110,9 +112,13 @@ def build_trainer(
 ) -> LLaVATrainer:
     """Model, tokenizer and data as the arguments say, in a trainer.
 
-    `attn_implementation` holds where `--attn_implementation` is not given.
+    `attn_implementation` holds where `--attn_implementation` is not given. Without `--resume_from_checkpoint` the last
+    complete checkpoint in the output folder is taken for it, if there is one.
     """
     model_args.attn_implementation = model_args.attn_implementation or attn_implementation
+    if training_args.resume_from_checkpoint is None and not training_args.overwrite_output_dir:
+        training_args.resume_from_checkpoint = last_complete_checkpoint(training_args.output_dir)
+    pruner = choose_pruner(model_args, training_args)
     transformers.set_seed(training_args.seed)  # a new projector's weights are drawn before the Trainer sets its seed
     model = load_model(model_args, training_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, training_args.cache_dir)
@@ -121,6 +127,7 @@ def build_trainer(
     conversation = choose_conversation(model_args.version, tokenizer, model)
     add_vision(model, tokenizer, model_args, data_args, training_args)
     choose_trainable(model, model_args, training_args)
+    add_pruner(model, pruner, data_args)
     data_module = make_supervised_data_module(tokenizer, data_args, conversation)
     trainer = LLaVATrainer(
         model=model,
@@ -132,6 +139,56 @@ def build_trainer(
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     rank0_print(f"training {count:,} parameters on {len(trainer.train_dataset):,} samples")
     return trainer
+
+
+def choose_pruner(model_args: ModelArguments, training_args: TrainingArguments) -> Pruner | None:
+    """The pruner of `--pruner`, or else the one that a starting point of the run remembers; prints which.
+
+    Raises ValueError, one line, when a starting point remembers something that cannot be understood.
+    """
+    if model_args.pruner is not None:
+        wanted = parse_pruner(model_args.pruner)
+        rank0_print(f"training with {'all visual tokens' if wanted is None else pruner_to_text(wanted)}")
+        return wanted
+    for folder in starting_points(model_args, training_args):
+        remembered = remembered_pruner(read_config(folder), folder)
+        if remembered is not None:
+            rank0_print(f"training with {pruner_to_text(remembered)}, as {folder} was; --pruner none turns that off")
+            return remembered
+    return None
+
+
+def starting_points(model_args: ModelArguments, training_args: TrainingArguments) -> list[Path]:
+    """Folders whose config.json tells how the weights that a run starts from were trained: model, then projector.
+
+    A checkpoint to resume from stands alone, because it was made from the others.
+    """
+    resumed = Path(training_args.resume_from_checkpoint or "")
+    if training_args.resume_from_checkpoint and (resumed / "config.json").is_file():
+        return [resumed]
+    folders = [local_folder(model_args.model_name_or_path, training_args.cache_dir)]
+    if model_args.pretrain_mm_mlp_adapter is not None:
+        beside = Path(model_args.pretrain_mm_mlp_adapter).parent
+        folders += [beside] if (beside / "config.json").is_file() else []
+    return folders
+
+
+def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments) -> None:
+    """Attach the pruner for the run and have the model's config, hence every checkpoint, remember it.
+
+    Raises ValueError, one line, when it does not fit the model.
+    """
+    remember(model.config, pruner)
+    if pruner is None:
+        return
+    if model.get_vision_tower() is None:
+        raise ValueError(
+            f"there is no vision tower, hence nothing for {pruner_to_text(pruner)} to drop; give --vision_tower, or "
+            f"--pruner none"
+        )
+    handle = attach(model, pruner)
+    if not handle.watches_language:  # what is cut inside the language model still takes its place in the sequence
+        data_args.image_tokens = min(data_args.image_tokens, pruner.budget)
 
 
 def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> Any:

@@ -18,9 +18,9 @@ def model():
     return CLIP.build()
 
 
-def count(model, budget=0):
+def count(model):
     with torch.no_grad():
-        return CLIP.outputs(model, CLIP.samples()[:1], budget)[0].shape[0]
+        return CLIP.outputs(model, CLIP.samples()[:1])[0].shape[0]
 
 
 def test_one_line(model):
@@ -43,10 +43,10 @@ def test_budget_between_calls(model):
 def test_nothing_stays_behind_in_between(model):
     """The pruner's notes of one forward do not reach the next one: the same image gives the same scores again."""
     with attach(model, FlowCut(7), signals=True) as handle, torch.no_grad():
-        CLIP.outputs(model, CLIP.samples()[:1], 7)
+        CLIP.outputs(model, CLIP.samples()[:1])
         first = handle.trace
-        CLIP.outputs(model, CLIP.samples()[1:], 7)
-        CLIP.outputs(model, CLIP.samples()[:1], 7)
+        CLIP.outputs(model, CLIP.samples()[1:])
+        CLIP.outputs(model, CLIP.samples()[:1])
     for layer, signals in first.signals.items():
         assert torch.equal(signals["cumulative"][0], handle.trace.signals[layer]["cumulative"][0])
 

@@ -1,44 +1,82 @@
-"""The laws every pruner keeps on every model: identity, restoration, isolation, budget, order, batch, implementation,
-cache, recomputation, host.
+"""The laws every pruner keeps on every model family: identity, restoration, isolation, budget, order, batch,
+implementation, cache, recomputation, host. One matrix of pruners x families, in sdpa and eager, float32 and bfloat16.
 """
+
+from dataclasses import dataclass, field
 
 import pytest
 import torch
-from hosts import DEPTH, PATCHES, SAMPLES, Clip, HFLlava, OurLlava
+from hosts import DEPTH, GREEDY, Sample, all_hosts
+from torch.nn.utils.rnn import pad_sequence
 
-from flowcut import FasterVLM, FlowCut, Random, attach, detach
+from flowcut import Cut, FasterVLM, FastV, FlowCut, Pruner, Random, VisionZip, attach, detach
 
 BUDGET = 10
 PRUNERS = {
     "flowcut": FlowCut(BUDGET),
     "paper": FlowCut.paper(BUDGET),
+    "qwen_released": FlowCut.released_qwen2_vl(BUDGET),
     "random": Random(BUDGET),
     "fastervlm": FasterVLM(BUDGET),
+    "visionzip": VisionZip(BUDGET),
+    "fastv": FastV.keeping(BUDGET),
 }
+ENCODERS = ["clip", "siglip", "dinov2"]
+THEIRS = ["llava_hf", "llava_siglip", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl"]
+OURS = ["llava", "llava_mistral", "llava_next"]
 every_implementation = pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+
+
+def fits(host, pruner):
+    """Whether a method can work on a family at all; what cannot is refused, see test_attach."""
+    if pruner == "qwen_released":
+        return host == "qwen2_vl"
+    if pruner == "paper":
+        return host in ("clip", "siglip", "llava_hf", "qwen2_vl")
+    if pruner == "visionzip":
+        return not host.startswith("qwen")
+    return pruner != "fastv" or host not in ENCODERS
+
+
+def matrix(names):
+    pairs = [(host, pruner) for host in names for pruner in PRUNERS if fits(host, pruner)]
+    return pytest.mark.parametrize(("host", "pruner"), pairs, indirect=True, ids=["-".join(pair) for pair in pairs])
+
+
+everywhere, speaking = matrix(ENCODERS + THEIRS + OURS), matrix(THEIRS + OURS)
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tower")
-    clip = Clip()
-    clip.build().save_pretrained(folder)
-    return {host.name: host for host in (clip, HFLlava(), OurLlava(folder))}
+    return all_hosts(tmp_path_factory.mktemp("tower"))
 
 
-@pytest.fixture(params=["clip", "llava_hf", "llava"])
+@pytest.fixture
 def host(request, hosts):
     return hosts[request.param]
 
 
-@pytest.fixture(params=["llava_hf", "llava"])
-def speaker(request, hosts):
-    return hosts[request.param]
-
-
-@pytest.fixture(params=list(PRUNERS))
+@pytest.fixture
 def pruner(request):
     return PRUNERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {}
+
+
+@pytest.fixture
+def built(models):
+    """`built(host, implementation)`: a model shared by the tests that leave it as it was, which law 2 says all do."""
+
+    def get(host, implementation="sdpa", dtype=torch.float32):
+        key = host.name, implementation, dtype
+        if key not in models:
+            models[key] = host.build(implementation=implementation).to(dtype)
+        return models[key]
+
+    return get
 
 
 @pytest.fixture(autouse=True)
@@ -60,184 +98,344 @@ def close(one, other, tolerance=1e-4):
     return all(torch.allclose(a, b, atol=tolerance, rtol=1e-4) for a, b in zip(one, other, strict=True))
 
 
+def remaining(handle, samples):
+    """What is left of each image; a forward without images leaves the trace of the one before."""
+    return handle.trace.remaining if any(sample.images or sample.videos for sample in samples) else []
+
+
+@everywhere
 @every_implementation
-def test_identity(host, pruner, implementation):
-    model = host.build(implementation=implementation)
-    vanilla = host.outputs(model, host.samples(), PATCHES)
-    for budget in (PATCHES, PATCHES + 1, 10 * PATCHES):
-        with attach(model, pruner) as handle:
-            handle.budget = budget
-            assert same(vanilla, host.outputs(model, host.samples(), PATCHES))
-            assert handle.trace.kept == {}
+def test_identity(host, pruner, implementation, built):
+    model = built(host, implementation)
+    vanilla = host.outputs(model, host.samples())
+    with attach(model, pruner) as handle:
+        handle.budget = host.most
+        assert same(vanilla, host.outputs(model, host.samples(), handle))
+        assert handle.trace.kept == {}
+        assert handle.trace.language is None or handle.trace.language.kept == {}
 
 
-def test_pruning_changes_something(host, pruner):
-    model = host.build()
-    vanilla = host.outputs(model, host.samples(), PATCHES)
-    with attach(model, pruner):
-        pruned = host.outputs(model, host.samples(), BUDGET)
-    assert pruned[0].shape[0] == vanilla[0].shape[0] - PATCHES + BUDGET
+@everywhere
+def test_pruning_changes_something(host, pruner, built):
+    model = built(host)
+    vanilla = host.outputs(model, host.samples())
+    with attach(model, pruner) as handle:
+        pruned = host.outputs(model, host.samples(), handle)
+    assert pruned[0].shape[0] < vanilla[0].shape[0]
 
 
+@everywhere
 def test_restore(host, pruner):
     model = host.build()
-    vanilla = host.outputs(model, host.samples(), PATCHES)
-    assert host.tower(model).config._attn_implementation == "sdpa"
-    before = hooks(model), [module.__dict__.get("config") for module in model.modules()], set(model.__dict__)
-    attach(model, pruner)
-    host.outputs(model, host.samples(), BUDGET)
+    vanilla = host.outputs(model, host.samples())
+    parts = list(model.modules())
+    before = hooks(model), [part.__dict__.get("config") for part in parts], [set(part.__dict__) for part in parts]
+    handle = attach(model, pruner)
+    host.outputs(model, host.samples(), handle)
     detach(model)
     assert hooks(model) == before[0]
-    assert all(module.__dict__.get("config") is c for module, c in zip(model.modules(), before[1], strict=True))
-    assert set(model.__dict__) == before[2]
+    assert all(part.__dict__.get("config") is config for part, config in zip(parts, before[1], strict=True))
+    assert [set(part.__dict__) for part in parts] == before[2]
     assert host.tower(model).config._attn_implementation == "sdpa"
-    assert same(vanilla, host.outputs(model, host.samples(), PATCHES))
+    assert same(vanilla, host.outputs(model, host.samples()))
 
 
-def test_restore_after_an_error(host, pruner):
-    model = host.build()
-    vanilla = host.outputs(model, host.samples(), PATCHES)
-    broken = host.tower(model).encoder.layers[4].register_forward_pre_hook(_boom)
-    with pytest.raises(RuntimeError, match="boom"), attach(model, pruner):
-        host.outputs(model, host.samples(), BUDGET)
-    broken.remove()
-    assert same(vanilla, host.outputs(model, host.samples(), PATCHES))
+@everywhere
+def test_restore_after_an_error(host, pruner, built):
+    model = built(host)
+    vanilla = host.outputs(model, host.samples())
+    places = [host.layers(model)[4], *([host.decoder(model).layers[2]] if host.speaks else [])]
+    for place in places:
+        broken = place.register_forward_pre_hook(_boom)
+        with pytest.raises(RuntimeError, match="boom"), attach(model, pruner) as handle:
+            host.outputs(model, host.samples(), handle)
+        broken.remove()
+        assert same(vanilla, host.outputs(model, host.samples()))
 
 
 def _boom(*_):
     raise RuntimeError("boom")
 
 
+@everywhere
 def test_isolation(host, pruner):
     """Two models built from one config object, each its own way at the same time."""
     config = host.config()
     pruned, plain = host.build(config), host.build(config)
-    vanilla = host.outputs(plain, host.samples(), PATCHES)
-    with attach(pruned, pruner):
-        ten = host.outputs(pruned, host.samples(), BUDGET)
-        assert host.tower(plain).encoder.layers[0].self_attn.config._attn_implementation == "sdpa"
-        assert same(vanilla, host.outputs(plain, host.samples(), PATCHES))
+    vanilla = host.outputs(plain, host.samples())
+    with attach(pruned, pruner) as handle:
+        ten = host.outputs(pruned, host.samples(), handle)
+        assert host.tower(plain).config._attn_implementation == "sdpa"
+        assert same(vanilla, host.outputs(plain, host.samples()))
         with attach(plain, pruner) as other:
             other.budget = 20
-            assert host.outputs(plain, host.samples(), 20)[0].shape[0] == ten[0].shape[0] + 10
-            assert same(ten, host.outputs(pruned, host.samples(), BUDGET))
+            assert host.outputs(plain, host.samples(), other)[0].shape[0] >= ten[0].shape[0]
+            assert same(ten, host.outputs(pruned, host.samples(), handle))
 
 
-@every_implementation
-def test_budget(host, pruner, implementation):
-    """Counted where they arrive: by the language model's own input, or in the features of a bare encoder."""
-    model = host.build(implementation=implementation)
-    arrived = []
-    if host.speaks:
-        language = model.model if host.name == "llava" else model.model.language_model
-        language.register_forward_pre_hook(_count_real(arrived), with_kwargs=True)
+@everywhere
+def test_two_budgets_one_after_the_other(host, pruner, built):
+    model, seen = built(host), []
     with attach(model, pruner) as handle:
-        for budget in (1, BUDGET, PATCHES - 1):
+        for budget in (BUDGET, 7, BUDGET):
             handle.budget = budget
-            for sample in host.samples():
-                features = host.outputs(model, [sample], budget)[0]
-                text = len(sample.prompt) - len(sample.images)
-                got = arrived.pop() - text if host.speaks else len(features)
-                assert got == budget * len(sample.images)
-                if sample.images:
-                    assert [len(final) for final in handle.trace.final] == [budget] * len(sample.images)
+            seen.append(host.outputs(model, host.samples(), handle))
+    assert same(seen[0], seen[2])
 
 
-def _count_real(arrived):
-    def hook(module, args, kwargs):
-        mask = kwargs.get("attention_mask")
-        arrived.append(kwargs["inputs_embeds"].shape[1] if mask is None else int(mask.sum()))
-
-    return hook
-
-
-def test_order(host, pruner):
-    """Kept positions ascend, each selection chooses among the last one's, and the books agree."""
-    model = host.build()
+@everywhere
+@every_implementation
+def test_budget(host, pruner, implementation, built):
+    """Counted where they arrive: in the language model's last layer, or in the features of a bare encoder."""
+    model = built(host, implementation)
+    arrived = []
+    counting = None
+    if host.speaks:
+        last = host.decoder(model).layers[-1]
+        counting = last.register_forward_pre_hook(lambda module, args: arrived.append(args[0].shape[1]))
+    lowest = 2 if host.name == "video_llava" else 1
     with attach(model, pruner) as handle:
-        host.outputs(model, host.samples(), BUDGET)
+        for budget in (lowest, BUDGET, 17):
+            handle.budget = budget
+            if isinstance(pruner, FastV):
+                handle.pruner = FastV.keeping(budget)
+            for sample in host.samples():
+                features = host.outputs(model, [sample], handle)[0]
+                got = arrived.pop() - host.text(sample) if host.speaks else len(features)
+                images = len(sample.images) + sum(len(host.frames(video)) for video in sample.videos)
+                left = [len(tokens) for tokens in remaining(handle, [sample])]
+                assert got == sum(left)
+                if host.tiled and isinstance(pruner, FlowCut):
+                    # Two stages; an image that is mostly padding may enter the language model with less.
+                    assert left == [min(budget, len(tokens)) for tokens in handle.trace.tokens][:images]
+                    assert sample.images != [0] or left == [budget]
+                elif host.tiled and not isinstance(pruner, FastV):
+                    # Each tile has its share of the budget, and what shows padding is taken off afterwards.
+                    assert all(0 < count <= max(budget, 5) for count in left)
+                else:
+                    assert left == [budget] * images
+    if counting is not None:
+        counting.remove()
+
+
+@everywhere
+def test_order(host, pruner, built):
+    """Kept positions ascend, each selection chooses among the last one's, and the books agree."""
+    model = built(host)
+    with attach(model, pruner) as handle:
+        host.outputs(model, host.samples(), handle)
     trace = handle.trace
-    assert trace.kept
-    assert len(trace.entering) == len(trace.leaving) == (DEPTH - 1 if host.name == "llava" else DEPTH)
-    before = [set(range(PATCHES))] * len(trace.final)
+    assert trace.kept or trace.language.kept
+    layers = DEPTH - 1 if host.name in OURS else DEPTH
+    assert len(trace.entering) == len(trace.leaving) == layers
+    check_order(trace, merges=isinstance(pruner, VisionZip))
+    if trace.language is not None:
+        assert trace.language.entering[0] == tuple(len(tokens) for tokens in trace.tokens)
+        check_order(trace.language)
+
+
+def check_order(trace, merges=False):
+    before = [set(range(count)) for count in trace.entering[0]]
     for layer, kept in sorted(trace.kept.items()):
         assert trace.leaving[layer] == tuple(len(positions) for positions in kept)
         for sample, positions in enumerate(kept):
-            assert torch.equal(positions, positions.unique())
-            assert set(positions.tolist()) <= before[sample]
+            assert len(positions.unique()) == len(positions)
+            if merges:  # the CLS token, then the dominant patches, then those that others were merged into
+                assert set(positions.tolist()) <= before[sample] | {-1}
+            else:
+                assert torch.equal(positions, positions.unique())
+                assert set(positions.tolist()) <= before[sample]
         before = [set(positions.tolist()) for positions in kept]
     assert list(trace.entering[1:]) == list(trace.leaving[:-1])
 
 
+@everywhere
 @every_implementation
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_batch(host, pruner, implementation, side):
-    """Rows with no, one and two images in one batch: each as if alone."""
-    model = host.build(implementation=implementation)
+def test_batch(host, pruner, implementation, side, built):
+    """Rows with no, one and several images or videos, of different sizes, in one batch: each as if alone."""
+    model = built(host, implementation)
     with attach(model, pruner) as handle:
-        together = host.outputs(model, host.samples(), BUDGET, side)
-        kept = handle.trace.final
-        alone, found = [], []
+        together = host.outputs(model, host.samples(), handle, side)
+        kept = [tokens[:, 1] for tokens in handle.trace.remaining]
+        alone, images, videos = [], [], []
         for sample in host.samples():
-            alone += host.outputs(model, [sample], BUDGET, side)
-            found += handle.trace.final if sample.images else []
-    assert same(kept, found)
+            alone += host.outputs(model, [sample], handle, side)
+            left = [tokens[:, 1] for tokens in remaining(handle, [sample])]
+            count = len(sample.images) if host.speaks else len(left)
+            images, videos = images + left[:count], videos + left[count:]
+    assert same(kept, images + videos)
     assert close(together, alone)
 
 
-def test_batch_of_different_numbers(hosts):
+def test_batch_of_different_numbers(hosts, built):
     """The images differ in sharpness, so the batch test really has rows of different length inside the encoder."""
-    model = hosts["clip"].build()
-    with attach(model, FlowCut(BUDGET)) as handle:
-        hosts["clip"].outputs(model, hosts["clip"].samples(), BUDGET)
-    assert any(len(set(counts)) > 1 for counts in handle.trace.leaving)
+    for name in ("clip", "siglip", "dinov2", "qwen2_5_vl"):
+        with attach(built(hosts[name]), FlowCut(BUDGET)) as handle:
+            hosts[name].outputs(built(hosts[name]), hosts[name].samples(), handle)
+        assert any(len(set(counts)) > 1 for counts in handle.trace.leaving)
 
 
-def test_implementation(host, pruner):
+@everywhere
+def test_implementation(host, pruner, built):
     results = []
     for implementation in ("sdpa", "eager"):
-        model = host.build(implementation=implementation)
+        model = built(host, implementation)
         with attach(model, pruner) as handle:
-            results.append((host.outputs(model, host.samples(), BUDGET), handle.trace.final))
+            results.append((host.outputs(model, host.samples(), handle), handle.trace.remaining))
     assert same(results[0][1], results[1][1])
     assert close(results[0][0], results[1][0])
 
 
+@everywhere
+def test_bfloat16(host, pruner, built):
+    """In bfloat16 a batch keeps what each of its rows keeps alone; outputs within 3 % of their norm (measured: 1 %).
+
+    Between implementations rounding may tip a choice (of ten tokens six or more stayed the same, measured); where none
+    was tipped, outputs agree within 20 % (worst measured: 11 %).
+    """
+    outputs, found = {}, {}
+    for implementation in ("sdpa", "eager"):
+        model = built(host, implementation, torch.bfloat16)
+        with attach(model, pruner) as handle:
+            together = host.outputs(model, host.samples(), handle)
+            kept = sorted(tokens[:, 1].tolist() for tokens in handle.trace.remaining)
+            alone, each = [], []
+            for sample in host.samples():
+                alone += host.outputs(model, [sample], handle)
+                each += [tokens[:, 1].tolist() for tokens in remaining(handle, [sample])]
+        # Where the encoder multiplies all images of a batch as one matrix (Qwen2-VL), it rounds differently alone.
+        assert kept == sorted(each) or not host.merges
+        assert kept != sorted(each) or far(together, alone) < 0.03
+        outputs[implementation], found[implementation] = together, kept
+    if found["sdpa"] == found["eager"]:
+        assert far(outputs["sdpa"], outputs["eager"]) < 0.2
+
+
+def far(one, other):
+    """The largest distance of two outputs, over the norm of the second; NaN counts as infinitely far."""
+    pairs = [(a.float(), b.float()) for a, b in zip(one, other, strict=True)]
+    return max(float(((a - b).norm() / b.norm()).nan_to_num(torch.inf)) for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class Recorded(Pruner):
+    """Another pruner with its choice inside the language model held fast, whatever the text says."""
+
+    original: Pruner = None
+    kept: dict = field(default_factory=dict)
+    renumber: bool = False
+
+    @property
+    def keeps_groups(self):
+        return self.original.keeps_groups
+
+    @property
+    def own_places(self):
+        return self.original.own_places
+
+    def vision(self, view):
+        return self.original.vision(view)
+
+    def language(self, view):
+        if view.layer not in self.kept:
+            return None
+        rows = self.kept[view.layer]
+        return Cut(pad_sequence(rows, batch_first=True), tuple(map(len, rows)), renumber=self.renumber)
+
+
+def recorded(pruner, host, trace):
+    language = trace.language.kept if trace is not None and trace.language is not None else {}
+    renumber = isinstance(pruner, FlowCut) and not getattr(host, "mrope", False)
+    return Recorded(pruner.budget, original=pruner, kept=language, renumber=renumber)
+
+
+@speaking
 @every_implementation
-def test_cache(speaker, pruner, implementation):
-    model = speaker.build(implementation=implementation)
-    with attach(model, pruner):
-        cached = speaker.generate(model, SAMPLES)
-        if speaker.name == "llava_hf":
-            assert torch.equal(cached, speaker.generate(model, SAMPLES, use_cache=False))
-        alone = torch.cat([speaker.generate(model, [sample]) for sample in SAMPLES])
-        assert torch.equal(cached, alone)
+def test_cache(host, pruner, implementation, built):
+    """Decoding step by step equals decoding without a cache, and a batch equals each of its rows."""
+    model, samples = built(host, implementation), host.samples()
+    with attach(model, pruner) as handle:
+        cached = host.generate(model, samples)
+        one_stage = handle.trace.language is None
+        if one_stage and host.name not in OURS:
+            assert torch.equal(cached, host.generate(model, samples, use_cache=False))
+        assert torch.equal(cached, torch.cat([host.generate(model, [sample]) for sample in samples]))
+        host.outputs(model, samples, handle)
+        trace = handle.trace
+    with attach(model, recorded(pruner, host, trace)) as handle:
         # A decoding step's logits are those of a forward over the whole text so far.
-        follow = [type(s)([*s.prompt, *row[:-1].tolist()], s.images) for s, row in zip(SAMPLES, cached, strict=True)]
-        logits = speaker.outputs(model, follow, BUDGET)
-        assert [int(row[-1].argmax()) for row in logits] == cached[:, -1].tolist()
+        follow = [
+            Sample([*sample.prompt, *row[:-1].tolist()], sample.images, sample.videos)
+            for sample, row in zip(samples, cached, strict=True)
+        ]
+        logits = host.outputs(model, follow, handle)
+    for row in logits:
+        row[:, GREEDY["suppress_tokens"]] = -torch.inf
+    assert [int(row[-1].argmax()) for row in logits] == cached[:, -1].tolist()
 
 
-def test_beams(speaker, pruner):
-    model = speaker.build()
-    settings = {"num_beams": 3, "num_return_sequences": 2}
+@speaking
+def test_second_question_on_the_same_cache(host, pruner, built):
+    model, question = built(host), [50, 51, 52]
+    for sample in host.samples():
+        inputs = host.inputs([sample], "left")
+        with attach(model, pruner) as handle:
+            first = model(**inputs, use_cache=True)
+            trace, cache = handle.trace, first.past_key_values
+            before = cache.get_seq_length() if host.name in OURS else inputs["input_ids"].shape[1]
+            place = {}
+            if getattr(host, "mrope", False):  # which transformers does not work out for itself in a call like this
+                start = before + (model.model.rope_deltas if sample.images or sample.videos else 0)
+                place = {"position_ids": (torch.arange(len(question)) + start).view(1, 1, -1).expand(3, 1, -1)}
+            second = model(
+                input_ids=torch.tensor([question]),
+                attention_mask=torch.ones(1, before + len(question), dtype=torch.long),
+                past_key_values=cache,
+                use_cache=True,
+                **place,
+            )
+        seeing = bool(sample.images or sample.videos)
+        with attach(model, recorded(pruner, host, trace if seeing else None)) as handle:
+            whole = Sample([*sample.prompt, *question], sample.images, sample.videos)
+            expected = host.outputs(model, [whole], handle)[0]
+        assert close([second.logits[0]], [expected[-len(question) :]])
+
+
+@speaking
+def test_beams(host, pruner, built):
+    model, settings = built(host), {"num_beams": 3, "num_return_sequences": 2}
     with attach(model, pruner):
-        together = speaker.generate(model, SAMPLES, **settings)
-        alone = torch.cat([speaker.generate(model, [sample], **settings) for sample in SAMPLES])
+        together = host.generate(model, host.samples(), **settings)
+        alone = torch.cat([host.generate(model, [sample], **settings) for sample in host.samples()])
     assert torch.equal(together, alone)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_recompute(speaker, pruner, reentrant):
+@speaking
+def test_loss(host, pruner, built):
+    """A batch's loss is the mean over all its labels, so it follows from the losses of its rows."""
+    model = built(host)
+    with attach(model, pruner):
+        together = host.loss(model, host.samples())
+        losses = [host.loss(model, [sample]) for sample in host.samples()]
+    # Every row but one that begins with an image predicts all its text tokens but the first.
+    labels = [host.text(sample) - (sample.prompt[0] >= 0) for sample in host.samples()]
+    mean = sum(loss * n for loss, n in zip(losses, labels, strict=True)) / sum(labels)
+    assert close([together], [mean])
+
+
+@speaking
+@pytest.mark.parametrize("reentrant", [False, True], ids=["nonreentrant", "reentrant"])
+def test_recompute(host, pruner, reentrant):
     """Gradient checkpointing runs layers twice; loss and gradients must not notice."""
     losses, gradients = [], []
     for checkpointing in (False, True):
-        model = speaker.build().train()
+        model = host.build().train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            speaker.tower(model).gradient_checkpointing_enable({"use_reentrant": reentrant})
+            host.tower(model).gradient_checkpointing_enable({"use_reentrant": reentrant})
         with torch.enable_grad(), attach(model, pruner):
-            loss = speaker.loss(model, SAMPLES)
+            loss = host.loss(model, host.samples())
             loss.backward()
         losses.append(loss.detach())
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
@@ -246,9 +444,11 @@ def test_recompute(speaker, pruner, reentrant):
     assert close(gradients[0], gradients[1])
 
 
-def test_host(hosts, pruner):
+@pytest.mark.parametrize(("theirs", "ours"), [("llava_hf", "llava"), ("llava_next_hf", "llava_next")])
+@pytest.mark.parametrize("pruner", [name for name in PRUNERS if fits("llava_hf", name)], indirect=True)
+def test_host(hosts, theirs, ours, pruner, built):
     """The same weights in both LLaVA classes keep the same tokens and give the same logits."""
-    theirs, ours = hosts["llava_hf"].build(), hosts["llava"].build()
+    source, target = built(hosts[theirs]), hosts[ours].build()
     renamed = {
         "model.vision_tower.": "model.vision_tower.vision_tower.",
         "model.multi_modal_projector.linear_1": "model.mm_projector.0",
@@ -256,16 +456,16 @@ def test_host(hosts, pruner):
         "model.language_model.": "model.",
     }
     state = {}
-    for name, tensor in theirs.state_dict().items():
+    for name, tensor in source.state_dict().items():
         for old, new in renamed.items():
             if name.startswith(old):
                 name = new + name[len(old) :]
                 break
         state[name] = tensor
-    ours.load_state_dict(state)
+    target.load_state_dict(state)
     results = []
-    for host, model in ((hosts["llava_hf"], theirs), (hosts["llava"], ours)):
+    for host, model in ((hosts[theirs], source), (hosts[ours], target)):
         with attach(model, pruner) as handle:
-            results.append((host.outputs(model, SAMPLES, BUDGET), handle.trace.final))
+            results.append((host.outputs(model, host.samples(), handle), handle.trace.remaining))
     assert same(results[0][1], results[1][1])
     assert close(results[0][0], results[1][0])

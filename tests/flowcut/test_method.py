@@ -37,7 +37,7 @@ def view_of(rows=2, patches=20, prefix=1, layer=1, layers=12, seed=0, scale=2.0,
 def run(pruner, images=4):
     model = HOST.build()
     with torch.no_grad(), attach(model, pruner, signals=True) as handle:
-        HOST.outputs(model, HOST.samples()[:images], pruner.budget)
+        HOST.outputs(model, HOST.samples()[:images])
     return handle.trace
 
 

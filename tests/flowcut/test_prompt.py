@@ -26,9 +26,14 @@ def model():
 
 
 @pytest.fixture
-def pruned(model):
-    with attach(model, FlowCut(BUDGET)):
-        yield model
+def handle(model):
+    with attach(model, FlowCut(BUDGET)) as handle:
+        yield handle
+
+
+@pytest.fixture
+def pruned(model, handle):
+    return model
 
 
 def turns():
@@ -36,13 +41,13 @@ def turns():
     return torch.tensor([[1, 5, *[IMAGE_TOKEN] * PATCHES, 7, 8]]), torch.tensor([[20, 21, 22]])
 
 
-def test_loss_is_that_of_the_shortened_labels(pruned):
+def test_loss_is_that_of_the_shortened_labels(pruned, handle):
     """Placeholders are labelled too, so that a dropped one that came back as padding would be heard."""
     inputs = HOST.inputs(SAMPLES, "right")
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     result = pruned(**inputs, labels=labels)
     logits, targets = [], []
-    for sample, row in zip(SAMPLES, HOST.outputs(pruned, SAMPLES, BUDGET), strict=True):
+    for sample, row in zip(SAMPLES, HOST.outputs(pruned, SAMPLES, handle), strict=True):
         tokens = [t for x in sample.prompt for t in ([IMAGE_TOKEN] * BUDGET if x < 0 else [x])]
         logits.append(row[:-1])
         targets.append(torch.tensor(tokens[1:]))
@@ -64,14 +69,14 @@ def test_hidden_states_and_features_have_the_closed_up_length(pruned):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_positions_are_closed_up(pruned, side):
+def test_positions_are_closed_up(pruned, handle, side):
     seen = []
     pruned.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append((kwargs["position_ids"], kwargs["attention_mask"])), with_kwargs=True
     )
     pruned(**HOST.inputs(SAMPLES, side))
     positions, mask = seen[0]
-    for row, real, length in zip(positions, mask.bool(), HOST.lengths(SAMPLES, BUDGET), strict=True):
+    for row, real, length in zip(positions, mask.bool(), HOST.lengths(SAMPLES, handle), strict=True):
         assert row[real].tolist() == list(range(length))
 
 
@@ -91,11 +96,11 @@ def test_positional_arguments(pruned):
     assert torch.equal(pruned(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"]).logits, by_name)
 
 
-def test_embeddings_instead_of_ids(pruned):
+def test_embeddings_instead_of_ids(pruned, handle):
     inputs = HOST.inputs(SAMPLES, "left")
     by_ids = pruned(**inputs).logits
     embeds = pruned.get_input_embeddings()(inputs.pop("input_ids"))
-    real = torch.arange(by_ids.shape[1]) >= by_ids.shape[1] - torch.tensor(HOST.lengths(SAMPLES, BUDGET))[:, None]
+    real = torch.arange(by_ids.shape[1]) >= by_ids.shape[1] - torch.tensor(HOST.lengths(SAMPLES, handle))[:, None]
     assert torch.equal(pruned(inputs_embeds=embeds, **inputs).logits[real], by_ids[real])
 
 

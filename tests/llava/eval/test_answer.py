@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowcut import FlowCut, attach
+from flowcut import FlowCut, attach, parse_pruner
 from llava.conversation import conv_templates
 from llava.eval.answer import Answerer, Generation, load_checkpoint
 from llava.mm_utils import process_images, tokenizer_image_token
@@ -115,6 +115,46 @@ def test_a_pruner_that_does_not_fit_is_refused_at_once(checkpoint):
         pytest.raises(ValueError, match="already has a pruner"),
     ):
         Answerer(checkpoint, "flowcut:budget=5")
+
+
+@pytest.fixture
+def trained(checkpoint, monkeypatch):
+    """The checkpoint, as if it had been trained with five tokens."""
+    field = {"method": "flowcut", "budget": 5, "last_layer": -2}
+    monkeypatch.setattr(checkpoint.model.config, "flowcut", field, raising=False)
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "visual", "warning"),
+    [
+        (None, "flowcut:budget=5,last_layer=-2", 5, "runs with it; --pruner none turns that off"),
+        ("none", "none", 16, "but runs with all visual tokens (none)"),
+        ("flowcut:budget=5,last_layer=-2", "flowcut:budget=5,last_layer=-2", 5, None),
+        ("flowcut:budget=3,last_layer=-2", "flowcut:budget=3,last_layer=-2", 3, "but runs with flowcut:budget=3"),
+        ("fastervlm:budget=5", "fastervlm:budget=5", 5, "but runs with fastervlm:budget=5"),
+    ],
+)
+def test_the_checkpoints_own_pruner_unless_told_otherwise(trained, caplog, asked, used, visual, warning):
+    answerer = Answerer(trained, asked, Generation(max_new_tokens=1))
+    [reply] = answerer(TEXTS[:1], [pictures(1)])
+    assert (answerer.pruner_text, reply.visual_tokens) == (used, visual)
+    assert answerer.settings()["pruner"] == (repr(parse_pruner(used)) if used != "none" else "none")
+    said = [record.getMessage() for record in caplog.records if record.name == "llava.model.remembered_pruner"]
+    assert len(said) == (warning is not None)
+    if warning:
+        assert said[0].startswith(f"{trained.name} was trained with flowcut:budget=5,last_layer=-2 ")
+        assert warning in said[0]
+
+
+def test_a_checkpoint_is_loaded_without_its_pruner(llava_folder, tmp_path, caplog):
+    folder = shutil.copytree(llava_folder, tmp_path / "own")
+    fields = json.loads((folder / "config.json").read_text()) | {"flowcut": {"budget": 5, "last_layer": -2}}
+    (folder / "config.json").write_text(json.dumps(fields))
+    loaded = load_checkpoint(str(folder), device="cpu")
+    assert not [record for record in caplog.records if record.name == "llava.model.remembered_pruner"]
+    assert Answerer(loaded).pruner == FlowCut(budget=5, last_layer=-2)
+    attach(loaded.model, FlowCut(budget=3, last_layer=-2)).remove()
 
 
 def test_a_model_without_eyes_is_refused(llama_folder):

@@ -152,6 +152,24 @@ def test_other_settings_do_not_continue_a_file(flags, question_folder):
     assert len(rows(question_folder / "answers.jsonl")) == 8
 
 
+def test_without_a_flag_the_checkpoints_own_pruner_is_taken(flags, llava_folder, question_folder, tmp_path, caplog):
+    own = shutil.copytree(llava_folder, tmp_path / "own")
+    fields = json.loads((own / "config.json").read_text()) | {"flowcut": {"method": "fastervlm", "budget": 5}}
+    (own / "config.json").write_text(json.dumps(fields))
+    for name, more in (("own.jsonl", []), ("all.jsonl", ["--pruner", "none"])):
+        main(flags(name, "--model-path", str(own), "--limit", "2", *more))
+    used = [row["metadata"] for row in rows(question_folder / "own.jsonl")]
+    assert [(one["pruner"], one["visual_tokens"]) for one in used] == [("fastervlm:budget=5", 5)] * 2
+    settings = json.loads((question_folder / "own.settings.json").read_text())
+    assert settings["pruner"] == "FasterVLM(budget=5)"
+    assert {row["metadata"]["visual_tokens"] for row in rows(question_folder / "all.jsonl")} == {16}
+    said = [record.getMessage() for record in caplog.records if record.name == "llava.model.remembered_pruner"]
+    assert said == [
+        "own was trained with fastervlm:budget=5 and runs with it; --pruner none turns that off",
+        "own was trained with fastervlm:budget=5 but runs with all visual tokens (none)",
+    ]
+
+
 def test_sampling_is_repeatable(flags, question_folder):
     for name, seed in (("a.jsonl", "0"), ("b.jsonl", "0"), ("c.jsonl", "1")):
         main(flags(name, "--temperature", "5", "--seed", seed))
@@ -171,5 +189,6 @@ def test_flags_and_defaults_are_llavas():
         "top_p": None,
         "num_beams": 1,
         "max_new_tokens": 128,
+        "pruner": None,
     }
     assert expected.items() <= vars(args).items()

@@ -1,5 +1,9 @@
 """One question from the command line, and as LLaVA's README calls it."""
 
+import json
+import shutil
+from argparse import Namespace
+
 import pytest
 
 from llava.eval.run_llava import build_parser, eval_model, image_parser, main
@@ -38,6 +42,17 @@ def test_the_command_line_with_a_pruner_and_two_pictures(llava_folder, picture, 
         ]
     )
     assert capsys.readouterr().out.strip()
+
+
+def test_without_a_flag_the_checkpoints_own_pruner_is_taken(llava_folder, picture, tmp_path, caplog):
+    own = shutil.copytree(llava_folder, tmp_path / "own")
+    fields = json.loads((own / "config.json").read_text()) | {"flowcut": {"method": "fastervlm", "budget": 5}}
+    (own / "config.json").write_text(json.dumps(fields))
+    args = {"model_path": str(own), "query": "why?", "image_file": picture, "temperature": 0, "max_new_tokens": 4}
+    answers = [eval_model(Namespace(**args, **more)) for more in ({}, {"pruner": "fastervlm:budget=5"})]
+    assert answers[0] == answers[1]
+    [said] = [record.getMessage() for record in caplog.records if record.name == "llava.model.remembered_pruner"]
+    assert said == "own was trained with fastervlm:budget=5 and runs with it; --pruner none turns that off"
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,9 @@ def test_bf16_and_tf32_on_a_cpu():
         ("--remove_unused_columns True", "drop the images"),
         ("--warmup_ratio 1.5", "share of all steps"),
         ('--deepspeed {"zero_optimization":{"stage":3}}', "stage 3"),
+        ("--pruner flowcat:budget=5", "unknown pruner 'flowcat:budget=5'"),
+        ("--pruner flowcut", "has no budget"),
+        ("--pruner flowcut:budget=0", "budget=0 is not a whole number"),
         ("--unfreeze_mm_vision_tower True --tune_mm_mlp_adapter True", "exclude each other"),
     ],
 )

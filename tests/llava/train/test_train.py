@@ -1,6 +1,7 @@
 """Both stages end to end on tiny models: what changes, what is saved, and that a killed run ends as an unbroken one."""
 
 import json
+import math
 import re
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from flowcut import detach
 from llava.model.builder import load_pretrained_model, load_tokenizer
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.train.llava_trainer import LLaVATrainer
-from llava.train.train import main, prepare, smart_tokenizer_and_embedding_resize, train
+from llava.train.train import main, prepare, run, smart_tokenizer_and_embedding_resize, train
 
 COLOURS = ("red", "green", "blue", "white")
 
@@ -244,6 +246,8 @@ def test_unusable_input_is_one_line(flags, data_folder, tmp_path, capfd):
         (("--data_path", bad, "--dataloader_num_workers", 0), r"sample 0 \(id 'x'\): .*"),
         (("--data_path", bad, "--dataloader_num_workers", 1), r"sample 0 \(id 'x'\): .*"),
         (("--data_path", bad, "--model_name_or_path", tmp_path), r"holds no config\.json"),
+        (("--pruner", "flowcut:budget=0", "--model_name_or_path", tmp_path / "absent"), r"budget=0 is not"),
+        (("--data_path", bad, "--pruner", "flowcut:budget=5"), r"last_layer=-3 is not in this encoder"),
     ):
         with pytest.raises(SystemExit) as exit:
             main(flags(tmp_path / "out", *more, "--version", "v1"))
@@ -290,3 +294,151 @@ def test_attention_flag_reaches_both_models(finetuned, flags, tmp_path):
     assert trainer.model.config._attn_implementation == "eager"
     assert trainer.model.get_vision_tower().config._attn_implementation == "eager"
     assert losses(trainer) == pytest.approx(losses(fused), rel=1e-3)
+
+
+PRUNER = "flowcut:budget=5,last_layer=-2"
+FIELD = {"method": "flowcut", "budget": 5, "last_layer": -2}
+
+
+def remembered(folder):
+    return json.loads((folder / "config.json").read_text()).get("flowcut")
+
+
+def seen_tokens(trainer) -> set[int]:
+    """Runs the trainer; how many visual tokens the language model got for a picture, in training and evaluation."""
+    counts = set()
+
+    def look(module, args, kwargs):
+        for row in kwargs["image_index"]:
+            counts.update(row[row >= 0].unique(return_counts=True)[1].tolist())
+
+    with trainer.model.get_model().register_forward_pre_hook(look, with_kwargs=True):
+        run(trainer)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory, flags, data_folder, finetuned):
+    """Stage 2 with five visual tokens, evaluating once."""
+    output = tmp_path_factory.mktemp("pruned")
+    stage = (*finetuned[1], "--eval_data_path", data_folder / "dialogues.json", "--eval_strategy", "epoch")
+    trainer = prepare(argv=flags(output, *stage, "--pruner", PRUNER))
+    return output, stage, trainer, seen_tokens(trainer)
+
+
+def test_training_with_pruned_tokens(pruned, finetuned):
+    output, _, trainer, seen = pruned
+    assert seen == {5}
+    assert all(math.isfinite(loss) for loss in losses(trainer))
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert losses(trainer) != losses(finetuned[2])
+    assert any("eval_loss" in entry for entry in trainer.state.log_history)
+    assert [remembered(folder) for folder in (output, output / "checkpoint-3", output / "checkpoint-6")] == [FIELD] * 3
+
+
+def test_a_pruned_checkpoint_loads_with_its_pruner(pruned):
+    output, _, trainer, _ = pruned
+    _, model, _, _ = load_pretrained_model(str(output), None, "llava", device="cpu")
+    loaded = model.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in weights(trainer).items())
+    pixels = torch.zeros(1, 3, 56, 56)
+    assert model.encode_images(pixels).shape[1] == 5
+    detach(model)
+    assert model.encode_images(pixels).shape[1] == 16
+
+
+def test_gradient_checkpointing_changes_nothing_in_a_pruned_run(pruned, flags, tmp_path):
+    _, stage, plain, _ = pruned
+    trainer = prepare(argv=flags(tmp_path, *stage, "--pruner", PRUNER, "--gradient_checkpointing", True))
+    assert seen_tokens(trainer) == {5}
+    assert losses(trainer) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_a_pruned_run_is_resumed_as_it_began(pruned, flags, tmp_path, capsys):
+    _, stage, unbroken, _ = pruned
+
+    class Killed(Exception):
+        pass
+
+    def killed_step(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            raise Killed
+        return step(self, *args, **kwargs)
+
+    step = LLaVATrainer.training_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LLaVATrainer, "training_step", killed_step)
+        with pytest.raises(Killed):
+            train(argv=flags(tmp_path, *stage, "--pruner", PRUNER))
+    capsys.readouterr()
+    resumed = prepare(argv=flags(tmp_path, *stage))  # the flag was forgotten
+    assert f"training with {PRUNER}, as {tmp_path / 'checkpoint-3'} was; --pruner none" in capsys.readouterr().out
+    assert seen_tokens(resumed) == {5}
+    assert losses(resumed) == losses(unbroken)
+    after = weights(resumed)
+    assert all(torch.equal(value, after[name]) for name, value in weights(unbroken).items())
+    assert remembered(tmp_path) == FIELD
+
+
+@pytest.mark.parametrize(
+    ("more", "tokens", "field", "line"),
+    [
+        ((), 5, FIELD, "training with {pruner}, as {folder} was; --pruner none turns that off"),
+        (("--pruner", "none"), 16, None, "training with all visual tokens"),
+        (("--pruner", "random:budget=7"), 7, {"method": "random", "budget": 7}, "training with random:budget=7"),
+    ],
+)
+def test_fine_tuning_a_checkpoint_that_remembers(
+    pruned, flags, data_folder, tmp_path, capsys, more, tokens, field, line
+):
+    start = ("--model_name_or_path", pruned[0], "--version", "v1", "--data_path", data_folder / "dialogues.json")
+    trainer = prepare(argv=flags(tmp_path, *start, "--max_steps", 1, "--save_steps", 1, *more))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == line.format(pruner=PRUNER, folder=pruned[0])
+    assert sum("pruner" in line or "visual tokens" in line for line in lines) <= 1
+    assert seen_tokens(trainer) == {tokens}
+    assert remembered(tmp_path) == remembered(tmp_path / "checkpoint-1") == field
+
+
+def test_a_projector_of_a_pruned_stage_1_hands_its_pruner_on(pretrained, flags, llama_folder, data_folder, tmp_path):
+    first = tmp_path / "1"
+    trainer = prepare(argv=flags(first, *pretrained[1], "--pruner", PRUNER, "--max_steps", 2, "--save_steps", 1))
+    assert seen_tokens(trainer) == {5}
+    assert remembered(first) == remembered(first / "checkpoint-1") == FIELD
+    _, model, _, _ = load_pretrained_model(str(first), str(llama_folder), "llava", device="cpu")
+    assert model.encode_images(torch.zeros(1, 3, 56, 56)).shape[1] == 5
+
+    stage = ("--version", "v1", "--data_path", data_folder / "dialogues.json", "--max_steps", 1)
+    stage += ("--pretrain_mm_mlp_adapter", first / "mm_projector.bin")
+    assert seen_tokens(prepare(argv=flags(tmp_path / "2", *stage))) == {5}
+    assert remembered(tmp_path / "2") == FIELD
+    assert not hasattr(prepare(argv=flags(tmp_path / "3", *stage, "--pruner", "none")).model.config, "flowcut")
+
+
+def test_samples_may_be_as_long_as_their_pruned_images_allow(flags, data_folder, tmp_path):
+    stage = ("--version", "v1", "--data_path", data_folder / "dialogues.json")
+    for text, counted in (
+        ("none", 16),
+        (PRUNER, 5),
+        ("fastervlm:budget=99", 16),
+        ("fastv:budget=5,layer=1", 16),  # cuts inside the language model, which still reads all of them
+    ):
+        more = ("--pruner", text)
+        assert prepare(argv=flags(tmp_path, *stage, *more)).train_dataset.data_args.image_tokens == counted
+
+
+def test_a_remembered_field_that_cannot_be_read_is_one_line(pruned, flags, data_folder, tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    fields = json.loads((pruned[0] / "config.json").read_text()) | {"flowcut": {"budget": 5, "colour": "red"}}
+    (start / "config.json").write_text(json.dumps(fields))
+    more = ("--model_name_or_path", start, "--version", "v1", "--data_path", data_folder / "dialogues.json")
+    with pytest.raises(SystemExit, match=r"error: field 'flowcut' in the config\.json of .*start: 'colour' is no"):
+        main(flags(tmp_path / "out", *more))
+
+
+def test_a_pruner_without_a_tower_is_refused(flags, data_folder, tmp_path):
+    blind = [flag for flag in flags(tmp_path) if flag != "--vision_tower"]
+    blind.remove(blind[blind.index("--model_name_or_path") + 2])
+    with pytest.raises(ValueError, match="no vision tower, hence nothing for fastervlm:budget=5 to drop"):
+        prepare(argv=[*blind, "--data_path", str(data_folder / "dialogues.json"), "--pruner", "fastervlm:budget=5"])
