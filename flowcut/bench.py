@@ -17,7 +17,7 @@ no part in the formulas of FLOPs. LLaVA-NeXT gets images of 672 x 672 (five tile
 images of 672 x 672 (2304 patches, 576 tokens).
 
 Random weights attend evenly, trained ones ever more sharply with depth, and FlowCut's schedule follows that. So the
-weights of each encoder layer's query and key projections are multiplied by one number, found by bisection on two sample
+weights of each encoder layer's query and key projections are multiplied by one number, found by bisection on other
 images, at which the global token's attention has a given entropy ratio H / ln n: `RATIOS` in the first and last layer,
 equal steps between. Images are colour fields under noise, of different grain and contrast, so their schedules differ
 and batches are ragged. `prefill` alone leaves this out.
@@ -154,7 +154,7 @@ class Bench:
             pass  # refuses before the long work begins what this model cannot do
         draw_weights(self.model, args.seed)
         if args.command != "prefill":
-            sharpen(self, self.media(2, args.seed + 1))
+            sharpen(self, self.media(2 if self.geometry.family == "Llava" else 1, args.seed + 1))
         self.shown = self.media(args.batch, args.seed)
 
     def build(self) -> Any:
@@ -503,7 +503,7 @@ def measure(bench: Bench, pruner: Pruner) -> dict[str, Any]:
         "first_token_s": {run: statistics.median(first[at :: len(RUNS)]) for at, run in enumerate(RUNS) if first},
         "spread": {run: spread(values) for run, values in timed.items()},
         "peak_memory_mb": memory,
-        "tokens_per_layer": [trace.path(row) for row in range(len(trace.entering[0]))],
+        "tokens_per_layer": [list(path) for path in zip(*trace.entering, strict=True) if args.command != "prefill"],
         "decoder_tokens_per_layer": bench.decoder_paths(trace),
         "decoder_layers": None if bench.bare else args.layers_slice,
         **{name: getattr(args, name) for name in ("text_tokens", "new_tokens", "dtype", "attention", "device")},

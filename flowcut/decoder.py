@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from flowcut.pruner import Cut, LanguageView, StageTrace
+from flowcut.pruner import Cut, LanguageView, StageTrace, Trace
 from flowcut.sequence import IGNORE_INDEX, pack
 from flowcut.tap import LANGUAGE, tap
 
@@ -182,7 +182,8 @@ class LanguageRun:
             positions = (whole.long().cumsum(dim=1) - 1).clamp_min(0)[:, cached:]
         if self.decoder.mrope:
             positions = positions.expand(3, -1, -1)
-        return self.decoder.rotary(hidden, position_ids=positions)
+        # Not through __call__: ZeRO-3 wants the same modules called on all ranks, and another may have nothing to cut.
+        return self.decoder.rotary.forward(hidden, position_ids=positions)
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """Show a layer to the pruner; returns its output, shortened if it said so."""
@@ -340,7 +341,9 @@ class LanguageStage:
         if run.wanted is not None:
             run.wanted.index, run.wanted.real = run.index, run.real
         run.finish()
-        if run.trace is not None and self.handle.trace is not None:
+        if run.trace is not None:
+            if self.handle.trace is None:  # given embeddings, whose images were encoded elsewhere
+                self.handle.trace = Trace()
             self.handle.trace.language, self.handle.trace.shown = run.trace, run.images
 
 

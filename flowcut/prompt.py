@@ -293,9 +293,8 @@ class PromptStage:
         for trace in traces[1:]:
             rows = len(whole.entering[0])
             whole.join(trace)
-            whole.tokens += [
-                torch.where(tokens >= 0, tokens + tokens.new_tensor([rows, 0]), tokens) for tokens in trace.tokens
-            ]
+            for tokens in trace.tokens:
+                whole.tokens.append(torch.where(tokens >= 0, tokens + tokens.new_tensor([rows, 0]), tokens))
         self.handle.trace = whole
 
     def placeholders(self, modality: Modality, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

@@ -108,7 +108,10 @@ class Tiles(Modality):
                 tokens[layout < 0] = -1
                 chosen, result_features = tokens, plain[number]
             else:
-                assert side * side == patches
+                if side * side != patches:
+                    raise ValueError(
+                        f"tiles of {patches} patches are not {side} x {side}; pruned tiles have to be square"
+                    )
                 layout = original(inner, [names], size, *args, **{**large, "image_newline": None})[0][0]
                 layout = layout[:, 0].round().long()
                 place = torch.full((count * patches,), -1, device=device)

@@ -1,8 +1,8 @@
 """The model families a pruner can be attached to, as tiny models with random weights, behind one small interface.
 
 A sample is a prompt: a list of token ids with `IMAGE` (or `VIDEO`) where an image stands. Images are drawn from the
-seeds listed beside it; where a family takes images of several sizes, the seed decides about the size too. Encoders alone know
-no text, so there every image is a sample.
+seeds listed beside it; where a family takes images of several sizes, the seed decides about the size too. Encoders
+alone know no text, so there every image is a sample.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from hosts import PATCHES, Clip, HFLlava
+from hosts import PATCHES, Clip, HFLlava, all_hosts
 from torch import nn
 
-from flowcut import FlowCut, Random, attach, detach, flowcut
+from flowcut import FastV, FlowCut, Random, VisionZip, attach, detach, flowcut
 from flowcut.tap import VISION
 
 CLIP, LLAVA = Clip(), HFLlava()
@@ -96,6 +96,56 @@ def test_attention_that_cannot_be_tapped(model):
     with pytest.raises(ValueError, match="'homemade' cannot be tapped"):
         attach(model, FlowCut(7))
     assert len(model._forward_pre_hooks) == hooks
+
+
+def test_a_decoder_that_cannot_be_tapped_leaves_the_encoder_as_it_was(tmp_path):
+    host = all_hosts(tmp_path)["llava_next_hf"]
+    llava = host.build()
+    parts = list(llava.modules())
+    before = [(len(part._forward_hooks), set(part.__dict__), part.__dict__.get("config")) for part in parts]
+    host.decoder(llava).config._attn_implementation_internal = "homemade"
+    with pytest.raises(ValueError, match="'homemade' cannot be tapped"):
+        attach(llava, FlowCut(7))
+    assert before == [(len(part._forward_hooks), set(part.__dict__), part.__dict__.get("config")) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("name", "pruner", "message"),
+    [
+        ("clip", FastV(20), "FastV cuts inside a language model"),
+        ("llava_hf", FastV(20, layer=9), "layer=9 is not in this decoder of only 4 layers"),
+        ("qwen2_vl", VisionZip(20), "VisionZip cannot merge patches"),
+        ("qwen2_5_vl", FlowCut.released_qwen2_vl(20), "use 'groups'"),
+        ("llava_next_hf", FlowCut(20, language_layer=4), "language_layer=4 is not in this decoder, which has only 4"),
+        ("siglip", FlowCut(20, last_layer=-9), "last_layer=-9 is not in this encoder, which has only 8"),
+        ("video_llava", FlowCut(1), "leaves no patch beside the CLS token"),
+    ],
+)
+def test_misfits_are_refused_in_one_line(tmp_path, name, pruner, message):
+    model = all_hosts(tmp_path)[name].build()
+    hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
+    with pytest.raises(ValueError, match=message) as error:
+        attach(model, pruner)
+    assert "\n" not in str(error.value)
+    assert hooks == sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
+
+
+def test_a_budget_between_calls_that_does_not_fit_is_refused(tmp_path):
+    model = all_hosts(tmp_path)["video_llava"].build()
+    with attach(model, FlowCut(10)) as handle:
+        for bad in (0, -3, 2.5, "64", True, 1):
+            with pytest.raises(ValueError, match="budget="):
+                handle.budget = bad
+        assert handle.budget == 10
+
+
+def test_pictures_that_are_not_square(model):
+    """The encoder's position embeddings are stretched; kept positions count row by row through the wider grid."""
+    pixels = torch.randn(2, 3, 16, 40)
+    with torch.no_grad(), attach(model, FlowCut(7)) as handle:
+        states = model(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
+    assert handle.trace.entering[0] == (40, 40)
+    assert states[-2].shape[1] == 8
 
 
 def test_cls_counts_where_it_is_passed_on():

@@ -9,7 +9,7 @@ import torch
 from hosts import DEPTH, GREEDY, Sample, all_hosts
 from torch.nn.utils.rnn import pad_sequence
 
-from flowcut import Cut, FasterVLM, FastV, FlowCut, Pruner, Random, VisionZip, attach, detach
+from flowcut import Cut, FasterVLM, FastV, FlowCut, Pruner, Random, VisionZip, attach, detach, flowcut
 
 BUDGET = 10
 PRUNERS = {
@@ -400,6 +400,32 @@ def test_second_question_on_the_same_cache(host, pruner, built):
             whole = Sample([*sample.prompt, *question], sample.images, sample.videos)
             expected = host.outputs(model, [whole], handle)[0]
         assert close([second.logits[0]], [expected[-len(question) :]])
+
+
+@speaking
+def test_text_alone_after_an_image(host, pruner, built):
+    """Nothing of an image call is left over: text alone is what it is without a pruner."""
+    model = built(host)
+    [text] = [sample for sample in host.samples() if not (sample.images or sample.videos)]
+    vanilla = host.outputs(model, [text])
+    with attach(model, pruner) as handle:
+        host.outputs(model, host.samples(), handle)
+        assert same(vanilla, host.outputs(model, [text], handle))
+
+
+@pytest.mark.parametrize("host", THEIRS + OURS, indirect=True)
+def test_one_line(host, built):
+    model = built(host)
+    assert flowcut(model, target_num=BUDGET) is model
+    arrived = []
+    counting = (
+        host.decoder(model).layers[-1].register_forward_pre_hook(lambda _, args: arrived.append(args[0].shape[1]))
+    )
+    host.outputs(model, host.samples()[:1], None)
+    counting.remove()
+    detach(model)
+    frames = sum(len(host.frames(video)) for video in host.samples()[0].videos)
+    assert arrived == [host.text(host.samples()[0]) + BUDGET * (len(host.samples()[0].images) + frames)]
 
 
 @speaking
