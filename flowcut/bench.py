@@ -96,37 +96,32 @@ def _clip(width: int, inner: int, layers: int, heads: int, side: int = 336) -> d
     return {"model_type": "clip_vision_model", "num_attention_heads": heads, "patch_size": 14, **sizes}
 
 
-def _llama(width: int, inner: int, layers: int, heads: int, key_values: int, **more: Any) -> dict[str, Any]:
+def _llama(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
     sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
-    return {"num_attention_heads": heads, "num_key_value_heads": key_values, **sizes, **more}
+    return {"model_type": "llama", "num_attention_heads": heads, "num_key_value_heads": heads, **sizes}
 
 
-def _mrope(*sections: int) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}}
+def _qwen(width: int, inner: int, layers: int, heads: int, key_values: int, *sections: int) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    other = {"model_type": "qwen2_vl_text", "num_key_value_heads": key_values, "rope_parameters": rope}
+    return {**_llama(width, inner, layers, heads), **other}
 
 
-_CLIP, _LLAMA = _clip(1024, 4096, 24, 16), _llama(4096, 11008, 32, 32, 32, model_type="llama")
-_QWEN_VISION = {"embed_dim": 1280, "depth": 32, "num_heads": 16, "hidden_size": 3584}
-_TINY, _SMALL = _clip(64, 128, 8, 4, 84), _llama(64, 128, 8, 4, 4, model_type="llama")
+_CLIP, _LLAMA = _clip(1024, 4096, 24, 16), _llama(4096, 11008, 32, 32)
+_QWEN = _qwen(3584, 18944, 28, 28, 4, 16, 24, 24)
+_QWEN_VIT = {"embed_dim": 1280, "num_heads": 16, "hidden_size": 3584, "depth": 32}
+_TINY, _SMALL = _clip(64, 128, 8, 4, 84), _llama(64, 128, 8, 4)
+_TINY_VIT = {"embed_dim": 64, "num_heads": 4, "hidden_size": 64, "depth": 8}
 GEOMETRIES = {
     "llava-1.5-7b": Geometry("Llava", _CLIP, _LLAMA),
-    "llava-1.5-13b": Geometry("Llava", _CLIP, _llama(5120, 13824, 40, 40, 40, model_type="llama")),
+    "llava-1.5-13b": Geometry("Llava", _CLIP, _llama(5120, 13824, 40, 40)),
     "llava-next-7b": Geometry("LlavaNext", _CLIP, _LLAMA, budget=160, slice=4, rows=5),
     "video-llava-7b": Geometry("VideoLlava", _clip(1024, 4096, 24, 16, 224), _LLAMA, budget=32, rows=8, side=224),
-    "qwen2-vl-7b": Geometry(
-        "Qwen2VL", _QWEN_VISION, _llama(3584, 18944, 28, 28, 4, **_mrope(16, 24, 24)), slice=4, side=672
-    ),
+    "qwen2-vl-7b": Geometry("Qwen2VL", _QWEN_VIT, _QWEN, slice=4, side=672),
     "tiny": Geometry("Llava", _TINY, _SMALL, budget=8, side=84),
     "tiny-next": Geometry("LlavaNext", _TINY, _SMALL, budget=8, slice=4, rows=5, side=84),
     "tiny-video": Geometry("VideoLlava", _TINY, _SMALL, budget=4, rows=3, side=84),
-    "tiny-qwen": Geometry(
-        "Qwen2VL",
-        {"embed_dim": 64, "depth": 8, "num_heads": 4, "hidden_size": 64},
-        _llama(64, 128, 8, 4, 2, **_mrope(2, 3, 3)),
-        budget=8,
-        slice=4,
-        side=168,
-    ),
+    "tiny-qwen": Geometry("Qwen2VL", _TINY_VIT, _qwen(64, 128, 8, 4, 2, 2, 3, 3), budget=8, slice=4, side=168),
 }
 
 
@@ -517,8 +512,8 @@ def measure(bench: Bench, pruner: Pruner) -> dict[str, Any]:
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """How far the middle half lies apart, over the median, and the least."""
-    lower, middle, upper = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
-    return {"iqr_over_median": (upper - lower) / middle, "min_s": min(seconds)}
+    lower, middle, upper = np.quantile(seconds, (0.25, 0.5, 0.75))
+    return {"iqr_over_median": float((upper - lower) / middle), "min_s": min(seconds)}
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from flowcut.cost import encoder_flops, prefill_flops
 from flowcut.pruner import Pruner
 
 TINY = ["tiny", "tiny-next", "tiny-video", "tiny-qwen"]
-QUICK = ["--threads", "1", "--warmup", "0", "--repeats", "2", "--new-tokens", "3", "--text-tokens", "10"]
+QUICK = ["--threads", "1", "--warmup", "0", "--repeats", "1", "--new-tokens", "3", "--text-tokens", "10"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,10 @@ def benched(*words):
     return Bench(args, pruner), pruner
 
 
-@pytest.mark.parametrize("geometry", TINY)
-@pytest.mark.parametrize("command", ["encode", "prefill", "generate"])
+@pytest.mark.parametrize(
+    ("command", "geometry"),
+    [("encode", "tiny"), ("encode", "tiny-qwen"), ("prefill", "tiny-video"), *(("generate", size) for size in TINY)],
+)
 def test_report(capsys, command, geometry):
     told = report(capsys, command, geometry, "--batch", "2")
     assert (told["command"], told["geometry"], told["batch"], told["device"]) == (command, geometry, 2, "cpu")
@@ -74,8 +76,15 @@ def test_tokens_are_those_of_the_trace(capsys, geometry):
     ]
 
 
-@pytest.mark.parametrize("geometry", TINY)
-@pytest.mark.parametrize("pruner", ["flowcut", "fastv:budget=120", "random"])
+@pytest.mark.parametrize(
+    ("geometry", "pruner"),
+    [
+        *((size, "flowcut") for size in TINY),
+        ("tiny-next", "fastv:budget=120"),
+        ("tiny-qwen", "random"),
+        ("tiny-qwen", "flowcut-qwen2-vl-released"),
+    ],
+)
 def test_unscored_keeps_as_many(geometry, pruner):
     case, pruner = benched("generate", geometry, "--batch", "2", "--pruner", pruner, "--layers-slice", "4")
     with torch.inference_mode():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from hosts import PATCHES, SAMPLES, HFLlava
+from hosts import PATCHES, SAMPLES, HFLlava, HFQwen2VL
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from flowcut import FlowCut, attach
-from flowcut.cost import Cost, cost_of, prefill_flops
+from flowcut.cost import Cost, cost_of, decode_flops, merging_encoder_flops, prefill_flops
 
 HOST = HFLlava()
 CLIP_LARGE = CLIPVisionConfig(
@@ -51,3 +51,29 @@ def test_llava_7b_as_published():
     assert cost.encoder == pytest.approx(0.382e12, rel=2e-3)
     assert cost.projector == pytest.approx(0.024e12, rel=2e-2)
     assert cost.total == pytest.approx(8.88e12, rel=1e-3)
+
+
+@pytest.mark.parametrize("budget", [PATCHES, 3])
+def test_a_merging_encoder_against_the_counter(budget):
+    host = HFQwen2VL()
+    model = host.build(implementation="eager")
+    media = {name: values for name, values in host.media(SAMPLES[:1]).items() if "video" not in name}
+    with attach(model, FlowCut(budget)) as handle, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.model.get_image_features(**media)
+    trace = handle.trace
+    assert (trace.leaving[-1] < trace.entering[0]) == (budget == 3)
+    flops = merging_encoder_flops(model.config.vision_config, trace.path(), trace.leaving[-1][0])
+    assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_decoding_against_the_counter():
+    model = HOST.build(implementation="eager").model.language_model
+    ids = torch.arange(1, 15)[None]
+    with torch.no_grad():
+        cache = model(input_ids=ids[:, :10], use_cache=True).past_key_values
+        with FlopCounterMode(display=False) as counter:
+            for step in range(10, 14):
+                model(input_ids=ids[:, step : step + 1], past_key_values=cache, use_cache=True)
+    layers = model.config.num_hidden_layers
+    assert decode_flops(model.config, [10] * layers, 4) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert decode_flops(model.config, [0] * layers, 1) == prefill_flops(model.config, [1] * layers)
