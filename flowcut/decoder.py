@@ -89,6 +89,7 @@ class LanguageRun:
         self.made: dict[Any, Any] = {}
         self.states: list[tuple[int, Tensor | None, int, bool]] = []
         self.seen: tuple[Tensor, Tensor, Tensor, float] | None = None
+        self.cut: Cut | None = None
         self.trace: StageTrace | None = None
         self.memory: dict[str, Any] = {}
         if image_index is not None and bool((image_index >= 0).any()):
@@ -118,6 +119,8 @@ class LanguageRun:
     def observe(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         self.seen = (query.detach(), key.detach(), value.detach(), scale)
+        if not self.handle.pruner.reads_hidden:
+            self.ask(None)
 
     def note(self, name: str, values: Tensor, view: LanguageView) -> None:
         assert self.trace is not None
@@ -186,22 +189,33 @@ class LanguageRun:
         return self.decoder.rotary.forward(hidden, position_ids=positions)
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
-        """Show a layer to the pruner; returns its output, shortened if it said so."""
+        """The layer's output, shortened if the pruner says so."""
         if self.trace is None:
             return hidden
+        if self.handle.pruner.reads_hidden:
+            self.ask(hidden)
+        cut, self.cut = self.cut, None
+        self.trace.entering.append(self.counts)
+        if cut is not None:
+            hidden = self.shorten(cut, hidden, layer)
+        self.trace.leaving.append(self.counts)
+        return hidden
+
+    def ask(self, hidden: Tensor | None) -> None:
+        """Show the layer under way to the pruner."""
+        assert self.trace is not None
         assert self.seen is not None, "the layer ran without calling its tapped attention"
         query, key, value, scaling = self.seen
         self.seen = None
-        cached = key.shape[2] - hidden.shape[1]
         view = LanguageView(
-            layer=layer,
+            layer=len(self.trace.entering),
             layers=len(self.decoder.layers),
             q=query,
             k=key,
             v=value,
             scaling=scaling,
-            hidden=hidden,
-            real=self.whole(layer, cached, hidden.shape[1]),
+            states=hidden,
+            real=self.whole(len(self.trace.entering), key.shape[2] - query.shape[2], query.shape[2]),
             columns=self.columns,
             positions=self.positions,
             counts=self.counts,
@@ -214,12 +228,7 @@ class LanguageRun:
             recorder=self.note if self.handle.signals else None,
         )
         with torch.no_grad():
-            cut = self.handle.pruner.language(view)
-        self.trace.entering.append(self.counts)
-        if cut is not None:
-            hidden = self.shorten(cut, hidden, layer)
-        self.trace.leaving.append(self.counts)
-        return hidden
+            self.cut = self.handle.pruner.language(view)
 
     def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
         assert self.trace is not None

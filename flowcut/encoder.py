@@ -79,6 +79,7 @@ class Run:
         self.outer = VISION.get()
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.scaling = 0.0
+        self.cut: Cut | None = None
         self.positions: Tensor | None = None
         self.counts: tuple[int, ...] = ()
         self.groups: tuple[int, ...] = ()
@@ -89,9 +90,18 @@ class Run:
         return any(module is attention for attention in self.encoder.attentions)
 
     def observe(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
-        """Called by the tap, more than once if a layer attends in pieces."""
+        """Called by the tap, more than once if a layer attends in pieces. When all are there, the pruner is asked."""
         self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if self.positions is None:
+            self.start(query)
         self.seen.append((query.detach(), key.detach(), value.detach()))
+        if not self.pruner.reads_hidden and self.complete():
+            self.ask(None)
+
+    def complete(self) -> bool:
+        """Whether all of this layer's tokens have attended."""
+        seen = sum(query.shape[2] for query, *_ in self.seen)
+        return seen == (sum(self.lengths) if self.packed else self.lengths[0])
 
     def note(self, name: str, values: Tensor, view: View) -> None:
         self.trace.note(name, values, view.layer, view.counts)
@@ -101,22 +111,19 @@ class Run:
         """Tokens of each row, special ones included."""
         return [self.encoder.prefix + count for count in self.counts]
 
-    def start(self, hidden: Tensor) -> None:
-        """Learn from the first layer's output how many rows there are."""
-        number, length = hidden.shape[0], hidden.shape[1] - self.encoder.prefix
-        self.positions = torch.arange(length, device=hidden.device).expand(number, length)
+    def start(self, query: Tensor) -> None:
+        """Learn from the first layer's queries [R, H, S, d] how many rows there are."""
+        number, length = query.shape[0], query.shape[2] - self.encoder.prefix
+        self.positions = torch.arange(length, device=query.device).expand(number, length)
         self.counts = (length,) * number
         groups = self.known.groups if self.known is not None else None
         self.groups = tuple(range(number)) if groups is None else groups
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
-        """Show a layer to the pruner; returns its output, shortened if it said so."""
-        if self.positions is None:
-            self.start(hidden)
-        assert self.positions is not None
-        view = self.view(layer, hidden)
-        with torch.no_grad():
-            cut = self.pruner.vision(view)
+        """The layer's output, shortened if the pruner says so."""
+        if self.pruner.reads_hidden:
+            self.ask(hidden)
+        cut, self.cut = self.cut, None
         self.trace.entering.append(self.counts)
         if cut is not None:
             hidden = self.shorten(cut, hidden, layer)
@@ -125,7 +132,12 @@ class Run:
         self.trace.leaving.append(self.counts)
         return hidden
 
-    def view(self, layer: int, hidden: Tensor) -> View:
+    def ask(self, hidden: Tensor | None) -> None:
+        """Show the layer under way to the pruner."""
+        with torch.no_grad():
+            self.cut = self.pruner.vision(self.view(len(self.trace.entering), hidden))
+
+    def view(self, layer: int, hidden: Tensor | None) -> View:
         assert self.positions is not None
         assert self.seen, "the layer ran without calling its tapped attention"
         pieces = list(zip(*self.seen, strict=True))
@@ -133,9 +145,8 @@ class Run:
         self.seen = []
         if self.packed:
             query, key, value = (self.unpack(tensor[0]).transpose(1, 2) for tensor in (query, key, value))
-            states = pad_sequence(list(hidden.flatten(0, -2).split(self.lengths)), batch_first=True)
-        else:
-            states = hidden
+            if hidden is not None:
+                hidden = pad_sequence(list(hidden.flatten(0, -2).split(self.lengths)), batch_first=True)
         return View(
             layer=layer,
             layers=self.encoder.depth,
@@ -143,7 +154,7 @@ class Run:
             k=key,
             v=value,
             scaling=self.scaling,
-            hidden=states,
+            states=hidden,
             prefix=self.encoder.prefix,
             positions=self.positions,
             counts=self.counts,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class View:
         layer, layers: this layer's number from 0, and how many layers the encoder has.
         q, k, v: [R, H, S, d], after position encoding, as the attention function received them (q not yet scaled).
         scaling: what the attention multiplies q·k with, 1/sqrt(d).
-        hidden: [R, S, D], the layer's output, which a cut shortens.
+        states: [R, S, D], the layer's output, which a cut shortens; for pruners with `reads_hidden`, else None.
         prefix: how many special tokens stand ahead of the visual ones (1 for CLIP's CLS, 0 for SigLIP).
         positions: [R, n], where each visual token lay in the original patch grid, row-major from 0 (Qwen2-VL: in the
             order of its processor, 2 x 2 merge groups one after the other).
@@ -62,7 +62,7 @@ class View:
     k: Tensor
     v: Tensor
     scaling: float
-    hidden: Tensor
+    states: Tensor | None
     prefix: int
     positions: Tensor
     counts: tuple[int, ...]
@@ -74,6 +74,19 @@ class View:
     reserved: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
     recorder: Callable[[str, Tensor, Any], None] | None = None
+
+    @property
+    def hidden(self) -> Tensor:
+        """[R, S, D], the layer's output.
+
+        Raises:
+            ValueError: the pruner did not say that it reads it.
+        """
+        if self.states is None:
+            raise ValueError(
+                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
+            )
+        return self.states
 
     @property
     def valid(self) -> Tensor | None:
@@ -144,7 +157,7 @@ class LanguageView:
         q: [B, H, S, d] after position encoding, not yet scaled.
         k, v: [B, H', P + S, d], with P entries from the KV cache in front; H' divides H (grouped queries).
         scaling: what the attention multiplies q·k with, 1/sqrt(d).
-        hidden: [B, S, D], the layer's output, which a cut shortens.
+        states: [B, S, D], the layer's output, which a cut shortens; for pruners with `reads_hidden`, else None.
         real: [B, P + S], False on padding; None when nothing is padded.
         columns: [R, n], where in its sample's S tokens each visual token of an image stands; padded at the end.
         positions: [R, n], the visual tokens' numbers among those of their image that entered the language model.
@@ -163,7 +176,7 @@ class LanguageView:
     k: Tensor
     v: Tensor
     scaling: float
-    hidden: Tensor
+    states: Tensor | None
     real: Tensor | None
     columns: Tensor
     positions: Tensor
@@ -177,9 +190,22 @@ class LanguageView:
     recorder: Callable[[str, Tensor, Any], None] | None = None
 
     @property
+    def hidden(self) -> Tensor:
+        """[B, S, D], the layer's output.
+
+        Raises:
+            ValueError: the pruner did not say that it reads it.
+        """
+        if self.states is None:
+            raise ValueError(
+                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
+            )
+        return self.states
+
+    @property
     def past(self) -> int:
         """Entries of the KV cache that stand in front of this forward's own keys."""
-        return self.k.shape[2] - self.hidden.shape[1]
+        return self.k.shape[2] - self.q.shape[2]
 
     @property
     def valid(self) -> Tensor | None:
@@ -189,13 +215,13 @@ class LanguageView:
     def last_token(self, tokens: Tensor) -> Tensor:
         """[B, H', (P +) S, d] -> [R, H, d] at the last real token of each image's sample."""
         sample = torch.tensor(self.samples, device=tokens.device)
-        offset = tokens.shape[2] - self.hidden.shape[1]
+        offset = tokens.shape[2] - self.q.shape[2]
         return self._all_heads(tokens[sample, :, (self.last + offset)[sample]], 1)
 
     def visual(self, tokens: Tensor) -> Tensor:
         """[B, H', (P +) S, d] -> [R, H, n, d] at the visual tokens."""
         sample = torch.tensor(self.samples, device=tokens.device)[:, None]
-        offset = tokens.shape[2] - self.hidden.shape[1]
+        offset = tokens.shape[2] - self.q.shape[2]
         return self._all_heads(tokens[sample, :, self.columns + offset].transpose(1, 2), 1)
 
     def whole(self, tokens: Tensor) -> Tensor:
@@ -330,6 +356,9 @@ class Trace(StageTrace):
 class Pruner:
     """A token pruning method with its settings. Derive a frozen dataclass and answer `vision`, `language` or both.
 
+    A class that reads `view.hidden` says so with `reads_hidden = True`. The others are asked as soon as q, k and v are
+    there, so that none of them has to be kept through the rest of the layer; the cut is made behind it all the same.
+
     Attributes:
         budget: visual tokens that reach the language model (its last layers, if the method cuts there), per image or
             video frame.
@@ -339,6 +368,7 @@ class Pruner:
     """
 
     budget: int
+    reads_hidden: ClassVar[bool] = False
 
     @property
     def keeps_groups(self) -> bool:
@@ -362,11 +392,11 @@ class Pruner:
         return type(self).language is not Pruner.language
 
     def vision(self, view: View) -> Cut | None:
-        """Asked after each encoder layer; None leaves the layer's output as it is."""
+        """Asked for each encoder layer; None leaves the layer's output as it is."""
         return None
 
     def language(self, view: LanguageView) -> Cut | None:
-        """Asked after each decoder layer of a forward that brings images; None leaves the layer's output as it is."""
+        """Asked for each decoder layer of a forward that brings images; None leaves the layer's output as it is."""
         return None
 
 

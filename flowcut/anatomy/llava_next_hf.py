@@ -115,11 +115,16 @@ class Tiles(Modality):
                 layout = original(inner, [names], size, *args, **{**large, "image_newline": None})[0][0]
                 layout = layout[:, 0].round().long()
                 place = torch.full((count * patches,), -1, device=device)
+                special = []  # CLS tokens that the method sends on have no place on the grid; they come last
                 for tile, kept in enumerate(trace.final[first : first + count]):
-                    place[kept + tile * patches] = torch.arange(len(kept), device=device) + tile * feature.shape[1]
+                    rank = torch.arange(len(kept), device=device) + tile * feature.shape[1]
+                    place[kept[kept >= 0] + tile * patches] = rank[kept >= 0]
+                    special += [(tile + first, int(one)) for one in rank[kept < 0]]
                 layout = layout[place[layout] >= 0]
-                result_features = feature.flatten(0, 1)[place[layout]]
                 chosen = torch.stack([layout.div(patches, rounding_mode="floor") + first, layout % patches], dim=1)
+                chosen = torch.cat([chosen, layout.new_tensor([(tile, -1) for tile, _ in special]).view(-1, 2)])
+                order = torch.cat([place[layout], layout.new_tensor([one for _, one in special])])
+                result_features = feature.flatten(0, 1)[order]
             stays = torch.arange(max(length, len(chosen)), device=device) < len(chosen)
             units.append(Unit(result_features, stays, chosen))
             result.append(result_features)

@@ -71,14 +71,14 @@ class PackedRun(Run):
         self.flat: Tensor | None = None
         self.rope: Any = None
 
-    def start(self, hidden: Tensor) -> None:
+    def start(self, query: Tensor) -> None:
         sizes = [
             (image, height * width) for image, (t, height, width) in enumerate(self.grid.tolist()) for _ in range(t)
         ]
         self.counts = tuple(size for _, size in sizes)
         self.groups = tuple(image for image, _ in sizes)
-        self.total = hidden.shape[0]
-        order = torch.arange(self.total, device=hidden.device)
+        self.total = sum(self.counts)
+        order = torch.arange(self.total, device=query.device)
         tower = self.encoder.model
         if hasattr(tower, "fullatt_block_indexes"):  # 2.5: windows first
             window, _ = get_vision_window_index(
@@ -87,8 +87,8 @@ class PackedRun(Run):
                 window_size=tower.window_size,
                 patch_size=tower.patch_size,
             )
-            unit = torch.arange(self.encoder.unit, device=hidden.device)
-            order = (window.to(hidden.device)[:, None] * self.encoder.unit + unit).flatten()
+            unit = torch.arange(self.encoder.unit, device=query.device)
+            order = (window.to(query.device)[:, None] * self.encoder.unit + unit).flatten()
         starts = [sum(self.counts[:row]) for row in range(len(self.counts))]
         parts = [part - start for part, start in zip(order.split(self.counts), starts, strict=True)]
         self.positions = nn.utils.rnn.pad_sequence(parts, batch_first=True)

@@ -32,4 +32,6 @@ class Random(Pruner):
             generator = torch.Generator().manual_seed(self.seed)
             draw = torch.randperm(count, generator=generator)
             score[row, draw] = torch.arange(count, 0, -1, dtype=score.dtype)  # the first drawn are the best
-        return view.best(score.to(view.hidden.device), [min(pair) for pair in zip(view.counts, targets, strict=True)])
+        return view.best(
+            score.to(view.positions.device), [min(pair) for pair in zip(view.counts, targets, strict=True)]
+        )

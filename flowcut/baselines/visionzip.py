@@ -5,7 +5,7 @@ arXiv 2412.04467).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.nn.functional import normalize
@@ -27,6 +27,9 @@ class VisionZip(Pruner):
     target, the others join the target of the most similar key (head mean, cosine), and a contextual token is its target
     plus the mean of those that joined. Contextual tokens follow the dominant ones, so kept indices do not ascend.
 
+    Among the tiles of LLaVA-NeXT, contextual tokens stand where their targets stood and CLS tokens come last; the
+    released code appends both.
+
     Encoders without a CLS token: the mean of all tokens takes its place, and no extra token is sent on; the paper does
     not cover them.
 
@@ -38,6 +41,8 @@ class VisionZip(Pruner):
     Raises:
         ValueError: `contextual` leaves no dominant token.
     """
+
+    reads_hidden: ClassVar[bool] = True
 
     contextual: int | None = None
 

@@ -84,9 +84,14 @@ def merge_tiles(
         taken = flat[order]
     else:
         place = torch.full((tiles * patches,), -1, device=device)
+        special = []  # CLS tokens that the method sends on have no place on the grid; they come last
         for tile, positions in enumerate(kept):
-            place[positions + tile * patches] = torch.arange(len(positions), device=device) + tile * features.shape[1]
+            rank = torch.arange(len(positions), device=device) + tile * features.shape[1]
+            place[positions[positions >= 0] + tile * patches] = rank[positions >= 0]
+            special += [(tile, int(one)) for one in rank[positions < 0]]
         order = order[place[order] >= 0]
-        taken = features.flatten(0, 1)[place[order]]
+        taken = features.flatten(0, 1)[torch.cat([place[order], order.new_tensor([one for _, one in special])])]
+        tokens = torch.stack([order.div(patches, rounding_mode="floor"), order % patches], dim=1)
+        return Merged(taken, torch.cat([tokens, order.new_tensor([(tile, -1) for tile, _ in special]).view(-1, 2)]))
     tokens = torch.stack([order.div(patches, rounding_mode="floor"), order % patches], dim=1)
     return Merged(taken, tokens.masked_fill((order == NEWLINE)[:, None], NEWLINE))
