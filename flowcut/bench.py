@@ -22,6 +22,9 @@ images, at which the global token's attention has a given entropy ratio H / ln n
 equal steps between. Images are colour fields under noise, of different grain and contrast, so their schedules differ
 and batches are ragged. `prefill` alone leaves this out.
 
+glibc gives tensors above 32 MB back to the system when they are freed, and every new one costs its page faults (a tenth
+of the encoder's time at batch 4). So it is told here to keep what it has, for all runs alike.
+
 Peak memory is that of activations (output and KV cache included) in a run of its own that is not timed. On a GPU it is
 the allocator's; on a CPU the largest sum of living storages that operators returned, without their inner workspace.
 """
@@ -29,6 +32,7 @@ the allocator's; on a CPU the largest sum of living storages that operators retu
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import math
@@ -353,24 +357,30 @@ class Replay(Pruner):
     Attributes:
         cuts, language_cuts: by layer, what to answer there.
         watches: whether the other one watched the language model.
-        merge, patch_positions: the other one's, which Qwen2-VL's hooks ask for.
+        original: the other one, which answers for what Qwen2-VL's hooks ask.
     """
 
     cuts: dict[int, Cut] = field(default_factory=dict)
     language_cuts: dict[int, Cut] = field(default_factory=dict)
     watches: bool = False
-    merge: str = "groups"
-    patch_positions: str = "own"
+    original: Pruner | None = None
+
+    @property
+    def keeps_groups(self) -> bool:
+        return self.original is None or self.original.keeps_groups
+
+    @property
+    def own_places(self) -> bool:
+        return self.original is None or self.original.own_places
 
     @classmethod
     def of(cls, handle: Handle, device: torch.device) -> Replay:
         """Of what an attached pruner did in its last forward."""
         trace, pruner = handle.trace, handle.pruner
         assert trace is not None
-        layout = {name: getattr(pruner, name) for name in ("merge", "patch_positions") if hasattr(pruner, name)}
-        unit = 1 if layout.get("merge") == "patches" else handle.anatomy.encoders[-1].unit
+        unit = handle.anatomy.encoders[-1].unit if pruner.keeps_groups else 1
         language = _even_cuts(trace.language or StageTrace(), 1, device)
-        return cls(pruner.budget, _even_cuts(trace, unit, device), language, handle.watches_language, **layout)
+        return cls(pruner.budget, _even_cuts(trace, unit, device), language, handle.watches_language, pruner)
 
     def cuts_language(self, two_stage: bool) -> bool:
         return self.watches
@@ -601,11 +611,21 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Pruner]:
     return args, pruner
 
 
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator not to return large blocks to the system; does nothing where there is no glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table and, as the last line, the report as JSON. Returns 0, or 2 after one line about bad input."""
     threads = torch.get_num_threads()
     try:
         args, pruner = parse(argv)
+        keep_freed_memory()
         torch.set_num_threads(args.threads)
         report = measure(Bench(args, pruner), pruner)
     except ValueError as error:

@@ -3,6 +3,7 @@ implementation, cache, recomputation, host. One matrix of pruners x families, in
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 import torch
@@ -321,6 +322,8 @@ def far(one, other):
 @dataclass(frozen=True)
 class Recorded(Pruner):
     """Another pruner with its choice inside the language model held fast, whatever the text says."""
+
+    reads_hidden: ClassVar[bool] = True  # the original may
 
     original: Pruner = None
     kept: dict = field(default_factory=dict)
