@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from flowcut.decoder import LanguageStage
 from flowcut.encoder import EncoderStage
 from flowcut.method import FlowCut
 from flowcut.pruner import Pruner, Trace
+from flowcut.stage import Stage
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -35,11 +36,11 @@ class Handle:
         self.signals = signals
         self.trace: Trace | None = None
         self.watches_language = self.anatomy.decoder is not None and pruner.cuts_language(self.anatomy.two_stage)
-        self._stages: list[Any] = [EncoderStage(self, encoder) for encoder in self.anatomy.encoders]
+        self._stages: list[Stage] = [EncoderStage(self, encoder) for encoder in self.anatomy.encoders]
         self._stages += [make(self) for make in self.anatomy.stages]
         if self.watches_language and self.anatomy.decoder is not None:
             self._stages.append(LanguageStage(self, self.anatomy.decoder))
-        installed = []
+        installed: list[Stage] = []
         try:
             for stage in self._stages:
                 installed.append(stage)

@@ -19,6 +19,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from flowcut.pruner import Cut, LanguageView, StageTrace, Trace
 from flowcut.sequence import IGNORE_INDEX, pack
+from flowcut.stage import Stage
 from flowcut.tap import LANGUAGE, tap
 
 if TYPE_CHECKING:
@@ -285,13 +286,13 @@ class LanguageRun:
         return list(zip(self.states, following, strict=True))
 
 
-class LanguageStage:
+class LanguageStage(Stage):
     """Hooks on one decoder, and on the head that computes the loss."""
 
     def __init__(self, handle: Handle, decoder: Decoder):
+        super().__init__()
         self.handle = handle
         self.decoder = decoder
-        self.undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
         self.undo.append(tap(self.decoder.attentions))
@@ -309,10 +310,6 @@ class LanguageStage:
                 self.undo.append(lambda: head.__dict__.pop("_loss_function"))
             else:
                 self.undo.append(lambda: head.__dict__.update(_loss_function=own))
-
-    def remove(self) -> None:
-        while self.undo:
-            self.undo.pop()()
 
     def running(self) -> Any:
         """This decoder's forward under way, if any."""

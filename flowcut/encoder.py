@@ -10,7 +10,7 @@ again; if a method leaves rows of different length there, the shorter ones are p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.masking_utils import create_bidirectional_mask
 
 from flowcut.pruner import CLS, Cut, Pruner, Trace, View, valid_mask
+from flowcut.stage import Stage
 from flowcut.tap import VISION, Segments, tap
 
 if TYPE_CHECKING:
@@ -230,13 +231,13 @@ class Run:
         return self.trace
 
 
-class EncoderStage:
+class EncoderStage(Stage):
     """Hooks on one encoder; they run outside of recomputation, and before transformers records hidden states."""
 
     def __init__(self, handle: Handle, encoder: Encoder):
+        super().__init__()
         self.handle = handle
         self.encoder = encoder
-        self.undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
         self.undo.append(tap(self.encoder.attentions))
@@ -246,10 +247,6 @@ class EncoderStage:
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
             self.undo.append(layer.register_forward_hook(_LayerHook(self, number), prepend=True).remove)
-
-    def remove(self) -> None:
-        while self.undo:
-            self.undo.pop()()
 
     def running(self) -> Any:
         """This encoder's forward under way, if any."""

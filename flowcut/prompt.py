@@ -21,6 +21,7 @@ from torch import Tensor
 from flowcut.decoder import IMAGE_INDEX, with_cache
 from flowcut.pruner import Trace
 from flowcut.sequence import IGNORE_INDEX, pack
+from flowcut.stage import Stage
 
 if TYPE_CHECKING:
     from flowcut.attach import Handle
@@ -138,16 +139,16 @@ def put_units(outputs: Any, units: list[Unit], joined: bool) -> None:
     outputs.pooler_output = torch.cat(features)[None] if joined else features
 
 
-class PromptStage:
+class PromptStage(Stage):
     """Hooks on a model for conditional generation and on the model inside, so that callers may enter at either."""
 
     def __init__(self, handle: Handle, model: Any, inner: Any, modalities: Sequence[Modality], mrope: bool = False):
+        super().__init__()
         self.handle = handle
         self.model = model
         self.inner = inner
         self.modalities = {modality.name: modality for modality in modalities}
         self.mrope = mrope
-        self.undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
         for module in {id(module): module for module in (self.model, self.inner)}.values():
@@ -161,10 +162,6 @@ class PromptStage:
     def replace(self, module: Any, name: str, method: Any) -> None:
         module.__dict__[name] = method
         self.undo.append(lambda: module.__dict__.pop(name))
-
-    def remove(self) -> None:
-        while self.undo:
-            self.undo.pop()()
 
     @torch.compiler.disable
     def close_up(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

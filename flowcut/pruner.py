@@ -32,8 +32,34 @@ CLS = -1
 """In place of a patch position: the CLS token, where a method sends it to the language model as a token of its own."""
 
 
+class LayerView:
+    """What the views of an encoder layer and of a decoder layer have in common."""
+
+    layer: int
+    states: Tensor | None
+    recorder: Callable[[str, Tensor, Any], None] | None
+
+    @property
+    def hidden(self) -> Tensor:
+        """The layer's output, [rows, S, D].
+
+        Raises:
+            ValueError: the pruner did not say that it reads it.
+        """
+        if self.states is None:
+            raise ValueError(
+                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
+            )
+        return self.states
+
+    def record(self, name: str, values: Tensor) -> None:
+        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""
+        if self.recorder is not None:
+            self.recorder(name, values, self)
+
+
 @dataclass
-class View:
+class View(LayerView):
     """What a pruner may see of one encoder layer. Rows with fewer visual tokens than the longest are padded at the end.
 
     Attributes:
@@ -74,19 +100,6 @@ class View:
     reserved: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
     recorder: Callable[[str, Tensor, Any], None] | None = None
-
-    @property
-    def hidden(self) -> Tensor:
-        """[R, S, D], the layer's output.
-
-        Raises:
-            ValueError: the pruner did not say that it reads it.
-        """
-        if self.states is None:
-            raise ValueError(
-                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
-            )
-        return self.states
 
     @property
     def valid(self) -> Tensor | None:
@@ -142,14 +155,9 @@ class View:
         keep = (cut.keep[:, :, None] * self.unit + inside).flatten(1)
         return Cut(keep, None if cut.counts is None else tuple(count * self.unit for count in cut.counts))
 
-    def record(self, name: str, values: Tensor) -> None:
-        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""
-        if self.recorder is not None:
-            self.recorder(name, values, self)
-
 
 @dataclass
-class LanguageView:
+class LanguageView(LayerView):
     """What a pruner may see of one decoder layer in a forward that brings images. One row per image.
 
     Attributes:
@@ -190,19 +198,6 @@ class LanguageView:
     recorder: Callable[[str, Tensor, Any], None] | None = None
 
     @property
-    def hidden(self) -> Tensor:
-        """[B, S, D], the layer's output.
-
-        Raises:
-            ValueError: the pruner did not say that it reads it.
-        """
-        if self.states is None:
-            raise ValueError(
-                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
-            )
-        return self.states
-
-    @property
     def past(self) -> int:
         """Entries of the KV cache that stand in front of this forward's own keys."""
         return self.k.shape[2] - self.q.shape[2]
@@ -230,11 +225,6 @@ class LanguageView:
 
     def _all_heads(self, tokens: Tensor, dim: int) -> Tensor:
         return tokens.repeat_interleave(self.q.shape[1] // tokens.shape[dim], dim=dim)
-
-    def record(self, name: str, values: Tensor) -> None:
-        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""
-        if self.recorder is not None:
-            self.recorder(name, values, self)
 
 
 @dataclass

@@ -130,6 +130,17 @@ def class_names(model: nn.Module) -> set[str]:
     return {cls.__name__ for cls in type(model).__mro__}
 
 
+def body_and_head(model: Any, heads: set[str], bodies: set[str]) -> tuple[Any, Any] | None:
+    """Of a model for conditional generation: the model inside, and itself. Of the model inside: itself, and None.
+
+    None if it is neither, by the names of classes.
+    """
+    names = class_names(model)
+    if names & heads:
+        return model.model, model
+    return (model, None) if names & bodies else None
+
+
 def feature_layer(depth: int, indices: int | Sequence[int]) -> int:
     """The layer after which an owner reads features from `hidden_states[indices]`; the earliest if it reads several."""
     indices = [indices] if isinstance(indices, int) else indices

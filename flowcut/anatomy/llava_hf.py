@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, vision_encoder
+from flowcut.anatomy import Anatomy, body_and_head, decoder_of, feature_layer, vision_encoder
 from flowcut.encoder import rows
 from flowcut.prompt import Modality, PromptStage, row_units
 
@@ -12,13 +12,10 @@ FAMILY = "LlavaForConditionalGeneration, LlavaModel (transformers)"
 
 
 def read(model: Any) -> Anatomy | None:
-    names = class_names(model)
-    if "LlavaForConditionalGeneration" in names:
-        inner, head = model.model, model
-    elif "LlavaModel" in names:
-        inner, head = model, None
-    else:
+    found = body_and_head(model, {"LlavaForConditionalGeneration"}, {"LlavaModel"})
+    if found is None:
         return None
+    inner, head = found
     config = inner.config
     reserved = int(config.vision_feature_select_strategy == "full")
     encoder = vision_encoder(inner.vision_tower)

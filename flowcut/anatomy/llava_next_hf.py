@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, vision_encoder
+from flowcut.anatomy import Anatomy, body_and_head, class_names, decoder_of, feature_layer, vision_encoder
 from flowcut.encoder import Rows, rows
 from flowcut.prompt import Modality, PromptStage, Unit
 
@@ -25,13 +25,10 @@ _MODELS = {"LlavaNextModel", "LlavaOnevisionModel"}
 
 
 def read(model: Any) -> Anatomy | None:
-    names = class_names(model)
-    if names & _HEADS:
-        inner, head = model.model, model
-    elif names & _MODELS:
-        inner, head = model, None
-    else:
+    found = body_and_head(model, _HEADS, _MODELS)
+    if found is None:
         return None
+    inner, head = found
     config = inner.config
     encoder = vision_encoder(inner.vision_tower)
     if encoder.prefix and config.vision_feature_select_strategy == "full":

@@ -8,17 +8,17 @@ second layer the budget is left. Every token keeps its own M-RoPE position. A fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
-from flowcut.anatomy import Anatomy, Encoder, class_names, decoder_of, unwrap
+from flowcut.anatomy import Anatomy, Encoder, body_and_head, decoder_of, unwrap
 from flowcut.encoder import Run, rows
 from flowcut.prompt import Modality, PromptStage, Unit
 from flowcut.pruner import Trace
+from flowcut.stage import Stage
 from flowcut.tap import VISION
 
 FAMILY = "Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration and their models (transformers)"
@@ -27,13 +27,10 @@ _MODELS = {"Qwen2VLModel", "Qwen2_5_VLModel"}
 
 
 def read(model: Any) -> Anatomy | None:
-    names = class_names(model)
-    if names & _HEADS:
-        inner, head = model.model, model
-    elif names & _MODELS:
-        inner, head = model, None
-    else:
+    found = body_and_head(model, _HEADS, _MODELS)
+    if found is None:
         return None
+    inner, head = found
     tower = unwrap(inner.visual)
     blocks = [unwrap(block) for block in tower.blocks]
     encoder = Encoder(
@@ -138,19 +135,15 @@ class PackedRun(Run):
         return self.trace
 
 
-class MergerStage:
+class MergerStage(Stage):
     """A hook on the merger, because what follows it counts on an unpruned number of tokens."""
 
     def __init__(self, encoder: Encoder):
+        super().__init__()
         self.encoder = encoder
-        self.undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
         self.undo.append(self.encoder.model.merger.register_forward_hook(self.after_merger).remove)
-
-    def remove(self) -> None:
-        while self.undo:
-            self.undo.pop()()
 
     @torch.compiler.disable
     def after_merger(self, merger: nn.Module, args: tuple, output: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, vision_encoder
+from flowcut.anatomy import Anatomy, body_and_head, decoder_of, feature_layer, vision_encoder
 from flowcut.encoder import rows
 from flowcut.prompt import Modality, PromptStage, row_units
 
@@ -18,13 +18,10 @@ FAMILY = "VideoLlavaForConditionalGeneration, VideoLlavaModel (transformers)"
 
 
 def read(model: Any) -> Anatomy | None:
-    names = class_names(model)
-    if "VideoLlavaForConditionalGeneration" in names:
-        inner, head = model.model, model
-    elif "VideoLlavaModel" in names:
-        inner, head = model, None
-    else:
+    found = body_and_head(model, {"VideoLlavaForConditionalGeneration"}, {"VideoLlavaModel"})
+    if found is None:
         return None
+    inner, head = found
     config = inner.config
     read_after = feature_layer(config.vision_config.num_hidden_layers, config.vision_feature_layer)
     full = int(config.vision_feature_select_strategy == "full")
