@@ -142,13 +142,15 @@ class FlowCut(Pruner):
     def targets(self, view: View) -> list[int]:
         """How many patches each row is to have when it leaves the encoder.
 
-        Where a second cut follows, half the budget per anyres tile, or twice the budget of merged tokens.
+        Where a second cut follows, half the budget per anyres tile (all of it for an image of one tile, and for a frame
+        of a video), or twice the budget of merged tokens.
         """
         if not view.two_stage:
             return view.share(self.budget)
         if view.unit > 1:
             return [2 * self.budget * view.unit] * len(view.counts)
-        return [max(self.budget // 2, 1)] * len(view.counts)
+        tiles = view.tiles or (1,) * len(view.counts)
+        return [max(self.budget // 2, 1) if count > 1 else self.budget for count in tiles]
 
     def vision(self, view: View) -> Cut | None:
         last = view.layers + (view.last_layer if self.last_layer is None else self.last_layer)

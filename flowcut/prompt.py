@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +77,7 @@ class Modality:
         pixels: the argument that brings them; `more` are the method's other arguments.
         token: the config field with the placeholder's id.
         joined: whether the model wants features as one tensor [1, V, D] instead of a list.
+        former: an older name of the argument `pixels`, which processors still use.
     """
 
     name: str = "image"
@@ -85,7 +86,7 @@ class Modality:
     more: tuple[str, ...] = ("vision_feature_layer", "vision_feature_select_strategy")
     token: str = "image_token_id"
     joined: bool = False
-    also: dict[str, Any] = field(default_factory=dict)
+    former: str | None = None
 
     def encode(self, handle: Handle, inner: Any, call: dict[str, Any]) -> tuple[Any, list[Unit], Trace | None]:
         """Run the encoder. -> its output, one unit for each stretch of placeholders, and what the pruner did."""
@@ -238,6 +239,8 @@ class PromptStage(Stage):
         """Swap pixels for the features of the tokens that are left of them."""
         outputs = {}
         for modality in self.modalities.values():
+            if modality.former is not None and call.get(modality.former) is not None:
+                call[modality.pixels] = call.pop(modality.former)
             if call.get(modality.pixels) is None:
                 continue
             names = (modality.pixels, *modality.more)

@@ -39,7 +39,7 @@ def read(model: Any) -> Anatomy | None:
 
 class Images(Modality):
     def __init__(self) -> None:
-        super().__init__(joined=True)
+        super().__init__(joined=True, former="pixel_values_images")
 
     def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
         with rows() as known:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hosts import IMAGE_TOKEN, PATCHES, SAMPLES, HFLlava, pixels
+from hosts import IMAGE_TOKEN, PATCHES, SAMPLES, VIDEO_TOKEN, HFLlava, all_hosts, noise, pixels
 from torch.nn.functional import cross_entropy
 
 from flowcut import FlowCut, attach
@@ -182,3 +182,51 @@ def test_misuse_is_told_in_one_line(pruned):
     cache = pruned(input_ids=ids, pixel_values=images, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="speaks of 7 earlier tokens"):
         pruned(input_ids=ids[:, :1], past_key_values=cache, attention_mask=torch.ones(1, 8, dtype=torch.long))
+
+
+def test_video_llava_takes_images_under_their_older_name(tmp_path):
+    """Processors still say pixel_values_images."""
+    host = all_hosts(tmp_path)["video_llava"]
+    model = host.build()
+    inputs = host.inputs(host.samples(), "left")
+    with attach(model, FlowCut(BUDGET)):
+        expected = model(**inputs).logits
+        inputs["pixel_values_images"] = inputs.pop("pixel_values")
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_onevision_with_several_images_of_one_tile(tmp_path):
+    """Where a prompt shows several images, OneVision cuts none of them up; each keeps the whole budget."""
+    model = all_hosts(tmp_path)["llava_onevision"].build()
+    row = [1, *[IMAGE_TOKEN] * (PATCHES + 1), 5, *[IMAGE_TOKEN] * (PATCHES + 1), 7]
+    inputs = {
+        "input_ids": torch.tensor([row]),
+        "pixel_values": pixels([0, 1])[:, None],
+        "image_sizes": torch.tensor([[48, 48], [24, 48]]),
+        "batch_num_images": torch.tensor([2]),
+    }
+    assert model(**inputs).logits.shape[1] == len(row)
+    with attach(model, FlowCut(BUDGET)) as handle:
+        assert model(**inputs).logits.shape[1] == 3 + 2 * BUDGET
+        assert [len(tokens) for tokens in handle.trace.remaining] == [BUDGET, BUDGET]
+        new = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert new.shape[1] == len(row) + 2
+
+
+def test_onevision_video(tmp_path):
+    """Frames keep the budget of their patches, which are no longer averaged; the token that ends the video stays."""
+    model = all_hosts(tmp_path)["llava_onevision"].build()
+    pooled, frames = 9, 3
+    row = [1, *[VIDEO_TOKEN] * (frames * pooled + 1), 5, 6]
+    inputs = {"input_ids": torch.tensor([row, row]), "pixel_values_videos": noise(1, 2, frames, 3, 24, 24)}
+    vanilla = model(**inputs).logits
+    assert vanilla.shape[1] == len(row)
+    with attach(model, FlowCut(4)) as handle:
+        both = model(**inputs).logits
+        assert both.shape[1] == 3 + frames * 4 + 1
+        assert [len(tokens) for tokens in handle.trace.remaining] == [4] * frames * 2
+        one = model(input_ids=inputs["input_ids"][:1], pixel_values_videos=inputs["pixel_values_videos"][:1]).logits
+        torch.testing.assert_close(one, both[:1], atol=1e-4, rtol=1e-4)
+        assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == len(row) + 2
+        handle.budget = pooled  # as many as the unpruned model averages its patches to
+        assert torch.equal(model(**inputs).logits, vanilla)
