@@ -97,14 +97,12 @@ class LanguageRun:
             self.find_images(image_index)
 
     def find_images(self, image_index: Tensor) -> None:
-        """Columns of every image's tokens, by image number, from image_index [B, S]."""
-        numbers, order = [], []
+        """Columns of every image's tokens, by image number, from image_index [B, S]. Beams may share an image."""
+        order = []
         for row, line in enumerate(image_index):
-            for number in line[line >= 0].unique_consecutive().tolist():
-                if number not in numbers:
-                    numbers.append(number)
-                    order.append((number, row, (line == number).nonzero().flatten()))
-        order.sort(key=lambda entry: entry[0])
+            for number in line[line >= 0].unique().tolist():
+                order.append((number, row, (line == number).nonzero().flatten()))
+        order.sort(key=lambda entry: entry[:2])
         self.images = tuple(number for number, *_ in order)
         self.samples = tuple(row for _, row, _ in order)
         self.counts = tuple(len(columns) for _, _, columns in order)

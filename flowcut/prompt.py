@@ -356,6 +356,7 @@ class PromptStage(Stage):
                     own.append(next(waiting))
                 repeated += own * expand_size
             put_units(outputs, repeated, modality.joined)
+            getattr(outputs, TRACE).tokens = [unit.tokens for unit in repeated if unit.tokens is not None]
         kwargs["mm_encoder_outputs"] = encoded
         input_ids, kwargs = original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
         kwargs["mm_encoder_outputs"] |= ours

@@ -338,7 +338,8 @@ class Trace(StageTrace):
             return self.tokens
         remaining = list(self.tokens)
         for image, kept in zip(self.shown, self.language.final, strict=True):
-            remaining[image] = remaining[image][kept.to(remaining[image].device)]
+            if image < len(remaining):
+                remaining[image] = self.tokens[image][kept.to(self.tokens[image].device)]
         return remaining
 
 

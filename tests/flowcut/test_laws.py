@@ -434,10 +434,22 @@ def test_one_line(host, built):
 @speaking
 def test_beams(host, pruner, built):
     model, settings = built(host), {"num_beams": 3, "num_return_sequences": 2}
-    with attach(model, pruner):
+    lengths = []
+    counting = (
+        host.decoder(model).layers[-1].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    )
+    with attach(model, pruner) as handle:
         together = host.generate(model, host.samples(), **settings)
+        left = {len(tokens) for tokens in handle.trace.remaining}
+        beams, lengths = max(lengths), lengths[:0]
         alone = torch.cat([host.generate(model, [sample], **settings) for sample in host.samples()])
+        host.outputs(model, host.samples(), handle)
+        assert left == {len(tokens) for tokens in handle.trace.remaining}
+    counting.remove()
     assert torch.equal(together, alone)
+    with attach(model, pruner) as handle:
+        host.outputs(model, host.samples(), handle)
+        assert beams == max(host.lengths(host.samples(), handle))  # every beam was cut, not the first alone
 
 
 @speaking
