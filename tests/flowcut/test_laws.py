@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from hosts import DEPTH, GREEDY, Sample, all_hosts
+from hosts import DEPTH, GREEDY, IMAGE, Sample, all_hosts
 from torch.nn.utils.rnn import pad_sequence
 
 from flowcut import Cut, FasterVLM, FastV, FlowCut, Pruner, Random, VisionZip, attach, detach, flowcut
@@ -510,3 +510,26 @@ def test_host(hosts, theirs, ours, pruner, built):
             results.append((host.outputs(model, host.samples(), handle), handle.trace.remaining))
     assert same(results[0][1], results[1][1])
     assert close(results[0][0], results[1][0])
+
+
+@pytest.mark.parametrize("host", ["llava_hf", "llava_next_hf", "llava_siglip"], indirect=True)
+@pytest.mark.parametrize("pruner", ["flowcut", "fastv", "visionzip"], indirect=True)
+def test_second_image_on_the_same_cache(host, pruner, built):
+    """Two turns with an image each, on one cache, equal one forward over both with the same choices."""
+    model = built(host)
+    first, second = Sample([1, 5, IMAGE, 7, 8], [0]), Sample([20, IMAGE, 21, 22], [2])
+    whole = Sample(first.prompt + second.prompt, [0, 2])
+    with attach(model, pruner) as handle:
+        cache, kept = None, {}
+        for turn, seen in ((first, first), (second, whole)):
+            inputs = host.inputs([turn], "left")
+            inputs["attention_mask"] = host.inputs([seen], "left")["attention_mask"]
+            result = model(**inputs, past_key_values=cache, use_cache=True)
+            cache = result.past_key_values
+            for layer, rows in (handle.trace.language.kept if handle.trace.language else {}).items():
+                kept[layer] = kept.get(layer, []) + rows
+    choices = recorded(pruner, host, None)
+    choices.kept.update(kept)
+    with attach(model, choices) as handle:
+        expected = host.outputs(model, [whole], handle)[0]
+    assert close([result.logits[0, -2:]], [expected[-2:]])
