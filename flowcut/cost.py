@@ -36,7 +36,7 @@ def cost_of(
     language: Any,
     text_tokens: int,
     path: Sequence[int] | None = None,
-    visual_tokens: int | None = None,
+    visual_tokens: int | Sequence[int] | None = None,
     projector_layers: int = 2,
 ) -> Cost:
     """FLOPs of answering one prompt about one image, up to the first new token's logits.
@@ -46,16 +46,19 @@ def cost_of(
         language: the language model's config (LlamaConfig or alike; LLaVA's own works).
         text_tokens: prompt tokens that are not visual.
         path: visual tokens entering each encoder layer (`trace.path(sample)`); all patches everywhere if None.
-        visual_tokens: those that reach the language model; what enters the last encoder layer if None.
+        visual_tokens: those that reach the language model, or those that enter each of its layers where some are
+            dropped inside; what enters the last encoder layer if None.
         projector_layers: linear layers of the projector; the first widens, the others keep the width.
     """
     patches = (vision.image_size // vision.patch_size) ** 2
     path = [patches] * vision.num_hidden_layers if path is None else path
     visual_tokens = path[-1] if visual_tokens is None else visual_tokens
+    if isinstance(visual_tokens, int):
+        visual_tokens = [visual_tokens] * language.num_hidden_layers
     return Cost(
         encoder=encoder_flops(vision, path),
-        projector=projector_flops(visual_tokens, vision.hidden_size, language.hidden_size, projector_layers),
-        prefill=prefill_flops(language, [text_tokens + visual_tokens] * language.num_hidden_layers),
+        projector=projector_flops(visual_tokens[0], vision.hidden_size, language.hidden_size, projector_layers),
+        prefill=prefill_flops(language, [text_tokens + visual for visual in visual_tokens]),
     )
 
 

@@ -294,9 +294,8 @@ class LanguageStage(Stage):
 
     def install(self) -> None:
         self.undo.append(tap(self.decoder.attentions))
-        model, head = self.decoder.model, self.decoder.head
-        self.undo.append(model.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
-        self.undo.append(model.register_forward_hook(self.leave, with_kwargs=True, always_call=True).remove)
+        head = self.decoder.head
+        self.around(self.decoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.decoder.layers):
             self.undo.append(layer.register_forward_pre_hook(_BeforeLayer(self, number), with_kwargs=True).remove)
             self.undo.append(layer.register_forward_hook(_AfterLayer(self, number), prepend=True).remove)

@@ -102,7 +102,7 @@ class Run:
     def complete(self) -> bool:
         """Whether all of this layer's tokens have attended."""
         seen = sum(query.shape[2] for query, *_ in self.seen)
-        return seen == (sum(self.lengths) if self.packed else self.lengths[0])
+        return seen == (sum(self.lengths) if self.packed else max(self.lengths))
 
     def note(self, name: str, values: Tensor, view: View) -> None:
         self.trace.note(name, values, view.layer, view.counts)
@@ -241,9 +241,7 @@ class EncoderStage(Stage):
 
     def install(self) -> None:
         self.undo.append(tap(self.encoder.attentions))
-        model = self.encoder.model
-        self.undo.append(model.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
-        self.undo.append(model.register_forward_hook(self.leave, with_kwargs=True, always_call=True).remove)
+        self.around(self.encoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
             self.undo.append(layer.register_forward_hook(_LayerHook(self, number), prepend=True).remove)

@@ -37,7 +37,14 @@ class LayerView:
 
     layer: int
     states: Tensor | None
+    positions: Tensor
+    counts: tuple[int, ...]
     recorder: Callable[[str, Tensor, Any], None] | None
+
+    @property
+    def valid(self) -> Tensor | None:
+        """[R, n], True where a visual token is real; None when no row is padded."""
+        return valid_mask(self.counts, self.positions.shape[1], self.positions.device)
 
     @property
     def hidden(self) -> Tensor:
@@ -102,11 +109,6 @@ class View(LayerView):
     recorder: Callable[[str, Tensor, Any], None] | None = None
 
     @property
-    def valid(self) -> Tensor | None:
-        """[R, n], True where a visual token is real; None when no row is padded."""
-        return valid_mask(self.counts, self.positions.shape[1], self.positions.device)
-
-    @property
     def key_valid(self) -> Tensor | None:
         """[R, S], the same with the special tokens in front; None when no row is padded."""
         valid = self.valid
@@ -123,6 +125,7 @@ class View(LayerView):
         if self.prefix:
             return tokens[:, :, 0]
         valid = self.valid
+        tokens = tokens.float()  # a sum of many would not fit into float16
         if valid is None:
             return tokens.mean(dim=2)
         weight = valid[:, None, :, None].to(tokens.dtype)
@@ -140,6 +143,14 @@ class View(LayerView):
             tokens = budget // tiles + (number < budget % tiles) if tiles > 1 else budget
             shares.append(max(tokens - self.reserved, 1) * self.unit)
         return shares
+
+    def once(self, budget: int) -> list[int] | None:
+        """How many patches each row keeps, for methods with a single cut: after the last layer but one.
+
+        None in every other layer, and where the budget leaves nothing to drop.
+        """
+        counts = [min(pair) for pair in zip(self.counts, self.share(budget), strict=True)]
+        return counts if self.layer == self.layers - 2 and counts != list(self.counts) else None
 
     def best(self, score: Tensor, counts: Sequence[int]) -> Cut:
         """Keep the `counts[r]` patches of highest score [R, n]; merge groups stay whole, by their mean score."""
@@ -201,11 +212,6 @@ class LanguageView(LayerView):
     def past(self) -> int:
         """Entries of the KV cache that stand in front of this forward's own keys."""
         return self.k.shape[2] - self.q.shape[2]
-
-    @property
-    def valid(self) -> Tensor | None:
-        """[R, n], True where a visual token is real; None when no image has fewer than the others."""
-        return valid_mask(self.counts, self.columns.shape[1], self.columns.device)
 
     def last_token(self, tokens: Tensor) -> Tensor:
         """[B, H', (P +) S, d] -> [R, H, d] at the last real token of each image's sample."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from torch import nn
 
 
 class Stage:
@@ -13,6 +16,11 @@ class Stage:
 
     def install(self) -> None:
         raise NotImplementedError
+
+    def around(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
+        """Call `enter` before each forward of a module and `leave` behind it, after an error too."""
+        self.undo.append(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        self.undo.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
 
     def remove(self) -> None:
         while self.undo:

@@ -155,6 +155,8 @@ class Vision(Modality):
     """One unit of placeholders per image, or per frame of a video."""
 
     def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+        if call.get(self.more[0]) is None:
+            raise ValueError(f"{self.pixels} need {self.more[0]}, as the processor gives it: [{self.name}s, 3]")
         with rows() as known:
             outputs = self.original(inner, call)
         trace = known.trace

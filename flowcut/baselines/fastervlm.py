@@ -20,10 +20,10 @@ class FasterVLM(Pruner):
     """
 
     def vision(self, view: View) -> Cut | None:
-        targets = view.share(self.budget)
-        if view.layer != view.layers - 2 or all(n <= t for n, t in zip(view.counts, targets, strict=True)):
+        counts = view.once(self.budget)
+        if counts is None:
             return None
         row = scores.softmax_row(view.global_token(view.q), view.k, view.scaling, view.key_valid).mean(dim=1)
         score = row[:, view.prefix :]
         view.record("score", score)
-        return view.best(score, [min(pair) for pair in zip(view.counts, targets, strict=True)])
+        return view.best(score, counts)

@@ -24,14 +24,12 @@ class Random(Pruner):
     seed: int = 0
 
     def vision(self, view: View) -> Cut | None:
-        targets = view.share(self.budget)
-        if view.layer != view.layers - 2 or all(n <= t for n, t in zip(view.counts, targets, strict=True)):
+        counts = view.once(self.budget)
+        if counts is None:
             return None
         score = torch.zeros(view.positions.shape)
         for row, count in enumerate(view.counts):
             generator = torch.Generator().manual_seed(self.seed)
             draw = torch.randperm(count, generator=generator)
             score[row, draw] = torch.arange(count, 0, -1, dtype=score.dtype)  # the first drawn are the best
-        return view.best(
-            score.to(view.positions.device), [min(pair) for pair in zip(view.counts, targets, strict=True)]
-        )
+        return view.best(score.to(view.positions.device), counts)

@@ -64,8 +64,8 @@ class VisionZip(Pruner):
         return tokens - contextual, contextual
 
     def vision(self, view: View) -> Cut | None:
-        targets = view.share(self.budget)
-        if view.layer != view.layers - 2 or all(n <= t for n, t in zip(view.counts, targets, strict=True)):
+        targets = view.once(self.budget)
+        if targets is None:
             return None
         row = scores.softmax_row(view.global_token(view.q), view.k, view.scaling, view.key_valid).mean(dim=1)
         score = row[:, view.prefix :]

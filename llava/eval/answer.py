@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from flowcut import attach
+from flowcut import Trace, attach
 from flowcut.registry import pruner_to_text
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -101,7 +101,8 @@ class Reply(NamedTuple):
     """An answer and what it cost.
 
     tokens: visual tokens before the encoder's first layer and after each of its layers, CLS left out.
-    visual_tokens, text_tokens: what the language model read. ms: from pixels to the decoded end; the time of a batch
+    visual_tokens, text_tokens: what the language model read. language_tokens: visual tokens that went into each of its
+    layers, for pruners that cut there; else None. ms: from pixels to the decoded end; the time of a batch
     is shared out evenly among its questions.
     """
 
@@ -112,12 +113,19 @@ class Reply(NamedTuple):
     ms: float
     encode_ms: float
     prefill_ms: float
+    language_tokens: list[int] | None = None
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the text, for the answer line."""
-        values = self._asdict()
-        del values["text"]
+        values = {name: value for name, value in self._asdict().items() if name != "text" and value is not None}
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def _language_tokens(trace: Trace | None) -> dict[int, tuple[int, ...]]:
+    """Image number -> its tokens entering each decoder layer; empty if nothing watched the language model."""
+    if trace is None or trace.language is None:
+        return {}
+    return dict(zip(trace.shown, zip(*trace.language.entering, strict=True), strict=True))
 
 
 class Answerer:
@@ -188,15 +196,18 @@ class Answerer:
         visual = watch.visual_tokens[:: self.generation.num_beams]
         words = (mask.bool() & (ids != IMAGE_TOKEN_INDEX)).sum(dim=1).tolist()
         per_image = self._encoder_tokens(handle.trace if handle else None, pixels)
+        inside = _language_tokens(handle.trace if handle else None)
         replies = []
         for index, answer in enumerate(decoded):
             first = sum(len(own) for own in images[:index])
             mine = per_image[first : first + len(images[index])]
+            columns = [inside[image] for image in range(first, first + len(images[index])) if image in inside]
             replies.append(
                 Reply(
                     text=answer.strip(),
                     tokens=[sum(column) for column in zip(*mine, strict=True)],
                     visual_tokens=visual[index],
+                    language_tokens=[sum(column) for column in zip(*columns, strict=True)] or None,
                     text_tokens=words[index],
                     ms=total / len(texts),
                     encode_ms=watch.encode_ms / len(texts),

@@ -176,7 +176,14 @@ def _costs(answers: Sequence[dict[str, Any]], model: Any) -> dict[str, Any]:
     vision, linear = model.get_vision_tower().config, nn.Linear
     depth = sum(isinstance(part, linear) for part in model.get_model().mm_projector.modules())
     costs = [
-        cost_of(vision, model.config, one["text_tokens"], one["tokens"][:-1], one["visual_tokens"], depth)
+        cost_of(
+            vision,
+            model.config,
+            one["text_tokens"],
+            one["tokens"][:-1],
+            one.get("language_tokens") or one["visual_tokens"],
+            depth,
+        )
         for one in answers
     ]
     layers = [statistics.fmean(column) for column in zip(*(one["tokens"] for one in answers), strict=True)]

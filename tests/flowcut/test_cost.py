@@ -77,3 +77,10 @@ def test_decoding_against_the_counter():
     layers = model.config.num_hidden_layers
     assert decode_flops(model.config, [10] * layers, 4) == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert decode_flops(model.config, [0] * layers, 1) == prefill_flops(model.config, [1] * layers)
+
+
+def test_tokens_dropped_inside_the_language_model_are_not_charged():
+    vision, language = CLIPVisionConfig(), LlamaConfig(num_hidden_layers=4)
+    cut = cost_of(vision, language, 10, visual_tokens=[100, 100, 20, 20])
+    assert cut.prefill == prefill_flops(language, [110, 110, 30, 30])
+    assert cut.projector == cost_of(vision, language, 10, visual_tokens=100).projector

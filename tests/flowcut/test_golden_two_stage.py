@@ -1,6 +1,7 @@
 """The released code's numbers for the families that are cut twice, recorded in tests/golden/."""
 
 import pytest
+import test_golden
 import torch
 from test_golden import check_layers, names, near, recorded, weights
 from transformers import (
@@ -49,12 +50,7 @@ class Theirs:
         self.model = LlavaNextForConditionalGeneration(config).eval()
         self.model.load_state_dict({self.rename(name): tensor for name, tensor in weights(case).items()})
 
-    @staticmethod
-    def rename(name):
-        name = name.replace("vision_tower.vision_model.", "vision_tower.")
-        if name.startswith("language_model.lm_head."):
-            return name.removeprefix("language_model.")
-        return "model." + name.replace("language_model.model.", "language_model.")
+    rename = staticmethod(test_golden.Theirs.rename)
 
     def inputs(self, gold):
         sizes = gold["image_sizes_wh"].flip(1)
@@ -96,10 +92,7 @@ class Ours(Theirs):
 
     @staticmethod
     def rename(name):
-        name = name.replace("vision_tower.vision_model.", "model.vision_tower.vision_tower.")
-        name = name.replace("multi_modal_projector.linear_1", "model.mm_projector.0")
-        name = name.replace("multi_modal_projector.linear_2", "model.mm_projector.2").removeprefix("language_model.")
-        return "model.image_newline" if name == "image_newline" else name
+        return "model.image_newline" if name == "image_newline" else test_golden.Ours.rename(name)
 
     def inputs(self, gold):
         mask = torch.ones_like(gold["input_ids"])

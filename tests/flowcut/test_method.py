@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hosts import DEPTH, PATCHES, Clip
+from hosts import DEPTH, PATCHES, Clip, pixels
 
 from flowcut import FlowCut, View, attach
 
@@ -47,6 +47,19 @@ def signals_of(pruner, view):
     view.memory.clear()
     cut = pruner.vision(view)
     return recorded, cut
+
+
+def test_rows_that_still_differ_where_features_are_read_are_cut_after_it():
+    """Padded rows are shown to the pruner like packed ones, each as alone."""
+    host, model = Clip(), Clip().build()
+    images = pixels([0, 1, 2, 3])
+    with torch.no_grad(), attach(model, FlowCut(7, last_layer=-1)) as handle:
+        together = model(images).last_hidden_state
+        assert together.shape[1] == host.prefix + 7
+        assert len(set(handle.trace.leaving[DEPTH - 2])) > 1
+        for row, image in enumerate(images):
+            alone = model(image[None]).last_hidden_state[0]
+            torch.testing.assert_close(alone, together[row], atol=1e-4, rtol=1e-4)
 
 
 def test_paper_equations_word_by_word():

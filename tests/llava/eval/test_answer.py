@@ -160,3 +160,13 @@ def test_a_checkpoint_is_loaded_without_its_pruner(llava_folder, tmp_path, caplo
 def test_a_model_without_eyes_is_refused(llama_folder):
     with pytest.raises(ValueError, match="without vision tower"):
         load_checkpoint(str(llama_folder), device="cpu")
+
+
+def test_tokens_inside_the_language_model_are_counted(checkpoint):
+    """Two pictures, then one: FastV's first layer reads all their tokens, the second what was kept."""
+    answerer = Answerer(checkpoint, "fastv:budget=10,layer=1", Generation(max_new_tokens=2))
+    both, one = answerer([TEXTS[0], TEXTS[1]], [pictures(2), pictures(1)])
+    assert (both.language_tokens, one.language_tokens) == ([32, 8], [16, 4])
+    assert one.metadata()["language_tokens"] == [16, 4]
+    [plain] = Answerer(checkpoint, "none", Generation(max_new_tokens=2))(TEXTS[:1], [pictures(1)])
+    assert "language_tokens" not in plain.metadata()
