@@ -16,14 +16,10 @@ Not as published: `--layers-slice` decoder layers, and a vocabulary of 1000, bec
 no part in the formulas of FLOPs. LLaVA-NeXT gets images of 672 x 672 (five tiles), Video-LLaVA 8 frames, Qwen2-VL
 images of 672 x 672 (2304 patches, 576 tokens).
 
-Random weights attend evenly, trained ones ever more sharply with depth, and FlowCut's schedule follows that. So the
-weights of each encoder layer's query and key projections are multiplied by one number, found by bisection on other
-images, at which the global token's attention has a given entropy ratio H / ln n: `RATIOS` in the first and last layer,
-equal steps between. Images are colour fields under noise, of different grain and contrast, so their schedules differ
-and batches are ragged. `prefill` alone leaves this out.
+The weights are random but attend as sharply as trained ones (`flowcut.synthetic`); `prefill` alone leaves this out.
 
-glibc gives tensors above 32 MB back to the system when they are freed, and every new one costs its page faults (a tenth
-of the encoder's time at batch 4). So it is told here to keep what it has, for all runs alike.
+glibc gives tensors above 32 MB back to the system when they are freed, and every new one costs its page faults. So it
+is told here to keep what it has, for all runs alike (docs/LOG.md, 2026-11-24).
 
 Peak memory is that of activations (output and KV cache included) in a run of its own that is not timed. On a GPU it is
 the allocator's; on a CPU the largest sum of living storages that operators returned, without their inner workspace.
@@ -39,7 +35,6 @@ import math
 import statistics
 import sys
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -51,17 +46,16 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 from transformers.generation.streamers import BaseStreamer
 from transformers.initialization import no_init_weights
 
-from flowcut import scores
 from flowcut.attach import Handle, attach
 from flowcut.cost import decode_flops, encoder_flops, merging_encoder_flops, prefill_flops, projector_flops
+from flowcut.memory import peak_memory_mb
 from flowcut.pruner import Cut, LanguageView, Pruner, StageTrace, Trace, View
 from flowcut.registry import parse_pruner
+from flowcut.synthetic import GEOMETRIES, PLACEHOLDER, VOCABULARY, draw_weights, pictures, sharpen
 
 COMMANDS = {
     "encode": "the vision encoder",
@@ -69,64 +63,6 @@ COMMANDS = {
     "generate": "encoder, prompt and new tokens",
 }
 RUNS = "vanilla", "pruned", "unscored"
-RATIOS = 0.97, 0.75
-VOCABULARY, PLACEHOLDER = 1000, 999
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of a model and of what it is shown.
-
-    Attributes:
-        family: its classes' name in transformers.
-        vision, text: fields of the encoder's and the decoder's config.
-        budget: default of --budget.
-        slice: default of --layers-slice on a CPU.
-        rows: encoder rows of a sample: tiles or frames.
-        side: pixels along a side of a row.
-    """
-
-    family: str
-    vision: dict[str, Any]
-    text: dict[str, Any]
-    budget: int = 64
-    slice: int = 2
-    rows: int = 1
-    side: int = 336
-
-
-def _clip(width: int, inner: int, layers: int, heads: int, side: int = 336) -> dict[str, Any]:
-    sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "image_size": side}
-    return {"model_type": "clip_vision_model", "num_attention_heads": heads, "patch_size": 14, **sizes}
-
-
-def _llama(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
-    sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
-    return {"model_type": "llama", "num_attention_heads": heads, "num_key_value_heads": heads, **sizes}
-
-
-def _qwen(width: int, inner: int, layers: int, heads: int, key_values: int, *sections: int) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-    other = {"model_type": "qwen2_vl_text", "num_key_value_heads": key_values, "rope_parameters": rope}
-    return {**_llama(width, inner, layers, heads), **other}
-
-
-_CLIP, _LLAMA = _clip(1024, 4096, 24, 16), _llama(4096, 11008, 32, 32)
-_QWEN = _qwen(3584, 18944, 28, 28, 4, 16, 24, 24)
-_QWEN_VIT = {"embed_dim": 1280, "num_heads": 16, "hidden_size": 3584, "depth": 32}
-_TINY, _SMALL = _clip(64, 128, 8, 4, 84), _llama(64, 128, 8, 4)
-_TINY_VIT = {"embed_dim": 64, "num_heads": 4, "hidden_size": 64, "depth": 8}
-GEOMETRIES = {
-    "llava-1.5-7b": Geometry("Llava", _CLIP, _LLAMA),
-    "llava-1.5-13b": Geometry("Llava", _CLIP, _llama(5120, 13824, 40, 40)),
-    "llava-next-7b": Geometry("LlavaNext", _CLIP, _LLAMA, budget=160, slice=4, rows=5),
-    "video-llava-7b": Geometry("VideoLlava", _clip(1024, 4096, 24, 16, 224), _LLAMA, budget=32, rows=8, side=224),
-    "qwen2-vl-7b": Geometry("Qwen2VL", _QWEN_VIT, _QWEN, slice=4, side=672),
-    "tiny": Geometry("Llava", _TINY, _SMALL, budget=8, side=84),
-    "tiny-next": Geometry("LlavaNext", _TINY, _SMALL, budget=8, slice=4, rows=5, side=84),
-    "tiny-video": Geometry("VideoLlava", _TINY, _SMALL, budget=4, rows=3, side=84),
-    "tiny-qwen": Geometry("Qwen2VL", _TINY_VIT, _qwen(64, 128, 8, 4, 2, 2, 3, 3), budget=8, slice=4, side=168),
-}
 
 
 class Bench:
@@ -153,7 +89,8 @@ class Bench:
             pass  # refuses before the long work begins what this model cannot do
         draw_weights(self.model, args.seed)
         if args.command != "prefill":
-            sharpen(self, self.media(2 if self.geometry.family == "Llava" else 1, args.seed + 1))
+            others = self.media(2 if self.geometry.family == "Llava" else 1, args.seed + 1)
+            sharpen(self.model, partial(self.encode, others))
         self.shown = self.media(args.batch, args.seed)
 
     def build(self) -> Any:
@@ -288,68 +225,6 @@ class _FirstToken(BaseStreamer):
         pass
 
 
-def draw_weights(model: torch.nn.Module, seed: int) -> None:
-    """Normal weights of standard deviation 1 / sqrt(inputs), norms 1, biases 0; in place."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(False)
-        if parameter.ndim == 1 and name.endswith(("weight", "bias")):
-            parameter.fill_(name.endswith("weight"))
-        else:
-            generator = torch.Generator(parameter.device).manual_seed(seed)
-            parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
-            seed += 1
-
-
-def pictures(count: int, side: int, seed: int) -> Tensor:
-    """[count, 3, side, side]: colour fields under noise, of different grain, contrast and noise."""
-    images = []
-    for number in range(count):
-        generator = torch.Generator().manual_seed(1000 * seed + number)
-        grain, contrast, noise = torch.rand(3, generator=generator).tolist()
-        fields = torch.randn(1, 3, 6 + int(18 * grain), 6 + int(18 * grain), generator=generator)
-        fields = torch.nn.functional.interpolate(fields, size=(side, side))[0]
-        noise = (0.2 + 0.4 * noise) * torch.randn(3, side, side, generator=generator)
-        images.append((0.4 + 0.8 * contrast) * fields + noise)
-    return torch.stack(images)
-
-
-def sharpen(bench: Bench, media: dict[str, Tensor], passes: int = 2) -> None:
-    """Give the global attention of every encoder layer its entropy ratio; see the top of this file.
-
-    A layer is corrected after it ran, and those behind it see what came of the wrong one: hence a second pass.
-    """
-    probe = _Sharpen(budget=10**9)
-    with torch.inference_mode(), attach(bench.model, probe) as handle:
-        probe.attentions.extend(handle.anatomy.encoders[-1].attentions)
-        for _ in range(passes):
-            bench.encode(media)
-
-
-@dataclass(frozen=True)
-class _Sharpen(Pruner):
-    """Drops nothing, but after each encoder layer scales its query and key projections."""
-
-    attentions: list[Any] = field(default_factory=list)
-
-    def vision(self, view: View) -> Cut | None:
-        target = RATIOS[0] + (RATIOS[1] - RATIOS[0]) * view.layer / (view.layers - 1)
-        low, high = -10.0, 10.0
-        for _ in range(30):
-            middle = (low + high) / 2
-            row = scores.softmax_row(view.global_token(view.q), view.k, view.scaling * math.exp(middle)).mean(dim=1)
-            weights = scores.normalise(row[:, view.prefix :])
-            sharp = float(scores.entropy(weights).mean()) < target * math.log(weights.shape[1])
-            low, high = (low, middle) if sharp else (middle, high)
-        attention = self.attentions[view.layer]
-        if hasattr(attention, "qkv"):
-            parts = [part[: 2 * len(part) // 3] for part in attention.qkv.parameters()]
-        else:
-            parts = [*attention.q_proj.parameters(), *attention.k_proj.parameters()]
-        for part in parts:
-            part.mul_(math.exp(middle / 2))
-        return None
-
-
 @dataclass(frozen=True)
 class Replay(Pruner):
     """Drops as many tokens as another pruner dropped in the same call, evenly spread.
@@ -401,49 +276,6 @@ def _even_cuts(trace: StageTrace, unit: int, device: torch.device) -> dict[int, 
             keep = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
             cuts[layer] = Cut(keep, None if len(set(after)) == 1 else after)
     return cuts
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operators returned and that still live; `peak` is the most there were at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.note((args, kwargs), new=False)  # what was there before, such as weights
-        output = func(*args, **(kwargs or {}))
-        self.note(output, new=True)
-        return output
-
-    def note(self, tree: Any, new: bool) -> None:
-        for storage in [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]:
-            if storage._cdata not in self.known:
-                size = storage.nbytes() if new else 0
-                self.known.add(storage._cdata)
-                self.live += size
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self.free, storage._cdata, size)
-
-    def free(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live -= size
-
-
-def peak_memory_mb(call: Callable[[], Any], device: torch.device) -> float:
-    """Activations of a call at their most, in MB of 10^6 bytes; see the top of this file."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    # Inference mode would hide what happens inside of composite operators.
-    with torch.inference_mode(False), torch.no_grad(), LiveBytes() as memory:
-        call()
-    return memory.peak / 1e6
 
 
 def clock(call: Callable[[], Any], device: torch.device) -> float:

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from flowcut import FlowCut, attach, bench, scores
-from flowcut.bench import RATIOS, RUNS, Bench, LiveBytes, Replay, main, parse, peak_memory_mb, pictures
+from flowcut.bench import RUNS, Bench, Replay, main, parse
 from flowcut.cost import encoder_flops, prefill_flops
+from flowcut.memory import LiveBytes, peak_memory_mb
 from flowcut.pruner import Pruner
+from flowcut.synthetic import RATIOS, pictures
 
 TINY = ["tiny", "tiny-next", "tiny-video", "tiny-qwen"]
 QUICK = ["--threads", "1", "--warmup", "0", "--repeats", "1", "--new-tokens", "3", "--text-tokens", "10"]
