@@ -1,4 +1,4 @@
-"""Load a LLaVA checkpoint: tokenizer, model, image processor, context length."""
+"""Load a LLaVA checkpoint of any kind: tokenizer, model, image processor, context length."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import is_accelerate_available
+from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
 from flowcut import Pruner, attach
 from flowcut.registry import parse_pruner, pruner_to_text
@@ -16,24 +17,29 @@ from llava.model.checkpoint import (
     DAMAGE,
     local_folder,
     one_line,
-    read_config,
-    read_projector,
+    quiet,
+    read_bin,
     save_llava_checkpoint,
     weight_names,
 )
+from llava.model.delta import FIELD as DELTA_FIELD
+from llava.model.delta import shift
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
+from llava.model.lora import bare_names, is_lora_folder, merge_adapter, read_other_weights
 from llava.model.remembered_pruner import pruner_to_use
-from llava.model.tokenizer import load_llama_tokenizer
+from llava.model.source import PROJECTOR, Kind, Source, find_source, promised_weights
+from llava.model.tokenizer import has_tokenizer, load_llama_tokenizer
+from llava.model.transformers_layout import IMAGE_TOKEN, to_llava_name
 from llava.model.vision_tokens import add_vision_tokens
 
 __all__ = ["load_pretrained_model", "load_tokenizer", "save_llava_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-_CLASSES: dict[str, tuple[Any, Any]] = {
-    "LlavaLlamaForCausalLM": (LlavaConfig, LlavaLlamaForCausalLM),
-    "LlavaMistralForCausalLM": (LlavaMistralConfig, LlavaMistralForCausalLM),
+_FAMILIES: dict[str, tuple[Any, Any]] = {
+    "llama": (LlavaConfig, LlavaLlamaForCausalLM),
+    "mistral": (LlavaMistralConfig, LlavaMistralForCausalLM),
 }
 _TOWER_WEIGHTS = "model.vision_tower."
 # Parts that stay in the compute type when the language model is quantised.
@@ -59,23 +65,24 @@ def load_pretrained_model(
     pruner: str | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, int]:
-    """Load a checkpoint in LLaVA's layout, from a folder or the Hub.
+    """Load a checkpoint from a folder or the Hub, into LLaVA's classes whatever its layout.
 
-    model_path: the checkpoint; or, with `model_base`, a folder with config.json and mm_projector.bin.
-    model_base: the language model under a projector-only `model_path`.
-    model_name: LLaVA's callers pass it; what to load is decided by config.json alone.
-    load_8bit, load_4bit: quantise the language model with bitsandbytes.
+    model_path: a whole checkpoint in LLaVA's or in transformers' layout; or, with `model_base`, a LoRA adapter, a
+        projector (config.json and mm_projector.bin), or a difference (delta). See `llava.model.source`.
+    model_base: the model under it, a language model or a LLaVA; an adapter finds its own if this is None.
+    model_name: a hint that LLaVA's callers pass; the files decide.
+    load_8bit, load_4bit: quantise the language model with bitsandbytes; an adapter then stays beside the weights.
     device, device_map: where to; without CUDA, "cuda" means the next best device. `device_map` needs accelerate.
     dtype: default float16, on a CPU float32.
     pruner: None attaches the pruner that the checkpoint was trained with, if its config.json remembers one (field
         `flowcut`), and says so in a warning. "none" attaches nothing. Text such as "flowcut:budget=64" attaches that,
         with a warning if the checkpoint was trained with something else. A model that came with a pruner takes no
         second one: before `attach(model, ...)`, call `detach(model)`, or load with pruner="none".
-    kwargs go to transformers' `from_pretrained`.
+    kwargs go to transformers' `from_pretrained`; `attn_implementation` holds for the vision tower too.
 
     Returns (tokenizer, model in eval mode, image processor, context length); the image processor is None for a plain
-    language model. Raises ValueError, one line, when something is missing (folder, weights, tokenizer, projector), and
-    for a pruner that is unknown or does not fit the model.
+    language model. Raises ValueError, one line, when something is missing (folder, weights, tokenizer, projector), when
+    base and checkpoint do not fit each other, and for a pruner that is unknown or does not fit the model.
     """
     asked = parse_pruner(pruner) if pruner is not None else None
     target = _available(device)
@@ -84,39 +91,43 @@ def load_pretrained_model(
     if use_flash_attn:
         kwargs["attn_implementation"] = "flash_attention_2"
 
-    cache_dir = kwargs.get("cache_dir")
-    folder = local_folder(model_path, cache_dir)
-    weights_folder = local_folder(model_base, cache_dir) if model_base else folder
-    fields = read_config(folder)
-    names = weight_names(weights_folder)
-    if not fields.get("mm_vision_tower"):
+    source = find_source(model_path, model_base, model_name, kwargs.get("cache_dir"))
+    if source.kind is Kind.LANGUAGE:
         if asked is not None:
-            raise ValueError(f"{folder} has no vision tower, hence nothing for {pruner} to drop; give no pruner")
-        return _load_language_model(folder, target, dtype, kwargs)
-    _refuse_other_kinds(folder, fields, model_base)
+            raise ValueError(f"{source.folder} has no vision tower, hence nothing for {pruner} to drop; give no pruner")
+        return _load_language_model(source, target, dtype, kwargs)
     chosen = None
     if pruner is None or asked is not None:
-        chosen = pruner_to_use(pruner, fields, folder, switch_off='pruner="none"')
+        chosen = pruner_to_use(pruner, source.fields, source.folder, switch_off='pruner="none"')
 
-    tokenizer = load_llama_tokenizer(weights_folder)
-    config_class, model_class = _CLASSES[fields["architectures"][0]]
-    config = config_class.from_dict({name: value for name, value in fields.items() if name != "model_type"})
-    config._name_or_path = str(folder)  # the tower's folder may lie in the checkpoint
-    _decide_tower(config, names)
-    model = _load_weights(model_class, weights_folder, config, dtype, kwargs, projector_follows=bool(model_base))
-    if model_base:
-        model.get_model().mm_projector.load_state_dict(read_projector(str(folder / "mm_projector.bin")))
+    tokenizer = _load_tokenizer(source)
+    extra = _weights_beside_the_base(source)
+    model = _load_model(source, extra, dtype, kwargs)
     if "device_map" not in kwargs:
         model.to(target)
+    if source.key_mapping is not None and len(tokenizer) < model.config.vocab_size:
+        model.resize_token_embeddings(
+            len(tokenizer)
+        )  # transformers' layout has rows for its own two tokens, and filler
     add_vision_tokens(model, tokenizer)
+    _fill(model, extra, source)
+    if source.kind is Kind.DELTA:
+        with torch.no_grad():
+            shift(model.state_dict(), source.weights, 1)
+        if hasattr(model.config, DELTA_FIELD):
+            delattr(model.config, DELTA_FIELD)
+    if source.kind is Kind.ADAPTER:
+        model = merge_adapter(model, source.folder, keep_apart="quantization_config" in kwargs)
 
     tower = model.get_vision_tower()
     if not tower.is_loaded:
         tower.load_model()
         tower.to(model.get_input_embeddings().weight)  # its device and dtype
+    if kwargs.get("attn_implementation"):
+        tower.vision_tower.set_attn_implementation(kwargs["attn_implementation"])
     if chosen is not None:
-        _attach(model, chosen, folder)
-    context_length = getattr(config, "max_sequence_length", None) or 2048
+        _attach(model, chosen, source.folder)
+    context_length = getattr(model.config, "max_sequence_length", None) or 2048
     return tokenizer, model.eval(), tower.image_processor, context_length
 
 
@@ -133,6 +144,8 @@ def _placement(target: torch.device, device_map: Any, load_8bit: bool, load_4bit
     """from_pretrained's arguments for device and quantisation; empty means: load, then move."""
     arguments: dict[str, Any] = {}
     if load_4bit or load_8bit:
+        if not is_bitsandbytes_available():
+            raise ValueError("load_4bit and load_8bit need the bitsandbytes package: pip install bitsandbytes")
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=load_8bit and not load_4bit,
             load_in_4bit=load_4bit,
@@ -147,14 +160,66 @@ def _placement(target: torch.device, device_map: Any, load_8bit: bool, load_4bit
     return arguments
 
 
-def _refuse_other_kinds(folder: Path, fields: dict[str, Any], model_base: str | None) -> None:
-    kinds = fields.get("architectures") or ["none"]
-    if kinds[0] not in _CLASSES or "text_config" in fields:
-        raise ValueError(f"{folder} is a {kinds[0]}; this loader reads {' and '.join(_CLASSES)} in LLaVA's layout")
-    if model_base and not (folder / "mm_projector.bin").is_file():
+def _family(source: Source) -> tuple[Any, Any]:
+    """Config and model class. Raises ValueError when no language model of LLaVA's is meant."""
+    said = (source.fields.get("architectures") or [source.fields.get("model_type") or "nothing"])[0]
+    for family, classes in _FAMILIES.items():
+        if family in said.lower():
+            return classes
+    raise ValueError(
+        f"{source.folder} is a {said}; LLaVA's classes are "
+        f"{' and '.join(model_class.__name__ for _, model_class in _FAMILIES.values())}"
+    )
+
+
+def _load_tokenizer(source: Source) -> Any:
+    """The checkpoint's own tokenizer, else its base's; what transformers' layout adds to it is left out."""
+    own = source.folder if has_tokenizer(source.folder) else source.weights
+    below = None
+    if source.key_mapping is not None:
+        below = source.fields[IMAGE_TOKEN]
+    return load_llama_tokenizer(own, below=below)
+
+
+def _weights_beside_the_base(source: Source) -> dict[str, Tensor]:
+    """What the checkpoint brings by full name, besides the base's weights and an adapter."""
+    if source.kind is Kind.ADAPTER:
+        return read_other_weights(source.folder)
+    if source.kind is Kind.PROJECTOR:
+        return bare_names(read_bin(source.folder / PROJECTOR))
+    return {}
+
+
+def _load_model(source: Source, extra: dict[str, Tensor], dtype: Any, kwargs: dict[str, Any]) -> Any:
+    """The model with the weights of the checkpoint, or of its base."""
+    config_class, model_class = _family(source)
+    fields = {name: value for name, value in source.fields.items() if name not in ("model_type", IMAGE_TOKEN)}
+    folder = source.folder if source.kind is Kind.DELTA else source.weights
+    if source.kind is not Kind.DELTA and "vocab_size" in source.base_fields:
+        fields["vocab_size"] = source.base_fields["vocab_size"]  # rows that training added come with `extra`
+    config = config_class.from_dict(fields)
+    config._name_or_path = str(source.folder)  # the tower's folder may lie in the checkpoint
+    names = weight_names(folder)
+    names = {to_llava_name(name) for name in names} if source.key_mapping else names
+    _decide_tower(config, names | set(extra))
+    arguments = kwargs | {"key_mapping": source.key_mapping, "output_loading_info": True}
+    try:
+        with quiet("transformers.modeling_utils", "transformers.configuration_utils"):
+            model, report = model_class.from_pretrained(folder, config=config, dtype=dtype, **arguments)
+    except DAMAGE as error:
+        raise ValueError(f"the weights in {folder} cannot be loaded: {one_line(error)}") from error
+    missing = sorted(name for name in report["missing_keys"] if name not in extra)
+    if missing:
+        also = "" if folder == source.folder else f", and {source.folder / promised_weights(source)} has them neither"
         raise ValueError(
-            f"{folder} holds no mm_projector.bin to put on {model_base}; give a projector's folder, or no base"
+            f"{folder} lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]}{also}; without "
+            f"them the answers would be noise. Give a whole checkpoint, or an adapter or projector with its model_base"
         )
+    if report["unexpected_keys"]:
+        extra_names = sorted(report["unexpected_keys"])
+        logger.warning("%s: %d weights are not used, such as %s", folder, len(extra_names), extra_names[0])
+    model.config.architectures = [model_class.__name__]
+    return model
 
 
 def _decide_tower(config: Any, names: set[str]) -> None:
@@ -168,22 +233,22 @@ def _decide_tower(config: Any, names: set[str]) -> None:
         logger.warning("the tower in the checkpoint was frozen in training; loading %s instead", config.mm_vision_tower)
 
 
-def _load_weights(
-    model_class: Any, folder: Path, config: Any, dtype: Any, kwargs: dict[str, Any], projector_follows: bool
-) -> Any:
-    try:
-        model, report = model_class.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, **kwargs
-        )
-    except DAMAGE as error:
-        raise ValueError(f"the weights in {folder} cannot be loaded: {one_line(error)}") from error
-    missing = sorted(name for name in report["missing_keys"] if not (projector_follows and "mm_projector." in name))
-    if missing:
-        raise ValueError(
-            f"{folder} lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]}; without them the "
-            f"answers would be noise. Give a whole checkpoint (a projector alone goes with its model_base)"
-        )
-    return model
+def _fill(model: Any, extra: dict[str, Tensor], source: Source) -> None:
+    """Copy weights into the model by name; rows of new tokens may come alone."""
+    own = dict(model.named_parameters())
+    for name, value in extra.items():
+        target = own.get(name)
+        if target is None:
+            raise ValueError(f"{source.folder} has a weight {name} that {type(model).__name__} does not know")
+        embedding = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        if embedding and value.shape[1:] == target.shape[1:] and len(value) < len(target):
+            target = target[-len(value) :]
+        if value.shape != target.shape:
+            raise ValueError(
+                f"{name} in {source.folder} has shape {tuple(value.shape)}, the model {tuple(target.shape)}; give the "
+                f"base that it was trained on"
+            )
+        target.data.copy_(value)
 
 
 def _attach(model: Any, pruner: Pruner, folder: Path) -> None:
@@ -193,10 +258,14 @@ def _attach(model: Any, pruner: Pruner, folder: Path) -> None:
         raise ValueError(f"{pruner_to_text(pruner)} does not fit {folder}: {error}") from error
 
 
-def _load_language_model(folder: Path, target: torch.device, dtype: Any, kwargs: dict[str, Any]) -> Any:
-    """A plain language model: no vision tower in its config, hence no image processor."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs)
+def _load_language_model(source: Source, target: torch.device, dtype: Any, kwargs: dict[str, Any]) -> Any:
+    """A plain language model, perhaps with an adapter: no vision tower, hence no image processor."""
+    weight_names(source.weights)
+    model: Any = AutoModelForCausalLM.from_pretrained(source.weights, dtype=dtype, **kwargs)
+    if is_lora_folder(source.folder):
+        model = merge_adapter(model, source.folder, keep_apart="quantization_config" in kwargs)
     if "device_map" not in kwargs:
         model.to(target)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    llama = source.fields.get("model_type") in _FAMILIES
+    tokenizer = (load_llama_tokenizer if llama else AutoTokenizer.from_pretrained)(source.weights)
     return tokenizer, model.eval(), None, getattr(model.config, "max_sequence_length", None) or 2048

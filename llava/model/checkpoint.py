@@ -2,21 +2,29 @@
 
 Written folders have the layout of the published ones: config, weights, tokenizer files; and, when the vision tower was
 trained and therefore lies in the checkpoint, a sub-folder `vision_tower/` with the tower's config.
+
+A save is written into the sub-folder `.partial`, which becomes `.complete` by one rename and is then moved into place.
+Killed before the rename, it leaves the folder as it was; killed after it, whoever reads or writes the folder next
+finishes the move. So nobody ever reads half of a save, or a mixture of two.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVisionTower
@@ -27,7 +35,7 @@ TOWER_FOLDER = "vision_tower"
 DAMAGE = (SafetensorError, json.JSONDecodeError, EOFError, pickle.UnpicklingError, RuntimeError)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _DOWNLOADS = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
-_PARTIAL = ".partial"
+_PARTIAL, _COMPLETE, _LIST = ".partial", ".complete", ".files.json"
 _TOWER = "vision_tower.vision_tower."
 
 
@@ -52,9 +60,12 @@ def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The fields of config.json. Raises ValueError when it is missing or broken."""
+    finish_save(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder} holds no config.json; give the folder of a whole checkpoint")
+        partial = (folder / _PARTIAL).is_dir()
+        hint = "its save was interrupted; save it again" if partial else "give the folder of a whole checkpoint"
+        raise ValueError(f"{folder} holds no config.json; {hint}")
     try:
         return json.loads(file.read_text("utf-8"))
     except json.JSONDecodeError as error:
@@ -73,9 +84,47 @@ def weight_names(folder: Path) -> set[str]:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as tensors:
                 return set(tensors.keys())
-        return set(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+        return set(read_bin(file))
     except DAMAGE as error:
         raise ValueError(f"{file} is damaged ({one_line(error)}); copy the checkpoint again") from error
+
+
+def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """All weights of a checkpoint, name and tensor, one file in memory at a time."""
+    weight_names(folder)  # the readable message when there are none
+    index = next((folder / name for name in _WEIGHTS if name.endswith("json") and (folder / name).is_file()), None)
+    whole = [folder / name for name in _WEIGHTS if not name.endswith("json") and (folder / name).is_file()]
+    shards = json.loads(index.read_text("utf-8"))["weight_map"].values() if index else []
+    files = whole[:1] or sorted({folder / name for name in shards})
+    for file in files:
+        try:
+            yield from (load_file(file) if file.suffix == ".safetensors" else read_bin(file)).items()
+        except (*DAMAGE, FileNotFoundError) as error:
+            raise ValueError(f"{file} cannot be read ({one_line(error)}); copy the checkpoint again") from error
+
+
+def read_bin(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save, which may hold nothing else. Raises ValueError when it is damaged."""
+    try:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format of before torch 1.6 cannot be mapped
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        raise ValueError(f"{file} is damaged ({one_line(error)}); copy the checkpoint again") from error
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Only errors from these loggers for a while: what they warn of is told by the caller, in one line."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def one_line(error: Exception) -> str:
@@ -98,11 +147,15 @@ def save_llava_checkpoint(
     state_dict: weights gathered elsewhere, in place of `model.state_dict()`.
 
     The tower's weights are written when `config.unfreeze_mm_vision_tower` says that they were trained; a frozen tower
-    is only named. Everything is written aside and moved into place at the end, config.json last.
+    is only named.
     """
-    output, partial = Path(output_dir), Path(output_dir) / _PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with written_aside(Path(output_dir)) as partial:
+        _write_llava_checkpoint(model, tokenizer, partial, image_processor, dtype, state_dict)
+
+
+def _write_llava_checkpoint(
+    model: Any, tokenizer: Any, partial: Path, image_processor: Any, dtype: Any, state_dict: dict[str, Tensor] | None
+) -> None:
     tower = model.get_vision_tower()
     weights = model.state_dict() if state_dict is None else dict(state_dict)
     in_checkpoint = tower is not None and getattr(model.config, "unfreeze_mm_vision_tower", False)
@@ -118,6 +171,7 @@ def save_llava_checkpoint(
     if tower is not None:
         fields["mm_vision_tower"] = _tower_name(tower, in_checkpoint)
         image_processor = image_processor or tower.image_processor
+        fields.pop("mm_vision_tower_config", None)  # of a tower without a folder; it gets one now, or has a known name
         if fields["mm_vision_tower"] == TOWER_FOLDER:
             tower.config.save_pretrained(partial / TOWER_FOLDER)
             image_processor.save_pretrained(partial / TOWER_FOLDER)
@@ -126,7 +180,20 @@ def save_llava_checkpoint(
         image_processor.save_pretrained(partial)
     if tokenizer is not None:
         save_llama_tokenizer(tokenizer, partial)
-    _move_into_place(partial, output)
+
+
+@contextmanager
+def written_aside(output: Path) -> Iterator[Path]:
+    """A folder to write a checkpoint into, which takes its place in `output` when everything is there."""
+    finish_save(output)
+    partial = output / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    written = [file.relative_to(partial).as_posix() for file in sorted(partial.rglob("*")) if file.is_file()]
+    (partial / _LIST).write_text(json.dumps(written), "utf-8")
+    os.replace(partial, output / _COMPLETE)
+    finish_save(output)
 
 
 def _tower_name(tower: CLIPVisionTower, in_checkpoint: bool) -> str:
@@ -138,15 +205,23 @@ def _tower_name(tower: CLIPVisionTower, in_checkpoint: bool) -> str:
     return str(Path(tower.source).resolve()) if Path(tower.source).is_dir() else tower.vision_tower_name
 
 
-def _move_into_place(partial: Path, output: Path) -> None:
-    written = sorted(file.relative_to(partial) for file in partial.rglob("*") if file.is_file())
+def finish_save(output: Path) -> None:
+    """Move a save that was written to its end into place, config.json last; does nothing when there is none."""
+    complete = output / _COMPLETE
+    if not complete.is_dir():
+        return
+    # The list, not the folder, says what belongs to this save: an interrupted move has taken some files away already.
+    written = json.loads((complete / _LIST).read_text("utf-8"))
+    if (complete / "config.json").is_file():
+        (output / "config.json").unlink(missing_ok=True)  # other programs had better find none than a mixture
     for old in [*output.glob("model*.safetensors*"), *output.glob("pytorch_model*.bin*")]:
-        if old.relative_to(output) not in written:
+        if old.name not in written:
             old.unlink()  # shards of an earlier save would be read as part of this one
-    for file in sorted(written, key=lambda name: str(name) == "config.json"):
-        (output / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial / file, output / file)
-    shutil.rmtree(partial)
+    for name in sorted(written, key=lambda name: name == "config.json"):
+        if (complete / name).is_file():
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(complete / name, output / name)
+    shutil.rmtree(complete)
 
 
 def read_projector(path: str) -> dict[str, Tensor]:

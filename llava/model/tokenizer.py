@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,75 @@ from transformers import LlamaTokenizer
 _SOURCE_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def load_llama_tokenizer(folder: str | Path, **kwargs: Any) -> LlamaTokenizer:
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+
+
+def load_llama_tokenizer(folder: str | Path, below: int | None = None, **kwargs: Any) -> LlamaTokenizer:
     """The tokenizer in a checkpoint's folder. kwargs go to `LlamaTokenizer.from_pretrained`.
+
+    below: leave out added tokens from this id on; checkpoints in transformers' layout add two to the vocabulary.
 
     Raises ValueError when there is none, or when it cuts text in another way than LLaMA's.
     """
     folder = Path(folder)
-    sentencepiece = (folder / "tokenizer.model").is_file()
-    if not sentencepiece and not (folder / "tokenizer.json").is_file():
+    if not has_tokenizer(folder):
         raise ValueError(
             f"{folder} has no tokenizer; put the tokenizer.model (or tokenizer.json) of its base model there"
         )
     settings = _read_json(folder / "tokenizer_config.json")
-    if "legacy" in settings or sentencepiece:
+    if "legacy" in settings or (folder / "tokenizer.model").is_file():
         # Files of the 4.x kind without the key meant True.
         kwargs.setdefault("legacy", settings.get("legacy", True))
     kwargs.setdefault("padding_side", settings.get("padding_side", "right"))
-    tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True, **kwargs)
+    if below is None:
+        tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True, **kwargs)
+    else:
+        with tempfile.TemporaryDirectory() as lean:
+            _copy_without_additions(folder, Path(lean), below)
+            tokenizer = LlamaTokenizer.from_pretrained(lean, add_bos_token=True, **kwargs)
+            tokenizer.name_or_path = str(folder)
     check_llama_tokenizer(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer
+
+
+def _copy_without_additions(source: Path, target: Path, below: int) -> None:
+    """The tokenizer's files, added tokens of ids from `below` on taken out wherever they are listed."""
+    whole = _read_json(source / "tokenizer.json")
+    settings = _read_json(source / "tokenizer_config.json")
+    dropped = {token["content"] for token in whole.get("added_tokens", []) if token["id"] >= below}
+    listed = settings.get("added_tokens_decoder", {})
+    dropped |= {token["content"] for number, token in listed.items() if int(number) >= below}
+    if whole:
+        whole["added_tokens"] = [token for token in whole["added_tokens"] if token["id"] < below]
+        (target / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+    if (source / "tokenizer.model").is_file():
+        shutil.copyfile(source / "tokenizer.model", target / "tokenizer.model")
+    (target / "tokenizer_config.json").write_text(json.dumps(_without(settings, dropped, below)), "utf-8")
+
+
+def _without(settings: dict[str, Any], dropped: set[str], below: int) -> dict[str, Any]:
+    """Settings of a tokenizer that name none of the dropped tokens."""
+
+    def named(value: Any) -> Any:
+        return value.get("content") if isinstance(value, dict) else value
+
+    lists = (
+        "added_tokens_decoder",
+        "extra_special_tokens",
+        "additional_special_tokens",
+        "model_specific_special_tokens",
+    )
+    kept = {
+        name: value
+        for name, value in settings.items()
+        if name not in lists and not (isinstance(named(value), str) and named(value) in dropped)
+    }
+    decoder = settings.get("added_tokens_decoder", {})
+    kept["added_tokens_decoder"] = {number: token for number, token in decoder.items() if int(number) < below}
+    return kept
 
 
 def check_llama_tokenizer(tokenizer: Any) -> None:
@@ -75,7 +124,17 @@ def save_llama_tokenizer(tokenizer: Any, folder: str | Path) -> None:
         "padding_side": tokenizer.padding_side,
         "model_max_length": tokenizer.model_max_length,
     }
+    # The source may list tokens that this tokenizer was loaded without.
+    gone = set(_listed(settings)) - set(tokenizer.get_vocab())
+    if gone:
+        settings = _without(settings, gone, len(tokenizer))
+        names = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n", "utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _listed(settings: dict[str, Any]) -> list[str]:
+    return [token["content"] for token in settings.get("added_tokens_decoder", {}).values()]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class CLIPVisionTower(nn.Module):
 
     vision_tower: Hub name, local folder, or folder inside the checkpoint the config came from.
     args: config or model arguments; reads `mm_vision_select_layer`, `mm_vision_select_feature`,
-        `unfreeze_mm_vision_tower`.
+        `unfreeze_mm_vision_tower`, and `mm_vision_tower_config`: the tower's config, where no folder has it.
     delay_load: leave the weights for a later `load_model()`.
     """
 
@@ -88,6 +88,7 @@ class CLIPVisionTower(nn.Module):
         self.source = locate_tower(vision_tower, getattr(args, "_name_or_path", None))
         self.select_layer = args.mm_vision_select_layer
         self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
+        self._own_config = getattr(args, "mm_vision_tower_config", None)
         self.is_loaded = False
         if not delay_load:
             self.load_model()
@@ -100,6 +101,8 @@ class CLIPVisionTower(nn.Module):
     @property
     def cfg_only(self) -> CLIPVisionConfig:
         """The tower's config while the weights are not there."""
+        if self._own_config:
+            return CLIPVisionConfig.from_dict(self._own_config)
         return tower_config(self.source)
 
     def load_model(self, device_map: Any = None) -> None:

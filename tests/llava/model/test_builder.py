@@ -218,7 +218,7 @@ def truncate(folder, file="model.safetensors", sharded=False):
         (lambda folder: (folder / "config.json").write_text("{"), "is not readable JSON"),
         (lambda folder: (folder / "tokenizer.model").unlink(), "has no tokenizer"),
         (lambda folder: edit_config(folder, architectures=["LlavaMptForCausalLM"]), "is a LlavaMptForCausalLM"),
-        (lambda folder: edit_config(folder, text_config={}), "in LLaVA's layout"),
+        (lambda folder: edit_config(folder, text_config={}, model_type="vipllava"), "reads llava and llava_next"),
         (
             lambda folder: edit_config(folder, unfreeze_mm_vision_tower=False, mm_vision_tower="/no/such/tower"),
             "Unknown vision tower: /no/such/tower",

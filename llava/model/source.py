@@ -1,0 +1,130 @@
+"""What a model path means: which kind of checkpoint lies there, and where its weights come from.
+
+Files and config.json decide. A folder's name, by which LLaVA decided, is a hint: where it says something else than the
+files do, a warning tells; only a delta without a mark of its own is known by name alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llava.model.checkpoint import local_folder, read_config
+from llava.model.delta import FIELD, is_delta
+from llava.model.lora import OTHER_WEIGHTS, base_of, is_lora_folder
+from llava.model.transformers_layout import TO_LLAVA, is_transformers_layout, llava_fields
+
+logger = logging.getLogger(__name__)
+
+PROJECTOR = "mm_projector.bin"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin*")
+# What a base must share with the checkpoint that was trained on it.
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+class Kind(Enum):
+    """How the weights of a model are given."""
+
+    WHOLE = "a whole checkpoint"
+    ADAPTER = "a LoRA adapter on a base"
+    PROJECTOR = "a projector on a base"
+    DELTA = "a difference from a base"
+    LANGUAGE = "a language model without vision tower"
+
+
+class Source(NamedTuple):
+    """folder: what was asked for. weights: where the language model's weights lie, the base if there is one.
+
+    fields: the config in LLaVA's layout. base_fields: that of the base, {} without one. key_mapping: from the names in
+    the files to LLaVA's, for transformers' `from_pretrained`; None if they are LLaVA's.
+    """
+
+    kind: Kind
+    folder: Path
+    weights: Path
+    fields: dict[str, Any]
+    base_fields: dict[str, Any]
+    key_mapping: dict[str, str] | None
+
+
+def find_source(model_path: str, model_base: str | None, model_name: str, cache_dir: str | None = None) -> Source:
+    """Look at a model path, and at its base, without loading weights.
+
+    model_base: folder or Hub name; for an adapter the base that its own config names, if this is None.
+
+    Raises ValueError, one line, when something is missing or path and base do not fit each other.
+    """
+    folder = local_folder(model_path, cache_dir)
+    kind = _kind(folder, model_base, model_name)
+    if kind is Kind.ADAPTER and model_base is None:
+        model_base = base_of(folder)
+        if not model_base:
+            raise ValueError(f"{folder} is a LoRA adapter and does not name its base; give model_base (--model-base)")
+        logger.warning("%s is a LoRA adapter; loading it on %s, which its config names", folder, model_base)
+    if kind in (Kind.WHOLE, Kind.LANGUAGE):
+        fields, mapping = _config(folder)
+        return Source(kind, folder, folder, fields, {}, mapping)
+    if model_base is None:
+        raise ValueError(f"{folder} holds {kind.value}; give model_base (--model-base), the model it was trained on")
+    base = local_folder(model_base, cache_dir)
+    base_fields, mapping = _config(base)
+    # Adapters that LLaVA saved half way have no config; the base's says it all if the base is a LLaVA.
+    fields = _config(folder)[0] if (folder / "config.json").is_file() else base_fields
+    _check_base(folder, fields, base, base_fields)
+    if kind is Kind.ADAPTER:
+        _compare_names(folder, model_base)
+        if not fields.get("mm_vision_tower"):
+            kind = Kind.ADAPTER if base_fields.get("mm_vision_tower") else Kind.LANGUAGE
+    return Source(kind, folder, base, fields, base_fields, mapping)
+
+
+def _config(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
+    fields = read_config(folder)
+    if is_transformers_layout(fields):
+        return llava_fields(fields, folder), TO_LLAVA
+    return fields, None
+
+
+def _kind(folder: Path, model_base: str | None, name: str) -> Kind:
+    names = f"{name} {folder.name}".lower()
+    if is_lora_folder(folder):
+        return Kind.ADAPTER
+    if "lora" in names:
+        logger.warning("the name of %s says lora, but there is no adapter_config.json; taking it as it is", folder)
+    whole = any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
+    if (folder / PROJECTOR).is_file() and not whole:
+        return Kind.PROJECTOR
+    fields, _ = _config(folder)
+    if whole and (FIELD in fields or (model_base is not None and is_delta(fields, names))):
+        return Kind.DELTA
+    if model_base is not None:
+        raise ValueError(
+            f"{folder} holds no {PROJECTOR} and no adapter_config.json to put on {model_base}; give a projector's or a "
+            f"LoRA's folder, or no base"
+        )
+    if is_delta(fields, names):
+        logger.warning("the name of %s says delta; a difference needs model_base, without it answers are noise", folder)
+    return Kind.WHOLE if fields.get("mm_vision_tower") else Kind.LANGUAGE
+
+
+def _check_base(folder: Path, fields: dict[str, Any], base: Path, base_fields: dict[str, Any]) -> None:
+    for size in _SIZES:
+        wanted, given = fields.get(size), base_fields.get(size)
+        if wanted is not None and given is not None and wanted != given:
+            raise ValueError(
+                f"{folder} was trained on a model with {size} {wanted}, but the base {base} has {given}; give the base "
+                f"that it was trained on"
+            )
+
+
+def _compare_names(folder: Path, model_base: str) -> None:
+    named = base_of(folder)
+    if named and Path(named).name != Path(model_base).name:
+        logger.warning("%s was trained on %s, not on %s; make sure that they are the same", folder, named, model_base)
+
+
+def promised_weights(source: Source) -> str:
+    """The file beside the base's weights that the rest is read from, for messages."""
+    return {Kind.ADAPTER: OTHER_WEIGHTS, Kind.PROJECTOR: PROJECTOR}.get(source.kind, "config.json")
