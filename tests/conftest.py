@@ -107,26 +107,40 @@ def clip_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def build_tiny_llava(llama_folder: Path, clip_folder: Path, unfreeze: bool = True, **config):
+def build_tiny_llava(
+    llama_folder: Path, clip_folder: Path, unfreeze: bool = True, family: str = "llama", merge: str = "flat", **config
+):
     """The plain Llama with the CLIP tower and a fresh two-layer projector; 16 visual tokens per image, in eval mode.
 
-    unfreeze: whether the tower counts as trained, so that checkpoints carry it. `config` sets further config fields.
+    unfreeze: whether the tower counts as trained, so that checkpoints carry it. family: "mistral" for random weights of
+    that family instead. merge: `mm_patch_merge_type`. `config` sets further config fields.
     """
     from types import SimpleNamespace
 
-    from llava import LlavaConfig, LlavaLlamaForCausalLM
+    from transformers import LlamaConfig
+
+    from llava.model import LlavaConfig, LlavaLlamaForCausalLM, LlavaMistralConfig, LlavaMistralForCausalLM
 
     torch.manual_seed(2)
-    settings = LlavaConfig.from_pretrained(llama_folder)
+    settings: LlavaConfig | LlavaMistralConfig = LlavaConfig.from_pretrained(llama_folder)
+    if family == "mistral":
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        llama = LlamaConfig.from_pretrained(llama_folder)
+        settings = LlavaMistralConfig(
+            **{name: getattr(llama, name) for name in sizes}, num_key_value_heads=2, pad_token_id=0, rope_theta=1e6
+        )
     for name, value in ({"mm_use_im_patch_token": False, "image_aspect_ratio": "pad"} | config).items():
         setattr(settings, name, value)
-    model = LlavaLlamaForCausalLM.from_pretrained(llama_folder, config=settings, dtype=torch.float32)
+    if family == "mistral":
+        model = LlavaMistralForCausalLM(settings)
+    else:
+        model = LlavaLlamaForCausalLM.from_pretrained(llama_folder, config=settings, dtype=torch.float32)
     arguments = SimpleNamespace(
         vision_tower=str(clip_folder),
         mm_vision_select_layer=-2,
         mm_vision_select_feature="patch",
         mm_projector_type="mlp2x_gelu",
-        mm_patch_merge_type="flat",
+        mm_patch_merge_type=merge,
         pretrain_mm_mlp_adapter=None,
         unfreeze_mm_vision_tower=unfreeze,
     )

@@ -43,7 +43,7 @@ _FAMILIES: dict[str, tuple[Any, Any]] = {
 }
 _TOWER_WEIGHTS = "model.vision_tower."
 # Parts that stay in the compute type when the language model is quantised.
-_NOT_QUANTISED = ["mm_projector", "vision_tower", "lm_head"]
+_NOT_QUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 
 
 def load_tokenizer(model_path: str, cache_dir: str | None = None, **kwargs: Any) -> Any:

@@ -32,7 +32,7 @@ from llava.model.tokenizer import save_llama_tokenizer
 
 TOWER_FOLDER = "vision_tower"
 # What the readers of weight files raise when a file is cut short or is something else.
-DAMAGE = (SafetensorError, json.JSONDecodeError, EOFError, pickle.UnpicklingError, RuntimeError)
+DAMAGE = (SafetensorError, json.JSONDecodeError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _DOWNLOADS = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
 _PARTIAL, _COMPLETE, _LIST = ".partial", ".complete", ".files.json"
@@ -108,9 +108,9 @@ def read_bin(file: Path) -> dict[str, Tensor]:
     try:
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format of before torch 1.6 cannot be mapped
+        except (RuntimeError, OSError):  # the format of before torch 1.6 cannot be mapped
             return torch.load(file, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
         raise ValueError(f"{file} is damaged ({one_line(error)}); copy the checkpoint again") from error
 
 
@@ -128,7 +128,8 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    said = str(error).strip().split("\n")[0]
+    return f"key {said} is missing" if isinstance(error, KeyError) else said
 
 
 def save_llava_checkpoint(

@@ -10,20 +10,26 @@ else:
     _Mixin = object
 
 
-class LegacyFields(_Mixin):
-    """Config mixin: a saved config.json also carries `rope_theta`, `rope_scaling` and `torch_dtype`.
+def older_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a config.json under the names of before transformers 5: `rope_theta`, `rope_scaling`, `torch_dtype`.
 
-    transformers 5 writes `rope_parameters` and `dtype` instead; without the old names a reader of the 4.x kind would
-    take a rope base of 10000 whatever the model was trained with.
+    Without them a reader of the 4.x kind would take a rope base of 10000 whatever the model was trained with.
     """
+    older = {}
+    rope = fields.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        older["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type") in ("linear", "dynamic"):  # the kinds 4.x knew, with exactly these two fields
+        older["rope_scaling"] = {"type": rope["rope_type"], "factor": rope["factor"]}
+    if fields.get("dtype") is not None:
+        older["torch_dtype"] = fields["dtype"]
+    return older
+
+
+class LegacyFields(_Mixin):
+    """Config mixin: a saved config.json also has the names of before transformers 5; see `older_names`."""
 
     def to_diff_dict(self) -> dict[str, Any]:
         fields = super().to_diff_dict()
         rope = getattr(self, "rope_parameters", None) or {}
-        if "rope_theta" in rope:
-            fields["rope_theta"] = rope["rope_theta"]
-        if rope.get("rope_type") in ("linear", "dynamic"):  # the kinds 4.x knew, with exactly these two fields
-            fields["rope_scaling"] = {"type": rope["rope_type"], "factor": rope["factor"]}
-        if fields.get("dtype") is not None:
-            fields["torch_dtype"] = fields["dtype"]
-        return fields
+        return fields | older_names({**fields, "rope_parameters": rope})

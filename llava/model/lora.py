@@ -80,7 +80,7 @@ def merge_adapter(model: Any, folder: Path, keep_apart: bool = False) -> Any:
         config.target_modules = language_targets(list(config.target_modules))
     try:
         wrapped = PeftModel.from_pretrained(model, str(folder), config=config)
-    except (*DAMAGE, ValueError) as error:
+    except (*DAMAGE, OSError, ValueError) as error:
         raise ValueError(f"the adapter in {folder} cannot be put on this model: {one_line(error)}") from error
     if keep_apart:
         return wrapped.base_model.model

@@ -89,6 +89,8 @@ def llava_fields(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
             raise ValueError(f"{folder} has {what} {given}; LLaVA's classes take {' or '.join(map(str, allowed))}")
     is_next = config.model_type == "llava_next"
     own = {name: value for name, value in text.to_dict().items() if name not in ("model_type", "architectures")}
+    if (own.get("pad_token_id") or 0) >= config.image_token_index:
+        own["pad_token_id"] = 0  # transformers' own pad token; LLaVA pads with <unk>
     tower = vision.to_dict()
     name = _known_tower(vision)
     return own | {

@@ -1,6 +1,8 @@
 """Checkpoints in every layout: what is saved comes back with equal logits, and what is broken says so in one line."""
 
+import contextlib
 import json
+import os
 import shutil
 from functools import partial
 
@@ -182,6 +184,32 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tiny_llava, inside, monke
     with pytest.raises(KeyboardInterrupt):
         save_llava_checkpoint(tiny_llava, object(), inside)
     assert torch.equal(logits(load(inside)[1]), before)
+
+
+@pytest.mark.parametrize("moves", range(9))
+def test_a_save_killed_while_files_move_is_whole(tiny_llava, inside, llama_folder, monkeypatch, moves):
+    """Whatever the moment, a reader finds all of the old checkpoint or all of the new one."""
+    before = logits(load(inside)[1])
+    tiny_llava.config.architectures = ["LlavaLlamaForCausalLM"]
+    tiny_llava.save_pretrained(inside, max_shard_size="200KB")  # several old shards, one new file
+    edit_config(inside, mm_vision_tower="vision_tower")
+    with torch.no_grad():
+        tiny_llava.lm_head.weight.add_(1)
+    done, real = [], os.replace
+
+    def replace(source, target):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llava.model.checkpoint.os.replace", replace)
+        with contextlib.suppress(KeyboardInterrupt):
+            save_llava_checkpoint(tiny_llava, load_tokenizer(str(llama_folder)), inside)
+    after = logits(load(inside)[1])
+    assert torch.equal(after, before if moves == 0 else logits(tiny_llava))
+    assert not (inside / ".complete").exists()
 
 
 def test_plain_language_model_has_no_image_processor(llama_folder):

@@ -1,0 +1,36 @@
+"""`llava COMMAND ...`: the programs of this package under one name. `llava COMMAND --help` explains each."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "ask": ("llava.eval.run_llava", "answer one question about pictures"),
+    "chat": ("llava.serve.cli", "talk about pictures in the terminal"),
+    "demo": ("llava.serve.demo", "the web page, with everything behind it, in one process"),
+    "train": ("llava.train.train", "train a model"),
+    "check-data": ("llava.train.check_data", "find faults in training data before training"),
+    "convert": ("llava.convert", "between LLaVA's and transformers' checkpoint layout"),
+    "doctor": ("llava.doctor", "what is installed, what works, and why something does not"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<12}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    return "\n".join([__doc__ or "", "", "commands:", *lines])
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    command, *rest = arguments
+    if command not in COMMANDS:
+        sys.exit(f"error: no command {command!r}; use one of {', '.join(COMMANDS)}")
+    importlib.import_module(COMMANDS[command][0]).main(rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Convert a checkpoint between LLaVA's layout and that of transformers' own classes, either way.
+
+python -m llava.convert --to hf    --model-path liuhaotian/llava-v1.5-7b  --output llava-1.5-7b-hf
+python -m llava.convert --to llava --model-path llava-hf/llava-1.5-7b-hf --output llava-v1.5-7b
+
+Anything that `load_pretrained_model` reads can be converted; a LoRA adapter or a projector goes with --model-base and
+comes out merged. The weights stay as they are, so the logits are equal; --verify shows it on a picture of noise.
+
+What differs afterwards is how pictures and text get in. transformers' processor tokenises a prompt in one piece, while
+LLaVA tokenises the text after a picture apart, with the tokenizer's dummy prefix; and for anyres pictures that two
+canvases fit equally well, transformers takes the canvas with exchanged sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import save_torch_state_dict
+from PIL import Image
+from torch import Tensor
+from transformers import AddedToken, LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava.processing_llava import LlavaProcessor
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
+
+from llava.chat_template import chat_template
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import conversation_mode
+from llava.mm_utils import get_model_name_from_path, process_images
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import local_folder, read_config, save_llava_checkpoint, written_aside
+from llava.model.legacy_config import older_names
+from llava.model.transformers_layout import is_transformers_layout, to_hub_name, transformers_config
+
+PAD_TOKEN = "<pad>"
+_ROWS = 64  # the vocabulary grows to a multiple of this, as in the checkpoints on the Hub
+
+
+def convert(model_path: str, model_base: str | None, to: str, output: str, dtype: str | None = None) -> None:
+    """Write the checkpoint `model_path` to the folder `output` in the layout `to`, "hf" or "llava".
+
+    dtype: "float16" and so on; default: the type in which the checkpoint is stored.
+
+    Raises ValueError, one line, when it cannot be read or has no counterpart in the other layout.
+    """
+    stored = getattr(torch, dtype or stored_dtype(model_path))
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        model_path, model_base, get_model_name_from_path(model_path), device="cpu", dtype=stored, pruner="none"
+    )
+    if image_processor is None:
+        raise ValueError(f"{model_path} is a language model without vision tower; there is nothing to convert")
+    if to == "hf":
+        mode = conversation_mode(model_path, getattr(model.config, "conv_version", None))
+        save_transformers_checkpoint(model, tokenizer, image_processor, output, mode)
+    else:
+        save_llava_checkpoint(model, tokenizer, output, image_processor)
+
+
+def stored_dtype(model_path: str) -> str:
+    """The floating-point type that a checkpoint's config tells, else float16."""
+    fields = read_config(local_folder(model_path))
+    found = fields.get("dtype") or fields.get("torch_dtype") or "float16"
+    return found if isinstance(getattr(torch, str(found), None), torch.dtype) else "float16"
+
+
+def save_transformers_checkpoint(
+    model: Any, tokenizer: Any, image_processor: Any, output: str | Path, mode: str = "llava_v1"
+) -> None:
+    """Write a LLaVA model as a checkpoint of `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`.
+
+    The vocabulary gets `<image>` and `<pad>` and is filled up with rows that are the mean of all. mode: name of the
+    conversation template that the chat template is made from.
+
+    Raises ValueError, one line, for what transformers' classes cannot express.
+    """
+    words = len(tokenizer)
+    rows = -(-(words + 2) // _ROWS) * _ROWS
+    tower = model.get_vision_tower()
+    config = transformers_config(model.config, tower.config, rows, image_token=words, pad_token=words + 1)
+    config.dtype = config.text_config.dtype = model.dtype
+    weights = {
+        to_hub_name(name): _grown(value, rows) if name.endswith(("embed_tokens.weight", "lm_head.weight")) else value
+        for name, value in model.state_dict().items()
+    }
+    with written_aside(Path(output)) as folder:
+        save_torch_state_dict({name: value.contiguous() for name, value in weights.items()}, folder)
+        config.save_pretrained(folder)
+        fields = read_config(folder)
+        fields["text_config"] |= older_names(fields["text_config"])
+        fields |= older_names(fields)
+        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+        generation = model.generation_config
+        generation.pad_token_id = words + 1
+        generation.save_pretrained(folder)
+        _processor(config, tokenizer, image_processor, mode).save_pretrained(folder)
+
+
+def _grown(table: Tensor, rows: int) -> Tensor:
+    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+    return torch.cat([table, mean.expand(rows - len(table), -1)])
+
+
+def _processor(config: Any, tokenizer: Any, image_processor: Any, mode: str) -> Any:
+    added = [AddedToken(token, special=True, normalized=False) for token in (DEFAULT_IMAGE_TOKEN, PAD_TOKEN)]
+    tokenizer.add_tokens(added, special_tokens=True)
+    tokenizer.pad_token = PAD_TOKEN
+    tokenizer.padding_side = "left"
+    pictures = {
+        "size": dict(image_processor.size),
+        "crop_size": dict(image_processor.crop_size),
+        "image_mean": list(image_processor.image_mean),
+        "image_std": list(image_processor.image_std),
+    }
+    shared = {
+        "tokenizer": tokenizer,
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 1,
+        "chat_template": chat_template(mode),
+    }
+    if config.model_type == "llava_next":
+        grids = config.image_grid_pinpoints
+        return LlavaNextProcessor(LlavaNextImageProcessorPil(image_grid_pinpoints=grids, **pictures), **shared)
+    pad = config.image_aspect_ratio == "pad"
+    return LlavaProcessor(LlavaImageProcessorPil(do_pad=pad, **pictures), **shared)
+
+
+def compare(model_path: str, model_base: str | None, output: str) -> float:
+    """The largest difference of logits between a checkpoint and its conversion, on a picture of noise.
+
+    A conversion in transformers' layout is run by transformers' own class, fed with the tokens that LLaVA would feed.
+    """
+    load = partial(load_pretrained_model, model_name="", device="cpu", dtype=torch.float32, pruner="none")
+    tokenizer, model, image_processor, _ = load(model_path, model_base)
+    side = image_processor.crop_size["height"]
+    noise = np.random.default_rng(0).integers(0, 256, (side, 2 * side, 3), dtype=np.uint8)  # fits one canvas best
+    picture = Image.fromarray(noise)
+    seen: dict[str, Any] = {
+        "images": process_images([picture], image_processor, model.config),
+        "image_sizes": [picture.size],
+    }
+    before, after = tokenizer("Hello").input_ids, tokenizer("What is this?").input_ids[1:]
+    ids = torch.tensor([[*before, IMAGE_TOKEN_INDEX, *after]])
+    with torch.inference_mode():
+        expected = model(ids, **seen).logits
+        if is_transformers_layout(read_config(Path(output))):
+            count = len(model.image_features(**seen)[0])
+            actual = _transformers_logits(output, before, after, count, **seen)
+        else:
+            actual = load(output, None)[1](ids, **seen).logits
+    return (actual[..., : expected.shape[-1]] - expected).abs().max().item()
+
+
+def _transformers_logits(
+    folder: str, before: list[int], after: list[int], count: int, images: Any, image_sizes: list[tuple[int, int]]
+) -> Tensor:
+    fields = read_config(Path(folder))
+    is_next = fields["model_type"] == "llava_next"
+    model_class: Any = LlavaNextForConditionalGeneration if is_next else LlavaForConditionalGeneration
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    sizes = {"image_sizes": torch.tensor([size[::-1] for size in image_sizes])} if is_next else {}
+    ids = torch.tensor([[*before, *[fields["image_token_index"]] * count, *after]])
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=images, **sizes).logits
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", required=True, choices=("hf", "llava"), help="layout to write; hf is transformers'")
+    parser.add_argument("--model-path", required=True, help="checkpoint to read: folder or Hub name, either layout")
+    parser.add_argument("--model-base", help="base under a LoRA adapter, a projector or a delta")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored")
+    parser.add_argument("--verify", action="store_true", help="load both and compare their logits")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        convert(args.model_path, args.model_base, args.to, args.output, args.dtype)
+        print(f"wrote {args.output}")
+        if args.verify:
+            print(f"largest difference of logits in float32: {compare(args.model_path, args.model_base, args.output)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Turn a delta into a whole checkpoint:
+
+python -m llava.model.apply_delta --base-model-path LLAMA --target-model-path NEW --delta-path DELTA
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from llava.convert import stored_dtype
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import save_llava_checkpoint
+
+
+def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -> None:
+    """Write base plus delta to the folder `target_model_path`, in the delta's type, with the delta's tokenizer.
+
+    Raises ValueError, one line, when one of the two cannot be read or they do not fit each other.
+    """
+    dtype = getattr(torch, stored_dtype(delta_path))
+    loaded = load_pretrained_model(
+        delta_path, base_model_path, "delta", device="cpu", dtype=dtype, pruner="none"
+    )  # the name says what the call is for
+    tokenizer, model, processor, _ = loaded
+    save_llava_checkpoint(model, tokenizer, target_model_path, processor)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base-model-path", required=True, help="the language model that the delta was taken from")
+    parser.add_argument("--target-model-path", required=True, help="folder to write")
+    parser.add_argument("--delta-path", required=True, help="the delta: folder or Hub name")
+    args = parser.parse_args(argv)
+    try:
+        apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

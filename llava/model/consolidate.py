@@ -1,0 +1,46 @@
+"""Load a checkpoint and write it again whole: python -m llava.model.consolidate --src CHECKPOINT --dst FOLDER
+
+Shards, a LoRA adapter or a delta (with --base) become one plain checkpoint in LLaVA's layout, stored in the type of the
+source. A frozen vision tower is left out and named in the config; one that was trained stays in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from llava.convert import stored_dtype
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import save_llava_checkpoint
+
+
+def consolidate(src: str, dst: str, base: str | None = None) -> None:
+    """Write the checkpoint `src` (on `base`, if it needs one) to the folder `dst`.
+
+    Raises ValueError, one line, when it cannot be read or is a language model alone.
+    """
+    name = get_model_name_from_path(src)
+    dtype = getattr(torch, stored_dtype(src))
+    tokenizer, model, processor, _ = load_pretrained_model(src, base, name, device="cpu", dtype=dtype, pruner="none")
+    if processor is None:
+        raise ValueError(f"{src} is a language model without vision tower; give a LLaVA checkpoint")
+    save_llava_checkpoint(model, tokenizer, dst, processor)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--src", required=True, help="checkpoint to read")
+    parser.add_argument("--dst", required=True, help="folder to write")
+    parser.add_argument("--base", help="base model under an adapter, a projector or a delta")
+    args = parser.parse_args(argv)
+    try:
+        consolidate(args.src, args.dst, args.base)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

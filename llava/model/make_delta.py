@@ -1,0 +1,58 @@
+"""Take the base out of a checkpoint, so that it can be given out where the base may not:
+
+python -m llava.model.make_delta --base-model-path LLAMA --target-model-path LLAVA --delta-path NEW
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from huggingface_hub import HfApi
+
+from llava.convert import stored_dtype
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import local_folder, save_llava_checkpoint
+from llava.model.delta import FIELD, shift
+
+
+def make_delta(base_model_path: str, target_model_path: str, delta_path: str, hub_repo_id: str | None = None) -> None:
+    """Write `target_model_path` minus its base to the folder `delta_path`, and upload it if a repository is named.
+
+    The delta's config.json says what it is (`delta_of`). Raises ValueError, one line, when one of the two cannot be
+    read, or they do not fit each other.
+    """
+    name = get_model_name_from_path(target_model_path)
+    dtype = getattr(torch, stored_dtype(target_model_path))
+    tokenizer, model, processor, _ = load_pretrained_model(
+        target_model_path, None, name, device="cpu", dtype=dtype, pruner="none"
+    )
+    if processor is None:
+        raise ValueError(f"{target_model_path} is a language model without vision tower; give a LLaVA checkpoint")
+    with torch.no_grad():
+        shift(model.state_dict(), local_folder(base_model_path), -1)
+    setattr(model.config, FIELD, get_model_name_from_path(base_model_path))
+    save_llava_checkpoint(model, tokenizer, delta_path, processor)
+    if hub_repo_id:
+        api = HfApi()
+        api.create_repo(hub_repo_id, exist_ok=True)
+        api.upload_folder(repo_id=hub_repo_id, folder_path=delta_path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base-model-path", required=True, help="the language model to take out")
+    parser.add_argument("--target-model-path", required=True, help="the checkpoint to take it out of")
+    parser.add_argument("--delta-path", required=True, help="folder to write")
+    parser.add_argument("--hub-repo-id", help="repository on the Hugging Face Hub to upload it to")
+    args = parser.parse_args(argv)
+    try:
+        make_delta(args.base_model_path, args.target_model_path, args.delta_path, args.hub_repo_id)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

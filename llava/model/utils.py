@@ -1,0 +1,26 @@
+"""Old configs brought up to date."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llava.model.checkpoint import local_folder, read_config
+
+
+def auto_upgrade(config: str) -> bool:
+    """Mark a checkpoint of the first LLaVA, whose config.json calls it a plain Llama, as what it is; asks before.
+
+    config: the checkpoint's folder. Returns whether the file was changed. The loader needs no such mark: it goes by the
+    field `mm_vision_tower`; other programs do.
+    """
+    folder = local_folder(config)
+    fields = read_config(folder)
+    if not fields.get("mm_vision_tower") or "llava" in str(fields.get("model_type")):
+        return False
+    print(f"{folder} is a LLaVA of the first kind; its config.json says model_type {fields.get('model_type')!r}.")
+    if input("Write 'llava' there? [y/N] ").strip().lower() not in ("y", "yes"):
+        return False
+    fields |= {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}
+    Path(folder, "config.json").write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+    return True

@@ -1,0 +1,50 @@
+"""Take the projector out of a whole checkpoint, as mm_projector.bin for --pretrain_mm_mlp_adapter:
+
+python scripts/extract_mm_projector.py --model-path CHECKPOINT --output FOLDER/mm_projector.bin
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from llava.model.checkpoint import local_folder, read_weights
+from llava.model.transformers_layout import to_llava_name
+
+WANTED = ("mm_projector.", "image_newline")
+
+
+def extract(model_path: str, output: str) -> list[str]:
+    """Write the projector's weights (and the token at the end of an anyres row); returns their names.
+
+    Shards, safetensors and .bin files and both layouts are read. Raises ValueError when there is no projector.
+    """
+    folder = local_folder(model_path)
+    named = ((to_llava_name(name), value) for name, value in read_weights(folder))
+    weights = {name: value.clone() for name, value in named if any(part in name for part in WANTED)}
+    if not weights:
+        raise ValueError(f"{folder} holds no projector; give a LLaVA checkpoint")
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, target.with_name(target.name + ".partial"))
+    os.replace(target.with_name(target.name + ".partial"), target)
+    return sorted(weights)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", required=True, help="checkpoint: folder or Hub name")
+    parser.add_argument("--output", required=True, help="file to write")
+    args = parser.parse_args(argv)
+    try:
+        print(f"wrote {', '.join(extract(args.model_path, args.output))} to {args.output}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
