@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,18 @@ def save_transformers_checkpoint(
         generation = model.generation_config
         generation.pad_token_id = words + 1
         generation.save_pretrained(folder)
-        _processor(config, tokenizer, image_processor, mode).save_pretrained(folder)
+        source = Path(tokenizer.name_or_path) / "tokenizer.model"
+        processor = _processor(config, tokenizer, image_processor, mode)
+        processor.save_pretrained(folder)
+        processor.image_processor.save_pretrained(folder)  # under the name that programs of before transformers 5 read
+        settings = folder / "tokenizer_config.json"
+        kept = {
+            "legacy": bool(getattr(tokenizer, "legacy", False)),
+            "add_bos_token": True,
+        }  # forgotten by transformers 5
+        settings.write_text(json.dumps(json.loads(settings.read_text("utf-8")) | kept, indent=2) + "\n", "utf-8")
+        if source.is_file():
+            shutil.copyfile(source, folder / source.name)
 
 
 def _grown(table: Tensor, rows: int) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import LlamaTokenizer
 
+_LISTS = ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens")
 _SOURCE_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -69,20 +70,10 @@ def _copy_without_additions(source: Path, target: Path, below: int) -> None:
 
 def _without(settings: dict[str, Any], dropped: set[str], below: int) -> dict[str, Any]:
     """Settings of a tokenizer that name none of the dropped tokens."""
-
-    def named(value: Any) -> Any:
-        return value.get("content") if isinstance(value, dict) else value
-
-    lists = (
-        "added_tokens_decoder",
-        "extra_special_tokens",
-        "additional_special_tokens",
-        "model_specific_special_tokens",
-    )
     kept = {
         name: value
         for name, value in settings.items()
-        if name not in lists and not (isinstance(named(value), str) and named(value) in dropped)
+        if name not in (*_LISTS, "added_tokens_decoder") and _content(value) not in dropped
     }
     decoder = settings.get("added_tokens_decoder", {})
     kept["added_tokens_decoder"] = {number: token for number, token in decoder.items() if int(number) < below}
@@ -125,7 +116,7 @@ def save_llama_tokenizer(tokenizer: Any, folder: str | Path) -> None:
         "model_max_length": tokenizer.model_max_length,
     }
     # The source may list tokens that this tokenizer was loaded without.
-    gone = set(_listed(settings)) - set(tokenizer.get_vocab())
+    gone = _named(settings) - set(tokenizer.get_vocab())
     if gone:
         settings = _without(settings, gone, len(tokenizer))
         names = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
@@ -133,8 +124,16 @@ def save_llama_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _listed(settings: dict[str, Any]) -> list[str]:
-    return [token["content"] for token in settings.get("added_tokens_decoder", {}).values()]
+def _named(settings: dict[str, Any]) -> set[str]:
+    """Every token that a tokenizer's settings name."""
+    values = [value for name, value in settings.items() if name.endswith("_token")]
+    values += settings.get("added_tokens_decoder", {}).values()
+    values += [token for name in _LISTS if isinstance(settings.get(name), list) for token in settings[name]]
+    return {token for token in map(_content, values) if isinstance(token, str)}
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -85,6 +85,9 @@ def test_files_on_the_hub_have_these_names(original, exported):
     assert fields["text_config"]["rope_theta"] == theta
     assert fields["text_config"]["vocab_size"] % 64 == 0
     assert fields["image_token_index"] == 520
+    assert {"tokenizer.model", "tokenizer.json", "preprocessor_config.json"} <= {
+        file.name for file in exported.iterdir()
+    }
 
 
 def test_transformers_own_processor(original, exported):
