@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import LlamaTokenizer, StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 
@@ -108,6 +109,20 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
     return torch.stack(pixels) if same_shape else pixels
 
 
+def picture_of(pixels: Tensor, image_processor: Any) -> np.ndarray:
+    """Pixels [3, H, W] back as a picture [H, W, 3], uint8: what the encoder saw."""
+    mean, std = (torch.tensor(getattr(image_processor, name))[:, None, None] for name in ("image_mean", "image_std"))
+    return ((pixels.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def with_dummy_prefix(text: str, tokenizer: Any) -> str:
+    """The text to give to `tokenizer`, so that LLaMA's has the ids of SentencePiece, and of LLaVA, for it.
+
+    transformers 5 leaves the dummy prefix out where a text begins with a space; one put in front is taken as it is.
+    """
+    return "▁" + text if isinstance(tokenizer, LlamaTokenizer) and text.startswith((" ", "▁")) else text
+
+
 def tokenizer_image_token(
     prompt: str, tokenizer: Any, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
 ) -> list[int] | Tensor:
@@ -118,7 +133,7 @@ def tokenizer_image_token(
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"Unsupported tensor type: {return_tensors}; use None or 'pt'")
-    chunks = [tokenizer(text).input_ids for text in prompt.split(DEFAULT_IMAGE_TOKEN)]
+    chunks = [tokenizer(with_dummy_prefix(text, tokenizer)).input_ids for text in prompt.split(DEFAULT_IMAGE_TOKEN)]
     has_bos = bool(chunks[0]) and chunks[0][0] == tokenizer.bos_token_id
     ids = list(chunks[0])
     for chunk in chunks[1:]:

@@ -60,6 +60,12 @@ def write_tokenizer(folder: Path, legacy: bool = False) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_tokenizer_folder(tmp_path_factory):
+    """`make_tokenizer_folder(legacy=False)` writes the tiny tokenizer into a folder of its own."""
+    return lambda legacy=False: write_tokenizer(tmp_path_factory.mktemp("tokenizer"), legacy)
+
+
+@pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
     """A folder with the tiny LLaMA-like tokenizer alone."""
     return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))

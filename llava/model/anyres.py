@@ -24,6 +24,12 @@ class Merged(NamedTuple):
     tokens: Tensor
 
 
+def read_newline(path: str) -> Tensor | None:
+    """The `image_newline` [D] in a projector's file; None when it was trained without one."""
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    return next((value for name, value in weights.items() if name.endswith("image_newline")), None)
+
+
 def unpadded_box(columns: int, rows: int, size: tuple[int, int]) -> tuple[slice, slice]:
     """Rows and columns of a joined grid that show a picture of (width, height), which was fitted in and centred."""
     width, height = size
@@ -91,6 +97,9 @@ def merge_tiles(
             special += [(tile, int(one)) for one in rank[positions < 0]]
         order = order[place[order] >= 0]
         taken = features.flatten(0, 1)[torch.cat([place[order], order.new_tensor([one for _, one in special])])]
+        if newline is not None and "unpad" in merge_type:
+            # not seen here, but kept in the graph: in training every process has to have a gradient for it
+            taken = torch.cat([taken, newline[None][:0].to(taken)])
         tokens = torch.stack([order.div(patches, rounding_mode="floor"), order % patches], dim=1)
         return Merged(taken, torch.cat([tokens, order.new_tensor([(tile, -1) for tile, _ in special]).view(-1, 2)]))
     tokens = torch.stack([order.div(patches, rounding_mode="floor"), order % patches], dim=1)

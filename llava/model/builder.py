@@ -43,7 +43,7 @@ _FAMILIES: dict[str, tuple[Any, Any]] = {
 }
 _TOWER_WEIGHTS = "model.vision_tower."
 # Parts that stay in the compute type when the language model is quantised.
-_NOT_QUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
+NOT_QUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 
 
 def load_tokenizer(model_path: str, cache_dir: str | None = None, **kwargs: Any) -> Any:
@@ -152,7 +152,7 @@ def _placement(target: torch.device, device_map: Any, load_8bit: bool, load_4bit
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.float32 if target.type == "cpu" else torch.float16,
-            llm_int8_skip_modules=_NOT_QUANTISED,
+            llm_int8_skip_modules=NOT_QUANTISED,
         )
         arguments["device_map"] = {"": target}
     elif is_accelerate_available() and (isinstance(device_map, dict) or target == torch.device("cuda")):

@@ -15,11 +15,12 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
-from llava.model.anyres import merge_tiles
+from llava.model.anyres import merge_tiles, read_newline
 from llava.model.checkpoint import read_projector, with_vision_model_level
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.partitioned import whole
 from llava.model.splice import Spliced, splice
 from llava.model.vision_tokens import add_vision_tokens_for_training
 
@@ -80,11 +81,13 @@ class LlavaMetaModel(_Mixin):
         What a checkpoint brought already (tower, projector) stays as it is; the projector becomes trainable again.
         """
         config, tower = self.config, self.get_vision_tower()
+        random_state = torch.get_rng_state()
         if tower is None or not (tower.is_loaded or tower.vision_tower_name == model_args.vision_tower):
             tower = build_vision_tower(model_args)
             config.mm_vision_tower = model_args.vision_tower
             self.vision_tower = [tower] if fsdp else tower
         tower.load_model()
+        torch.set_rng_state(random_state)  # how many numbers loading draws depends on the ZeRO stage and the process
         unfreeze = bool(getattr(model_args, "unfreeze_mm_vision_tower", False))
         tower.requires_grad_(unfreeze)
         if unfreeze:
@@ -102,7 +105,12 @@ class LlavaMetaModel(_Mixin):
             self.image_newline = nn.Parameter(new_newline(config.hidden_size).to(self.dtype))
         self.mm_projector.requires_grad_(True)  # LoRA may have frozen it
         if model_args.pretrain_mm_mlp_adapter is not None:
-            self.mm_projector.load_state_dict(read_projector(model_args.pretrain_mm_mlp_adapter))
+            with whole(self.mm_projector.parameters(), write=True):
+                self.mm_projector.load_state_dict(read_projector(model_args.pretrain_mm_mlp_adapter))
+            newline = read_newline(model_args.pretrain_mm_mlp_adapter)
+            if newline is not None and hasattr(self, "image_newline"):
+                with whole([self.image_newline], write=True):
+                    self.image_newline.data.copy_(newline)
 
 
 def _in_line(features: Tensor, kept: list[Tensor] | None) -> tuple[Tensor, Tensor]:

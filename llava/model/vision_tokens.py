@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.partitioned import whole
 
 
 def add_vision_tokens(model: Any, tokenizer: Any) -> None:
@@ -37,11 +38,12 @@ def add_vision_tokens_for_training(model: Any, model_args: Any, tokenizer: Any) 
     if model_args.mm_use_im_start_end:
         added = tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
         model.resize_token_embeddings(len(tokenizer))
-        tables = [model.get_input_embeddings().weight.data, model.get_output_embeddings().weight.data]
-        for table in tables if added else []:
-            table[-added:] = table[:-added].mean(dim=0, keepdim=True)
-        if model_args.pretrain_mm_mlp_adapter and added:
-            _read_new_rows(model_args.pretrain_mm_mlp_adapter, tables[0], added)
+        tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+        with whole(tables, write=True):
+            for table in tables if added else []:
+                table.data[-added:] = table.data[:-added].mean(dim=0, keepdim=True)
+            if model_args.pretrain_mm_mlp_adapter and added:
+                _read_new_rows(model_args.pretrain_mm_mlp_adapter, tables[0].data, added)
     if model_args.tune_mm_mlp_adapter and (model_args.mm_use_im_start_end or model_args.mm_use_im_patch_token):
         model.get_input_embeddings().requires_grad_(model_args.mm_use_im_start_end)
         model.get_output_embeddings().requires_grad_(False)

@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_available
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available, logging
 
 from flowcut.registry import parse_pruner
+from llava.train.anyres import parse_grids
 
 logger = logging.get_logger(__name__)
 
@@ -39,7 +40,9 @@ class ModelArguments:
     mm_projector_type: str = option("linear", "linear, mlp{N}x_gelu or identity")
     mm_use_im_start_end: bool = option(False, "wrap every image in <im_start> ... <im_end>")
     mm_use_im_patch_token: bool = option(True, "add <im_patch> to the vocabulary")
-    mm_patch_merge_type: str = option("flat", "how tiles of one image are merged")
+    mm_patch_merge_type: Literal["flat", "spatial", "spatial_unpad"] = option(
+        "flat", "tokens of an image's tiles: one after the other, or on their grid, without padding (LLaVA-1.6)"
+    )
     mm_vision_select_feature: str = option("patch", "patch, or cls_patch to keep the CLS token")
     attn_implementation: str | None = option(
         None, "attention code of language model and tower: eager, sdpa, flash_attention_2; default: the fastest here"
@@ -70,19 +73,25 @@ class DataArguments:
     lazy_preprocess: bool = option(False, "no effect: samples are always prepared when they are needed")
     is_multimodal: bool = option(False, "no effect: set by the presence of a vision tower")
     image_folder: str | None = option(None, "folder to which the samples' image paths are relative")
-    image_aspect_ratio: str = option("square", "square (centre crop) or pad (to a square, with the mean colour)")
+    image_aspect_ratio: Literal["square", "pad", "anyres"] = option(
+        "square", "square (centre crop), pad (to a square, with the mean colour), or anyres (tiles, as LLaVA-1.6)"
+    )
+    image_grid_pinpoints: str | None = option(
+        None, 'with anyres: canvas sizes (width, height), such as "[(336, 672), (672, 336), (672, 672)]"'
+    )
     skip_bad_samples: bool = option(False, "replace unusable samples by the next usable one and count them")
 
     # set at run time
     image_processor: Any = field(default=None, init=False)
     image_tokens: int = field(default=1, init=False)
+    tile_count: Any = field(default=None, init=False)  # TileCount, with anyres
     mm_use_im_start_end: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.image_aspect_ratio not in ("square", "pad"):
-            raise ValueError(
-                f"--image_aspect_ratio {self.image_aspect_ratio} is not supported in training; use square or pad"
-            )
+        if self.image_grid_pinpoints is not None:
+            parse_grids(self.image_grid_pinpoints)
+            if self.image_aspect_ratio != "anyres":
+                logger.warning(f"--image_aspect_ratio {self.image_aspect_ratio}: --image_grid_pinpoints has no effect")
 
 
 @dataclass
@@ -99,14 +108,14 @@ class TrainingArguments(transformers.TrainingArguments):
     freeze_mm_mlp_adapter: bool = option(False, "keep the projector as it is")
     mpt_attn_impl: str = option("triton", "no effect: MPT models are not supported")
     model_max_length: int = option(512, "longest sequence, in tokens: text before, text and image after splicing")
-    double_quant: bool = option(True, "with --bits 4: quantise the quantisation constants")
+    double_quant: bool = option(True, "with --bits 4: quantise the quantisation constants too")
     quant_type: Literal["nf4", "fp4"] = option("nf4", "with --bits 4: data type")
-    bits: int = option(16, "16; quantised training (4, 8) is not supported yet")
-    lora_enable: bool = option(False, "not supported yet")
-    lora_r: int = option(64, "LoRA rank")
-    lora_alpha: int = option(16, "LoRA scale")
-    lora_dropout: float = option(0.05, "LoRA dropout")
-    lora_weight_path: str = option("", "not supported")
+    bits: Literal[4, 8, 16] = option(16, "with --lora_enable True, 4 or 8 hold the frozen language model quantised")
+    lora_enable: bool = option(False, "train LoRA on the language model's linear layers, and the projector")
+    lora_r: int = option(64, "LoRA's rank")
+    lora_alpha: int = option(16, "LoRA's scale is this over the rank")
+    lora_dropout: float = option(0.05, "dropout before LoRA")
+    lora_weight_path: str = option("", "folder of an adapter to start from, of the same base and rank")
     lora_bias: Literal["none", "all", "lora_only"] = option("none", "which biases LoRA trains")
     mm_projector_lr: float | None = option(None, "the projector's own learning rate")
     mm_vision_tower_lr: float | None = option(None, "the vision tower's own learning rate, if it is unfrozen")
@@ -149,20 +158,13 @@ class TrainingArguments(transformers.TrainingArguments):
         self.use_cpu = self.use_cpu or self.no_cuda
 
     def _refuse_unsupported(self) -> None:
-        if self.lora_enable or self.lora_weight_path:
-            raise ValueError("--lora_enable and --lora_weight_path are not supported yet; train all weights instead")
-        if self.bits != 16:
-            raise ValueError(f"--bits {self.bits}: quantised training is not supported yet; use --bits 16")
         if not self.save_safetensors:
             raise ValueError("--save_safetensors False: checkpoints are always safetensors; drop the flag")
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns True would drop the images; drop the flag")
-        if self.deepspeed is not None and zero_stage(self.deepspeed) == 3:
-            raise ValueError(
-                "DeepSpeed ZeRO stage 3 is not supported yet; use --deepspeed ./scripts/zero2.json (stage 2)"
-            )
-        if self.deepspeed is not None and not is_deepspeed_available():
-            raise ValueError("--deepspeed needs the deepspeed package; pip install deepspeed, or drop the flag")
+        if self.deepspeed is not None:
+            own_rates = [rate for rate in (self.mm_projector_lr, self.mm_vision_tower_lr) if rate is not None]
+            check_deepspeed(self.deepspeed, bool(own_rates))
 
     def _adapt_to_device(self) -> None:
         if not torch.accelerator.is_available():
@@ -175,9 +177,41 @@ class TrainingArguments(transformers.TrainingArguments):
             self.bf16 = False
 
 
-def zero_stage(config: str | dict) -> int:
-    """The ZeRO stage (0 to 3) of a DeepSpeed configuration, given as dict, JSON text or file name."""
-    if isinstance(config, str):
-        config = json.loads(config if config.lstrip().startswith("{") else Path(config).read_text())
-    assert isinstance(config, dict)
-    return config.get("zero_optimization", {}).get("stage", 0)
+def check_deepspeed(config: str | dict, own_rate: bool) -> None:
+    """Raise ValueError, one line, unless DeepSpeed is there and `--deepspeed` names a configuration that works here.
+
+    own_rate: whether a part of the model has a learning rate of its own.
+    """
+    if not is_deepspeed_available():
+        raise ValueError("--deepspeed needs the deepspeed package; pip install deepspeed, or drop the flag")
+    fields = read_deepspeed(config)
+    zero = fields.get("zero_optimization", {})
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise ValueError(
+            f'--deepspeed {config}: without "stage3_gather_16bit_weights_on_model_save": true under '
+            f'"zero_optimization" a checkpoint would hold no weights; add it, or use ./scripts/zero3.json'
+        )
+    if own_rate and "optimizer" in fields:
+        raise ValueError(
+            f'--deepspeed {config}: with an "optimizer" section --mm_projector_lr and --mm_vision_tower_lr have no '
+            f"effect; take the section out, so that --optim and the flags hold"
+        )
+    if "scheduler" in fields:
+        logger.warning(f'--deepspeed {config}: its "scheduler" section takes the place of --lr_scheduler_type')
+
+
+def read_deepspeed(config: str | dict) -> dict[str, Any]:
+    """A DeepSpeed configuration, given as dict, JSON text or file name. Raises ValueError, one line."""
+    if isinstance(config, dict):
+        return config
+    if not config.lstrip().startswith("{") and not Path(config).is_file():
+        raise ValueError(f"--deepspeed {config}: no such file; give a JSON file such as ./scripts/zero2.json")
+    try:
+        return json.loads(config if config.lstrip().startswith("{") else Path(config).read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--deepspeed {config} is not JSON: {error}") from error
+
+
+def zero_stage(config: str | dict | None) -> int:
+    """The ZeRO stage (0 to 3) of a DeepSpeed configuration; 0 without one."""
+    return read_deepspeed(config).get("zero_optimization", {}).get("stage", 0) if config else 0

@@ -1,25 +1,26 @@
 """transformers' Trainer with LLaVA's sampling order, learning-rate groups, loss average and checkpoint layout."""
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Sampler
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.utils import logging
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from llava.model.builder import save_llava_checkpoint
 from llava.train.arguments import TrainingArguments
+from llava.train.lora import load_lora
 from llava.train.sampler import (
     LengthGroupedSampler,
     get_length_grouped_indices,
     get_modality_length_grouped_indices,
     split_to_even_chunks,
 )
+from llava.train.saving import BadCheckpoint, has_lora, read_weights, save_lora, save_projector, trained_weights
 
 __all__ = [
     "LLaVATrainer",
@@ -29,9 +30,7 @@ __all__ = [
     "split_to_even_chunks",
 ]
 
-logger = logging.get_logger(__name__)
-
-PROJECTOR_FILE = "mm_projector.bin"
+UNFINISHED = ".unfinished"
 TOWER, PROJECTOR = "vision_tower", "mm_projector"
 
 
@@ -39,8 +38,9 @@ class LLaVATrainer(transformers.Trainer):
     """Trains a LLaVA model with `llava.train.arguments.TrainingArguments`.
 
     `tokenizer=` is accepted for `processing_class=`. With `tune_mm_mlp_adapter` a checkpoint holds only what was
-    trained (`config.json` and `mm_projector.bin`: the projector, and the embeddings if image marks are learned), else
-    the whole model in LLaVA's layout; in both cases with everything that the Trainer needs to resume.
+    trained (`config.json` and `mm_projector.bin`: the projector, and the embeddings if image marks are learned); with
+    LoRA the adapter and what was trained beside it; else the whole model in LLaVA's layout. In every case it has all
+    that the Trainer needs to resume.
     """
 
     args: TrainingArguments
@@ -52,6 +52,7 @@ class LLaVATrainer(transformers.Trainer):
             kwargs.setdefault("processing_class", tokenizer)
         super().__init__(*args, **kwargs)
         self.tune_mm_mlp_adapter = tune_mm_mlp_adapter
+        self._unfinished = False  # whether a checkpoint is being written aside
         self.model_accepts_loss_kwargs = self.args.loss_average == "token"
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -91,6 +92,19 @@ class LLaVATrainer(transformers.Trainer):
             groups.setdefault((part, decay), {"params": [], **settings})["params"].append(parameter)
         return list(groups.values())
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what was trained to `output_dir`; every process takes part, the first one writes."""
+        if not self.saves_a_part:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = trained_weights(self.accelerator.unwrap_model(self.model))
+        self._save(output_dir, weights)
+
+    @property
+    def saves_a_part(self) -> bool:
+        """Whether a checkpoint holds only what was trained (projector or LoRA), and not the base."""
+        return self.tune_mm_mlp_adapter or has_lora(self.accelerator.unwrap_model(self.model))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
         if not self.args.should_save:
@@ -98,64 +112,76 @@ class LLaVATrainer(transformers.Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         model.config.use_cache = True  # whoever loads the checkpoint wants to generate
-        if self.tune_mm_mlp_adapter:
-            model.config.save_pretrained(folder)
-            weights = model.state_dict() if state_dict is None else state_dict
-            trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-            save_aside({name: weights[name].cpu() for name in trained}, folder)
-        else:
+        if not self.saves_a_part:
             save_llava_checkpoint(model, self.processing_class, folder, state_dict=state_dict)
+        else:
+            weights = trained_weights(model) if state_dict is None else state_dict
+            (save_lora if has_lora(model) else save_projector)(model, weights, folder)
         model.config.use_cache = self.args.use_cache
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As transformers', under another folder until every process has written its part, then renamed."""
+        final = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        aside = final.parent / UNFINISHED
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._unfinished = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._unfinished = False
+        best = self._best_checkpoint(final)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if best != self.state.best_model_checkpoint:
+                self.state.best_model_checkpoint = best
+                self.state.save_to_json(str(aside / final.name / TRAINER_STATE_NAME))
+            shutil.rmtree(final, ignore_errors=True)  # one that was cut off, or of the run that is being overwritten
+            (aside / final.name).replace(final)
+            aside.rmdir()
+            limit = self.args.save_total_limit
+            rotate_checkpoints(str(final.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+        self.state.best_model_checkpoint = best
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / UNFINISHED) if self._unfinished else folder
+
+    def _best_checkpoint(self, final: Path) -> str | None:
+        """Where the best checkpoint lies in the end; it may be the one that is being written."""
+        step = self.state.best_global_step
+        if not step:
+            return self.state.best_model_checkpoint
+        best = final.parent / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        return str(best) if best == final or best.is_dir() else None
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         model = self.model if model is None else model
+        if has_lora(model):
+            try:
+                load_lora(model, Path(resume_from_checkpoint))
+            except ValueError as error:
+                raise BadCheckpoint(str(error)) from error
+            return
         weights = read_weights(Path(resume_from_checkpoint))
         missing = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         missing = [name for name in missing if name not in weights]
         if missing:
-            raise ValueError(
+            raise BadCheckpoint(
                 f"{resume_from_checkpoint} lacks {len(missing)} weights that are being trained, such as {missing[0]}; "
                 "resume with the flags of the interrupted run, or give another --output_dir"
             )
-        model.load_state_dict(weights, strict=False)
-
-
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint by the names of the modules in memory (`vision_tower.vision_tower.encoder...`).
-
-    LLaVA's files have one level more in the tower's names, `vision_model.`, than transformers 5 has modules.
-    """
-    if (folder / PROJECTOR_FILE).is_file():
-        return torch.load(folder / PROJECTOR_FILE, map_location="cpu", weights_only=True)
-    weights: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        weights.update(load_file(file))
-    return {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in weights.items()}
-
-
-def save_aside(weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write `mm_projector.bin`, whole or not at all."""
-    partial = folder / f"{PROJECTOR_FILE}.partial"
-    torch.save(weights, partial)
-    partial.replace(folder / PROJECTOR_FILE)
-
-
-def last_complete_checkpoint(output_dir: str | None) -> str | None:
-    """The newest `checkpoint-N` in `output_dir` that was saved to its end, or None.
-
-    The Trainer writes the state file last; a folder without a readable one was interrupted and is passed over.
-    """
-    numbered = [
-        (int(folder.name.rpartition("-")[2]), folder)
-        for folder in Path(output_dir or ".").glob("checkpoint-*")
-        if folder.name.rpartition("-")[2].isdigit()
-    ]
-    for _, folder in sorted(numbered, reverse=True):
         try:
-            json.loads((folder / TRAINER_STATE_NAME).read_text())
-        except (OSError, json.JSONDecodeError):
-            logger.warning(f"{folder} is not a complete checkpoint (the save was interrupted); it is passed over")
-            continue
-        return str(folder)
-    return None
+            model.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise BadCheckpoint(f"{resume_from_checkpoint} is of a model of other sizes: {reason}") from error
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))

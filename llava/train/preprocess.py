@@ -20,12 +20,18 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import Conversation, SeparatorStyle
+from llava.mm_utils import with_dummy_prefix
 
 Turn = dict[str, str]  # {"from": "human" or "gpt", "value": text}
+ROLES = "roles out of turn"  # the kind of BadSample that a conversation's order gives
 
 
 class BadSample(ValueError):
-    """A training sample that cannot be used; the message says why."""
+    """A training sample that cannot be used; the message says why, and `kind` in a few words."""
+
+    def __init__(self, message: str, kind: str = "unusable sample") -> None:
+        super().__init__(message)  # the message alone: the data loader builds the exception anew from it
+        self.kind = kind
 
 
 class Segment(NamedTuple):
@@ -57,12 +63,6 @@ def preprocess(
         BadSample: roles do not alternate, or the turns do not fit the template.
     """
     conversation = conversation or llava.conversation.default_conversation
-    if conversation.sep_style == SeparatorStyle.PLAIN:
-        to_segments = plain_segments
-    elif conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2, SeparatorStyle.MPT):
-        to_segments = dialogue_segments
-    else:
-        to_segments = version_0_segments
     pairs = [encode(to_segments(turns, conversation), tokenizer, has_image) for turns in sources]
     return {"input_ids": [ids for ids, _ in pairs], "labels": [labels for _, labels in pairs]}
 
@@ -114,12 +114,25 @@ def preprocess_multimodal(
     return [[{**turn, "value": rewrite(turn["value"])} for turn in turns] for turns in sources]
 
 
+def to_segments(turns: list[Turn], conversation: Conversation) -> list[Segment]:
+    """The prompt of a conversation, cut where reading and learning change, by the scheme that belongs to the template.
+
+    Raises BadSample as `preprocess` does.
+    """
+    if conversation.sep_style == SeparatorStyle.PLAIN:
+        return plain_segments(turns, conversation)
+    if conversation.sep_style == SeparatorStyle.SINGLE:
+        return version_0_segments(turns, conversation)
+    return dialogue_segments(turns, conversation)
+
+
 def plain_segments(turns: list[Turn], conversation: Conversation) -> list[Segment]:
     """Image, then the caption and a newline to learn. The human turn's text is dropped."""
     if len(turns) != 2 or DEFAULT_IMAGE_TOKEN not in turns[0]["value"]:
         raise BadSample(
             f"--version plain takes one human turn with {DEFAULT_IMAGE_TOKEN} and one caption; this sample has "
-            f"{len(turns)} turns, the first {'with' if DEFAULT_IMAGE_TOKEN in turns[0]['value'] else 'without'} it"
+            f"{len(turns)} turns, the first {'with' if DEFAULT_IMAGE_TOKEN in turns[0]['value'] else 'without'} it",
+            "not for this template",
         )
     return [Segment(DEFAULT_IMAGE_TOKEN, False), Segment(turns[1]["value"] + conversation.sep, True)]
 
@@ -136,7 +149,7 @@ def dialogue_segments(turns: list[Turn], conversation: Conversation) -> list[Seg
     segments, rendered = [], ""
     for index, turn in enumerate(turns):
         if turn["from"] != ("human", "gpt")[index % 2]:
-            raise BadSample(f"human and gpt must take turns; turn {index} is from {turn['from']!r}")
+            raise BadSample(f"human and gpt must take turns; turn {index} is from {turn['from']!r}", ROLES)
         if index % 2 == 0:
             conversation.append_message(conversation.roles[0], turn["value"])
             conversation.append_message(conversation.roles[1], None)
@@ -155,7 +168,7 @@ def version_0_segments(turns: list[Turn], conversation: Conversation) -> list[Se
     names = {"human": conversation.roles[0], "gpt": conversation.roles[1]}
     for index, turn in enumerate(turns):
         if turn["from"] not in names:
-            raise BadSample(f"a turn is from human or gpt; turn {index} is from {turn['from']!r}")
+            raise BadSample(f"a turn is from human or gpt; turn {index} is from {turn['from']!r}", ROLES)
         line = f" {names[turn['from']]}: {turn['value']}\n"
         segments += [Segment("###", True), Segment(line, turn["from"] == "gpt")]
     return [*segments, Segment("### ", True)]
@@ -180,7 +193,9 @@ def encode(
             labels.append(IGNORE_INDEX)
             position += len(DEFAULT_IMAGE_TOKEN)
         # verbose=False: the length warning would count text alone; the collator cuts and the dataset reports
-        encoding = tokenizer(piece, return_offsets_mapping=True, verbose=False)
+        given = with_dummy_prefix(piece, tokenizer)
+        encoding = tokenizer(given, return_offsets_mapping=True, verbose=False)
+        shift = len(given) - len(piece)
         piece_ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         skip = int(bool(piece_ids) and piece_ids[0] == tokenizer.bos_token_id)
         if number == 0:
@@ -188,6 +203,6 @@ def encode(
             labels += [IGNORE_INDEX] * skip
         for token, (start, _) in zip(piece_ids[skip:], offsets[skip:], strict=True):
             ids.append(token)
-            labels.append(token if learned[position + start] else IGNORE_INDEX)
+            labels.append(token if learned[position + max(start - shift, 0)] else IGNORE_INDEX)
         position += len(piece)
     return torch.tensor(ids), torch.tensor(labels)

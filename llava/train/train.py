@@ -2,11 +2,13 @@
 
 Stage 1 (`--tune_mm_mlp_adapter True --version plain`) trains the projector on captions. Stage 2 (`--version v1
 --pretrain_mm_mlp_adapter .../mm_projector.bin`) trains projector and language model on dialogues, and the vision tower
-too with `--unfreeze_mm_vision_tower True`. A run that was interrupted goes on from its last checkpoint. With `--pruner`
+too with `--unfreeze_mm_vision_tower True`; with `--lora_enable True` LoRA stands in for the language model's weights,
+which `--bits 4` quantises. A run that was interrupted goes on from its last checkpoint. With `--pruner`
 the language model sees pruned visual tokens, and checkpoints remember the pruner.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,20 @@ from flowcut.registry import parse_pruner, pruner_to_text
 from llava.conversation import Conversation, conv_templates
 from llava.model.builder import load_tokenizer
 from llava.model.checkpoint import local_folder, read_config
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.lora import is_lora_folder
+from llava.model.partitioned import full_size, is_partitioned, whole
 from llava.model.remembered_pruner import remember, remembered_pruner
+from llava.train.anyres import configure_anyres, warn_of_other_pictures
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 from llava.train.data import (
     DataCollatorForSupervisedDataset,
     LazySupervisedDataset,
     make_supervised_data_module,
 )
-from llava.train.llava_trainer import LLaVATrainer, last_complete_checkpoint
+from llava.train.flags import check_flags
+from llava.train.language_model import compute_type, load_model, settle_types
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.lora import add_lora, check_lora_folder, find_all_linear_names, load_lora, prepare_quantised
 from llava.train.preprocess import (
     BadSample,
     preprocess,
@@ -39,6 +45,15 @@ from llava.train.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
+from llava.train.saving import (
+    BadCheckpoint,
+    get_mm_adapter_state_maybe_zero_3,
+    get_peft_state_maybe_zero_3,
+    get_peft_state_non_lora_maybe_zero_3,
+    last_complete_checkpoint,
+    maybe_zero_3,
+    try_saving,
+)
 
 __all__ = [
     "DataArguments",
@@ -47,8 +62,13 @@ __all__ = [
     "ModelArguments",
     "TrainingArguments",
     "build_trainer",
+    "find_all_linear_names",
+    "get_mm_adapter_state_maybe_zero_3",
+    "get_peft_state_maybe_zero_3",
+    "get_peft_state_non_lora_maybe_zero_3",
     "main",
     "make_supervised_data_module",
+    "maybe_zero_3",
     "prepare",
     "preprocess",
     "preprocess_llama_2",
@@ -66,12 +86,6 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 ARGUMENTS: list[Any] = [ModelArguments, DataArguments, TrainingArguments]
-MODEL_CLASSES: dict[str, Any] = {
-    "LlamaForCausalLM": LlavaLlamaForCausalLM,
-    "LlavaLlamaForCausalLM": LlavaLlamaForCausalLM,
-    "MistralForCausalLM": LlavaMistralForCausalLM,
-    "LlavaMistralForCausalLM": LlavaMistralForCausalLM,
-}
 
 
 def train(attn_implementation: str | None = None, argv: list[str] | None = None) -> LLaVATrainer:
@@ -115,18 +129,27 @@ def build_trainer(
     `attn_implementation` holds where `--attn_implementation` is not given. Without `--resume_from_checkpoint` the last
     complete checkpoint in the output folder is taken for it, if there is one.
     """
+    check_flags(model_args, training_args)
     model_args.attn_implementation = model_args.attn_implementation or attn_implementation
-    if training_args.resume_from_checkpoint is None and not training_args.overwrite_output_dir:
-        training_args.resume_from_checkpoint = last_complete_checkpoint(training_args.output_dir)
+    choose_checkpoint(model_args, training_args)
     pruner = choose_pruner(model_args, training_args)
-    transformers.set_seed(training_args.seed)  # a new projector's weights are drawn before the Trainer sets its seed
     model = load_model(model_args, training_args)
+    if training_args.bits != 16:
+        model = prepare_quantised(model, training_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, training_args.cache_dir)
     tokenizer.model_max_length = training_args.model_max_length
     tokenizer.padding_side = "right"
     conversation = choose_conversation(model_args.version, tokenizer, model)
+    # New weights are drawn before the Trainer sets its seed, and alike on every process and under every ZeRO stage.
+    transformers.set_seed(training_args.seed)
     add_vision(model, tokenizer, model_args, data_args, training_args)
+    if training_args.lora_enable:
+        transformers.set_seed(training_args.seed)
+        model = add_lora(model, model_args, training_args)
     choose_trainable(model, model_args, training_args)
+    settle_types(model, training_args)
+    if training_args.lora_weight_path and not training_args.resume_from_checkpoint:
+        load_lora(model, Path(training_args.lora_weight_path))
     add_pruner(model, pruner, data_args)
     data_module = make_supervised_data_module(tokenizer, data_args, conversation)
     trainer = LLaVATrainer(
@@ -136,9 +159,36 @@ def build_trainer(
         tune_mm_mlp_adapter=model_args.tune_mm_mlp_adapter,
         **data_module,
     )
-    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    rank0_print(f"training {count:,} parameters on {len(trainer.train_dataset):,} samples")
+    if training_args.should_save:
+        try_saving(model, tokenizer, Path(str(training_args.output_dir)))
+    rank0_print(summary(trainer))
     return trainer
+
+
+def choose_checkpoint(model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Settle from which checkpoint to go on, if any. Raises ValueError, one line, when it is of another kind of run."""
+    if training_args.resume_from_checkpoint is None and not training_args.overwrite_output_dir:
+        training_args.resume_from_checkpoint = last_complete_checkpoint(training_args.output_dir)
+    resumed = training_args.resume_from_checkpoint
+    folder = resumed or training_args.lora_weight_path
+    if training_args.lora_enable and folder:
+        check_lora_folder(Path(folder), model_args, training_args)
+    if resumed and not training_args.lora_enable and is_lora_folder(Path(resumed)):
+        raise ValueError(f"{resumed} was trained with LoRA; add --lora_enable True, or begin in another --output_dir")
+
+
+def summary(trainer: LLaVATrainer) -> str:
+    """What is about to happen, in one line: weights, samples, steps, devices and batch."""
+    arguments, parameters = trainer.args, list(trainer.model.parameters())
+    trained = sum(full_size(parameter) for parameter in parameters if parameter.requires_grad)
+    loader = trainer.get_train_dataloader()
+    steps = trainer.set_initial_training_values(arguments, loader)[-1]
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return (
+        f"training {trained:,} of {sum(map(full_size, parameters)):,} parameters on {len(trainer.train_dataset):,} "
+        f"samples for {steps:,} steps of {batch} samples ({arguments.world_size} x {arguments.device.type}, "
+        f"{arguments.train_batch_size} at once, {arguments.gradient_accumulation_steps} accumulated)"
+    )
 
 
 def choose_pruner(model_args: ModelArguments, training_args: TrainingArguments) -> Pruner | None:
@@ -189,50 +239,17 @@ def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments) -> N
     handle = attach(model, pruner)
     if not handle.watches_language:  # what is cut inside the language model still takes its place in the sequence
         data_args.image_tokens = min(data_args.image_tokens, pruner.budget)
-
-
-def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> Any:
-    """The language model (from a Llama or a LLaVA checkpoint) as a LLaVA model, in float32.
-
-    float32 holds the weights that the optimizer changes; `--bf16` and `--fp16` are autocast over them. DeepSpeed keeps
-    its own float32 copies, so under it the weights are loaded in the compute type.
-    """
-    dtype = torch.float32
-    if training_args.deepspeed and training_args.bf16:
-        dtype = torch.bfloat16
-    folder = local_folder(model_args.model_name_or_path, training_args.cache_dir)
-    fields = read_config(folder)
-    architecture = (fields.get("architectures") or ["none"])[0]
-    if architecture not in MODEL_CLASSES:
-        raise ValueError(f"{folder} is a {architecture}; training takes {', '.join(MODEL_CLASSES)}")
-    model_class = MODEL_CLASSES[architecture]
-    config = model_class.config_class.from_dict({key: value for key, value in fields.items() if key != "model_type"})
-    config._name_or_path = str(folder)  # a tower of the checkpoint's own is looked for in this folder
-    model, report = model_class.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        attn_implementation=model_args.attn_implementation,
-        output_loading_info=True,
-    )
-    if report["missing_keys"]:
-        raise ValueError(
-            f"{folder} lacks {len(report['missing_keys'])} weights of {architecture}, such as "
-            f"{min(report['missing_keys'])}; give a whole checkpoint"
-        )
-    model.config.architectures = [model_class.__name__]  # a projector is saved with this config alone
-    return model
+    if data_args.tile_count is not None:
+        data_args.tile_count = replace(data_args.tile_count, pruner=pruner)
 
 
 def choose_conversation(version: str, tokenizer: PreTrainedTokenizerBase, model: Any) -> Conversation:
-    """The template named by `--version` (an unknown name means Vicuna v1), with the pad token that goes with it."""
+    """The template named by `--version`, with the pad token that goes with it."""
     if version == "v0" and tokenizer.pad_token is None:
         smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
     elif version != "v0":
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    if version not in conv_templates:
-        logger.warning(f"--version {version} is no conversation template; using vicuna_v1")
-    return conv_templates.get(version, conv_templates["vicuna_v1"])
+    return conv_templates[version]
 
 
 def add_vision(
@@ -254,6 +271,7 @@ def add_vision(
     adapter = model_args.pretrain_mm_mlp_adapter
     if adapter is not None and not Path(adapter).is_file():
         raise ValueError(f"--pretrain_mm_mlp_adapter {adapter}: no such file; give the mm_projector.bin of stage 1")
+    warn_of_other_pictures(config, model_args, data_args)
     brings_own_tower = getattr(config, "unfreeze_mm_vision_tower", False)
     model.get_model().initialize_vision_modules(model_args)
     # a tower that was trained once differs from its source for ever: every later checkpoint has to carry it
@@ -269,11 +287,13 @@ def add_vision(
         config.conv_version = model_args.version  # so that inference need not guess the template from a folder's name
     model.initialize_vision_tokenizer(model_args, tokenizer)
     tower = model.get_vision_tower()
+    if data_args.image_aspect_ratio == "anyres":
+        configure_anyres(config, tower, data_args)
     if model_args.attn_implementation is not None:
         tower.vision_tower.set_attn_implementation(model_args.attn_implementation)
     halve = not training_args.use_cpu and not config.unfreeze_mm_vision_tower
-    compute_type = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
-    tower.to(dtype=compute_type if halve else torch.float32)
+    if not any(map(is_partitioned, tower.parameters())):  # ZeRO-3 has chosen the type, and shows empty tensors here
+        tower.to(dtype=compute_type(training_args) if halve or training_args.deepspeed else torch.float32)
     data_args.image_processor = tower.image_processor
     data_args.image_tokens = tower.num_patches
     data_args.is_multimodal = True
@@ -285,6 +305,8 @@ def choose_trainable(model: Any, model_args: ModelArguments, training_args: Trai
     body = model.get_model()
     tower = model.get_vision_tower()
     projector = getattr(body, "mm_projector", None)
+    if training_args.lora_enable and model_args.mm_use_im_start_end:
+        model.get_input_embeddings().requires_grad_(True)  # LoRA has frozen the rows of the two new tokens
     if model_args.freeze_backbone:
         body.requires_grad_(False)
     if model_args.tune_mm_mlp_adapter:
@@ -293,6 +315,9 @@ def choose_trainable(model: Any, model_args: ModelArguments, training_args: Trai
             model.get_input_embeddings().requires_grad_(True)  # the rows of the two new tokens have to be learned
     if projector is not None:
         projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
+    if hasattr(body, "image_newline"):  # shares the projector's fate, unless no row of an image ends with it
+        used = "unpad" in model.config.mm_patch_merge_type
+        body.image_newline.requires_grad_(used and not training_args.freeze_mm_mlp_adapter)
     if tower is not None:
         tower.requires_grad_(False)
         if model_args.unfreeze_mm_vision_tower:
@@ -313,12 +338,16 @@ def smart_tokenizer_and_embedding_resize(
         return
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-        weight = embeddings.weight.data
-        weight[-added:] = weight[:-added].mean(dim=0, keepdim=True)
+        with whole([embeddings.weight], write=True):
+            weight = embeddings.weight.data
+            weight[-added:] = weight[:-added].mean(dim=0, keepdim=True)
 
 
 def safe_save_model_for_hf_trainer(trainer: transformers.Trainer, output_dir: str | None) -> None:
-    """Save what was trained: projector or whole model, as the trainer's flags say (see `LLaVATrainer`)."""
+    """Save what was trained: projector, LoRA or whole model, as the flags say (see `LLaVATrainer`).
+
+    All processes have to call it, as they hold parts of the weights under ZeRO-3; the first one writes.
+    """
     trainer.save_model(output_dir)
 
 
@@ -336,7 +365,7 @@ def main(argv: list[str] | None = None, attn_implementation: str | None = None) 
         raise SystemExit(f"error: {error}") from error
     try:
         run(trainer)
-    except BadSample as error:
+    except (BadSample, BadCheckpoint) as error:
         # from a worker process the message comes wrapped in that process's traceback
         raise SystemExit(f"error: {str(error).rpartition('BadSample: ')[2].strip()}") from error
 

@@ -1,54 +1,11 @@
 #!/bin/bash
-# Stage 2 of LLaVA-1.5: projector and language model learn dialogues. Run from the repository's root, after pretrain.sh.
-# Every capital name below can be overridden by the environment; further flags are appended.
-set -euo pipefail
-
-LAUNCHER=${LAUNCHER:-deepspeed}
-DEEPSPEED_CONFIG=${DEEPSPEED_CONFIG-./scripts/zero3.json} # empty: no DeepSpeed, with LAUNCHER=python or torchrun
-MODEL=${MODEL:-lmsys/vicuna-13b-v1.5}
-VISION_TOWER=${VISION_TOWER:-openai/clip-vit-large-patch14-336}
-PROJECTOR=${PROJECTOR:-./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin}
+# Stage 2 of LLaVA-1.5: projector and language model learn dialogues, after pretrain.sh. 128 samples a step on 8 devices.
+# Names to override and shared flags: scripts/training.sh.
+PROJECTOR=${PROJECTOR-./checkpoints/llava-v1.5-13b-pretrain/mm_projector.bin}
 DATA_PATH=${DATA_PATH:-./playground/data/llava_v1_5_mix665k.json}
 IMAGE_FOLDER=${IMAGE_FOLDER:-./playground/data}
 OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/llava-v1.5-13b}
-BATCH_SIZE=${BATCH_SIZE:-16} # per device; 128 in all on 8 devices
 LEARNING_RATE=${LEARNING_RATE:-2e-5}
-WORKERS=${WORKERS:-4}
-REPORT_TO=${REPORT_TO:-wandb}
+source "$(dirname "$0")/../training.sh"
 
-$LAUNCHER llava/train/train_mem.py \
-    ${DEEPSPEED_CONFIG:+--deepspeed "$DEEPSPEED_CONFIG"} \
-    --model_name_or_path "$MODEL" \
-    --version v1 \
-    --data_path "$DATA_PATH" \
-    --image_folder "$IMAGE_FOLDER" \
-    --vision_tower "$VISION_TOWER" \
-    --pretrain_mm_mlp_adapter "$PROJECTOR" \
-    --mm_projector_type mlp2x_gelu \
-    --mm_vision_select_layer -2 \
-    --mm_use_im_start_end False \
-    --mm_use_im_patch_token False \
-    --image_aspect_ratio pad \
-    --group_by_modality_length True \
-    --bf16 True \
-    --output_dir "$OUTPUT_DIR" \
-    --num_train_epochs 1 \
-    --per_device_train_batch_size "$BATCH_SIZE" \
-    --per_device_eval_batch_size 4 \
-    --gradient_accumulation_steps 1 \
-    --evaluation_strategy "no" \
-    --save_strategy "steps" \
-    --save_steps 50000 \
-    --save_total_limit 1 \
-    --learning_rate "$LEARNING_RATE" \
-    --weight_decay 0. \
-    --warmup_ratio 0.03 \
-    --lr_scheduler_type "cosine" \
-    --logging_steps 1 \
-    --tf32 True \
-    --model_max_length 2048 \
-    --gradient_checkpointing True \
-    --dataloader_num_workers "$WORKERS" \
-    --lazy_preprocess True \
-    --report_to "$REPORT_TO" \
-    "$@"
+start --version v1 --image_aspect_ratio pad --group_by_modality_length True "$@"

@@ -7,6 +7,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer, LlamaTokenizer
 
+from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_tokenizer
 from llava.model.tokenizer import check_llama_tokenizer, load_llama_tokenizer, save_llama_tokenizer
 
@@ -41,6 +42,15 @@ def test_ids_are_sentencepieces(tokenizer_folder, tmp_path, model_type, settings
         assert tokenizer(text).input_ids == [1, *reference.encode(text)]
     assert tokenizer.pad_token_id == 0
     assert tokenizer.padding_side == "right"
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("text", ["  two cats", " ", "", " <image> two cats <image>", "▁two", "hello <image>  cats"])
+def test_prompts_that_begin_with_spaces(tokenizer_folder, tmp_path, legacy, text):
+    tokenizer = load_llama_tokenizer(copy_of(tokenizer_folder, tmp_path, legacy=legacy))
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    first, *rest = [reference.encode(piece) for piece in text.split("<image>")]
+    assert tokenizer_image_token(text, tokenizer) == [1, *first, *(id for piece in rest for id in [-200, *piece])]
 
 
 def test_the_check_sees_both_silent_changes(tokenizer_folder, tmp_path):

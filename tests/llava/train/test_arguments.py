@@ -43,13 +43,14 @@ def test_bf16_and_tf32_on_a_cpu():
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ("--lora_enable True", "not supported yet"),
-        ("--bits 4", "quantised training"),
-        ("--image_aspect_ratio anyres", "use square or pad"),
+        ("--image_grid_pinpoints [(336,)]", "pairs of whole numbers"),
         ("--save_safetensors False", "safetensors"),
         ("--remove_unused_columns True", "drop the images"),
         ("--warmup_ratio 1.5", "share of all steps"),
-        ('--deepspeed {"zero_optimization":{"stage":3}}', "stage 3"),
+        ('--deepspeed {"zero_optimization":{"stage":3}}', "a checkpoint would hold no weights"),
+        ('--deepspeed {"optimizer":{}} --mm_projector_lr 1', "take the section out"),
+        ("--deepspeed absent.json", "absent.json: no such file"),
+        ("--deepspeed {", "is not JSON"),
         ("--pruner flowcat:budget=5", "unknown pruner 'flowcat:budget=5'"),
         ("--pruner flowcut", "has no budget"),
         ("--pruner flowcut:budget=0", "budget=0 is not a whole number"),
@@ -66,3 +67,4 @@ def test_zero_stage_of_every_form(tmp_path):
     assert zero_stage(str(tmp_path / "zero.json")) == 2
     assert zero_stage('{"zero_optimization": {"stage": 3}}') == 3
     assert zero_stage({}) == 0
+    assert zero_stage(None) == 0

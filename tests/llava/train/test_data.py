@@ -60,6 +60,7 @@ def test_one_image_no_image_and_several(dataset):
     assert not torch.equal(red, blue)
     batch = DataCollatorForSupervisedDataset(data.tokenizer)([data[0], data[1], data[2]])
     assert torch.equal(batch["images"], torch.stack([red, torch.zeros_like(red), red, blue]))
+    assert batch["image_sizes"] == [(80, 60), (56, 56), (80, 60), (80, 60)]  # of the black one, its own
     assert (batch["input_ids"] == IMAGE_TOKEN_INDEX).sum(dim=1).tolist() == [1, 0, 2]
 
 
@@ -79,6 +80,16 @@ def test_collator_cuts_to_the_longest_sequence(dataset, tokenizer):
     assert torch.equal(batch["input_ids"][0], item["input_ids"][:-1])
 
 
+def test_a_placeholder_that_is_cut_off_takes_its_image_along(dataset, tokenizer):
+    data = dataset(sample("is <image> like <image>?", "no " * 9, image=["red.png", "blue.png"]))
+    item = data[0]
+    first, second = (item["input_ids"] == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist()
+    for limit, images in ((second + 1, 2), (second, 1), (first, 1)):  # one always stays, as a text's blank image
+        tokenizer.model_max_length = limit
+        batch = DataCollatorForSupervisedDataset(tokenizer)([item])
+        assert len(batch["images"]) == len(batch["image_sizes"]) == images
+
+
 def test_other_extension_is_found(dataset):
     data = dataset(sample(image="red.jpg"), sample(image="red.png"))
     assert torch.equal(data[0]["image"], data[1]["image"])
@@ -93,6 +104,8 @@ def test_other_extension_is_found(dataset):
         (sample("<image> or <image>?", image=["red.png"] * 3), r"3 image\(s\) but 2"),
         (sample("hello", ""), "only empty ones"),
         ({"id": "a"}, '"conversations" must be'),
+        ({"id": "a", "conversations": [None]}, '"conversations" must be'),
+        (sample(image=["red.png", 7]), '"image" must be a path or a list of paths'),
     ],
 )
 def test_bad_sample_is_named_or_skipped_and_counted(dataset, bad, reason):
@@ -121,9 +134,9 @@ def test_answer_beyond_the_limit_is_a_reason(dataset, tokenizer):
 
 
 def test_lengths_tell_the_modality(dataset):
-    data = dataset(sample(image="red.png"), sample("hello"), sample("", ""))
-    assert data.modality_lengths == [6, -3, -1]
-    assert data.lengths == [6 + 128, 3, 0]
+    data = dataset(sample(image="red.png"), sample("hello"), sample("", ""), sample("hello", image=None), {})
+    assert data.modality_lengths == [6, -3, -1, -3, -1]
+    assert data.lengths == [6 + 128, 3, 0, 3, 0]
 
 
 @pytest.mark.parametrize(("text", "reason"), [("[", "not JSON"), ("[]", "non-empty"), ("{}", "non-empty")])

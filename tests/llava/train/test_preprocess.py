@@ -4,7 +4,6 @@ import types
 
 import pytest
 import torch
-from conftest import write_tokenizer
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
@@ -21,8 +20,8 @@ TWO_TURNS = [
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["current", "legacy"])
-def tokenizer(request, tmp_path_factory):
-    return load_llama_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer"), legacy=request.param))
+def tokenizer(request, make_tokenizer_folder):
+    return load_llama_tokenizer(make_tokenizer_folder(legacy=request.param))
 
 
 def learned(tokenizer, encoded) -> list[str]:

@@ -6,61 +6,13 @@ import re
 
 import pytest
 import torch
-from PIL import Image
+from runs import kill_at, losses, weights
 from safetensors.torch import load_file
 
 from flowcut import detach
 from llava.model.builder import load_pretrained_model, load_tokenizer
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import main, prepare, run, smart_tokenizer_and_embedding_resize, train
-
-COLOURS = ("red", "green", "blue", "white")
-
-
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory):
-    """captions.json and dialogues.json over four one-coloured pictures; every third dialogue has no picture."""
-    folder = tmp_path_factory.mktemp("data")
-    captions, dialogues = [], []
-    for index in range(12):
-        colour = COLOURS[index % 4]
-        Image.new("RGB", (60, 50), colour).save(folder / f"{colour}.png")
-        ask, answer = {"from": "human", "value": "<image>"}, {"from": "gpt", "value": f"{colour} image"}
-        captions.append({"id": str(index), "image": f"{colour}.png", "conversations": [ask, answer]})
-        question = {"from": "human", "value": "<image>\nwhat is this?" if index % 3 else "hello?"}
-        more = [{"from": "human", "value": "how many cats?"}, {"from": "gpt", "value": "two cats"}]
-        picture = {"image": f"{colour}.png"} if index % 3 else {}
-        dialogues.append({"id": str(index), "conversations": [question, answer, *more], **picture})
-    (folder / "captions.json").write_text(json.dumps(captions))
-    (folder / "dialogues.json").write_text(json.dumps(dialogues))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def flags(data_folder, llama_folder, clip_folder):
-    """Flags that both stages share; a function of the output folder and of more flags, which win."""
-
-    def make(output_dir, *more: object) -> list[str]:
-        shared = {
-            "model_name_or_path": llama_folder,
-            "vision_tower": clip_folder,
-            "image_folder": data_folder,
-            "output_dir": output_dir,
-            "mm_projector_type": "mlp2x_gelu",
-            "mm_vision_select_layer": -2,
-            "mm_use_im_patch_token": False,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 3e-3,
-            "max_steps": 6,
-            "save_steps": 3,
-            "logging_steps": 1,
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
-        return [text for name, value in shared.items() for text in (f"--{name}", str(value))] + [str(x) for x in more]
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +29,6 @@ def finetuned(tmp_path_factory, flags, data_folder, pretrained):
     stage += ("--pretrain_mm_mlp_adapter", pretrained[0] / "mm_projector.bin", "--group_by_modality_length", True)
     stage += ("--unfreeze_mm_vision_tower", True, "--mm_vision_tower_lr", 1e-3, "--mm_projector_lr", 2e-3)
     return output, stage, train(argv=flags(output, *stage))
-
-
-def losses(trainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def weights(trainer) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
 def test_stage_1_trains_the_projector_only(pretrained, llama_folder, clip_folder):
@@ -160,20 +104,7 @@ def test_saved_checkpoint_loads_with_its_own_tower(finetuned):
 @pytest.mark.parametrize("stage_fixture", ["pretrained", "finetuned"])
 def test_killed_run_resumes_to_the_same_end(stage_fixture, request, flags, tmp_path):
     _, stage, unbroken = request.getfixturevalue(stage_fixture)
-
-    class Killed(Exception):
-        pass
-
-    def killed_step(self, *args, **kwargs):
-        if self.state.global_step == 4:
-            raise Killed
-        return step(self, *args, **kwargs)
-
-    step = LLaVATrainer.training_step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LLaVATrainer, "training_step", killed_step)
-        with pytest.raises(Killed):
-            train(argv=flags(tmp_path, *stage))
+    kill_at(4, flags(tmp_path, *stage))
     (tmp_path / "checkpoint-5").mkdir()  # a save that was cut off
     resumed = train(argv=flags(tmp_path, *stage))
     assert losses(resumed) == losses(unbroken)
@@ -356,20 +287,7 @@ def test_gradient_checkpointing_changes_nothing_in_a_pruned_run(pruned, flags, t
 
 def test_a_pruned_run_is_resumed_as_it_began(pruned, flags, tmp_path, capsys):
     _, stage, unbroken, _ = pruned
-
-    class Killed(Exception):
-        pass
-
-    def killed_step(self, *args, **kwargs):
-        if self.state.global_step == 4:
-            raise Killed
-        return step(self, *args, **kwargs)
-
-    step = LLaVATrainer.training_step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LLaVATrainer, "training_step", killed_step)
-        with pytest.raises(Killed):
-            train(argv=flags(tmp_path, *stage, "--pruner", PRUNER))
+    kill_at(4, flags(tmp_path, *stage, "--pruner", PRUNER))
     capsys.readouterr()
     resumed = prepare(argv=flags(tmp_path, *stage))  # the flag was forgotten
     assert f"training with {PRUNER}, as {tmp_path / 'checkpoint-3'} was; --pruner none" in capsys.readouterr().out

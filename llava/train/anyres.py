@@ -1,0 +1,133 @@
+"""Training on high-resolution images in tiles (`--image_aspect_ratio anyres`): grids that fit, and how long images get.
+
+LLaVA never released this part of v1.6's training. The flags are those its checkpoints remember.
+"""
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from flowcut import FlowCut, Pruner, View
+from llava.mm_utils import Size, get_anyres_image_grid_shape
+from llava.model.anyres import unpadded_box
+
+logger = logging.get_logger(__name__)
+
+PUBLISHED_GRIDS = "[(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]"
+
+
+def parse_grids(text: Any) -> list[Size]:
+    """Canvas sizes (width, height) from the text of a list of pairs, or from such a list; ValueError, one line."""
+    advice = f'give a list of (width, height), such as "{PUBLISHED_GRIDS}"'
+    try:
+        grids = [tuple(pair) for pair in (ast.literal_eval(text) if isinstance(text, str) else text)]
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(f"--image_grid_pinpoints {text} is no list of pairs; {advice}") from error
+    right = [len(pair) == 2 and all(type(side) is int and side > 0 for side in pair) for pair in grids]
+    if not grids or not all(right):
+        raise ValueError(f"--image_grid_pinpoints {text} is not made of pairs of whole numbers above 0; {advice}")
+    return [(width, height) for width, height in grids]
+
+
+def check_grids(grids: list[Size], side: int) -> None:
+    """Raise ValueError, one line, unless whole tiles of the tower's `side` x `side` pixels make up every canvas."""
+    wrong = [grid for grid in grids if grid[0] % side or grid[1] % side]
+    if wrong:
+        width, height = wrong[0]
+        raise ValueError(
+            f"--image_grid_pinpoints: {width} x {height} is not made of whole tiles of {side} x {side} pixels, which "
+            f"this vision tower takes; give multiples of {side}, or another --vision_tower"
+        )
+
+
+@dataclass(frozen=True)
+class TileCount:
+    """How many visual tokens an anyres image brings: called with its (width, height).
+
+    side: pixels along a side of a tile. patches: of a tile. grids: see `parse_grids`. merge_type: `flat`, `spatial` or
+    `spatial_unpad`. pruner: the one attached, if any; what it leaves of padding is counted, though some of that is
+    taken off, so that the number is then an upper bound.
+    """
+
+    side: int
+    patches: int
+    grids: tuple[Size, ...]
+    merge_type: str
+    pruner: Pruner | None = None
+
+    def __call__(self, size: Size) -> int:
+        across, down = get_anyres_image_grid_shape(size, self.grids, self.side)
+        tiles = 1 + across * down
+        left = [self.patches] * tiles if self.pruner is None else patches_left(self.pruner, self.patches, tiles)
+        if sum(left) < tiles * self.patches or "unpad" not in self.merge_type:
+            return sum(left)
+        per_side = int(self.patches**0.5)
+        rows, columns = unpadded_box(across * per_side, down * per_side, size)
+        line = columns.stop - columns.start + 1  # the newline token
+        return self.patches + (rows.stop - rows.start) * line
+
+
+def patches_left(pruner: Pruner, patches: int, tiles: int) -> list[int]:
+    """How many patches of each tile of one image leave the vision tower with a pruner attached (see `View.share`)."""
+    if type(pruner).vision is Pruner.vision:
+        return [patches] * tiles
+    nothing = torch.empty(0)
+    view = View(
+        counts=(patches,) * tiles,
+        groups=(0,) * tiles,
+        tiles=(tiles,) * tiles,
+        two_stage=True,
+        layer=0,
+        layers=1,
+        q=nothing,
+        k=nothing,
+        v=nothing,
+        scaling=1.0,
+        states=None,
+        prefix=1,
+        positions=nothing,
+    )
+    # FlowCut cuts again inside the language model, hence leaves more here
+    targets = pruner.targets(view) if isinstance(pruner, FlowCut) else view.share(pruner.budget)
+    return [min(patches, target) for target in targets]
+
+
+def warn_of_other_pictures(config: Any, model_args: Any, data_args: Any) -> None:
+    """One warning for each way in which the flags prepare pictures otherwise than the LLaVA checkpoint is used to."""
+    if not getattr(config, "mm_vision_tower", None):
+        return
+    for name, used in (("image_aspect_ratio", data_args), ("mm_patch_merge_type", model_args)):
+        before, now = getattr(config, name, None), getattr(used, name)
+        if before is not None and before != now:
+            logger.warning(f"the checkpoint was trained with --{name} {before}, this run goes on with {now}")
+
+
+def configure_anyres(config: Any, tower: Any, data_args: Any) -> None:
+    """Grids into the model's config, so that checkpoints remember them, and image lengths into `data_args`.
+
+    `--image_grid_pinpoints` counts; without it those of the checkpoint that training goes on from.
+    Raises ValueError, one line, when there are none, or when they do not fit the tower.
+    """
+    given = data_args.image_grid_pinpoints or getattr(config, "image_grid_pinpoints", None)
+    if given is None:
+        raise ValueError(f'--image_aspect_ratio anyres needs --image_grid_pinpoints, such as "{PUBLISHED_GRIDS}"')
+    grids = parse_grids(given)
+    side = tower.config.image_size
+    check_grids(grids, side)
+    crop = tower.image_processor.crop_size["height"]
+    if crop != side:
+        raise ValueError(
+            f"the image processor of {tower.vision_tower_name} crops to {crop} pixels, but its tower takes {side}; "
+            f"tiles need both alike: mend preprocessor_config.json"
+        )
+    if config.mm_patch_merge_type != "flat" and config.mm_vision_select_feature != "patch":
+        raise ValueError(
+            f"--mm_patch_merge_type {config.mm_patch_merge_type} lays patches on a grid, where CLS has no place; use "
+            f"--mm_vision_select_feature patch, or --mm_patch_merge_type flat"
+        )
+    config.image_grid_pinpoints = [list(grid) for grid in grids]
+    data_args.image_grid_pinpoints = grids
+    data_args.tile_count = TileCount(side, tower.num_patches, tuple(grids), config.mm_patch_merge_type)

@@ -1,0 +1,76 @@
+"""Flags that contradict each other, and packages that they need: refused before anything is loaded."""
+
+import importlib.util
+import os
+
+from transformers.integrations.integration_utils import is_tensorboard_available, is_wandb_available
+
+from llava.conversation import conv_templates
+from llava.train.arguments import ModelArguments, TrainingArguments, zero_stage
+
+REPORTERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+
+
+def check_flags(model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Raise ValueError, one line, for flags of several groups that cannot hold together."""
+    if model_args.version not in conv_templates:
+        raise ValueError(
+            f"--version {model_args.version} is no conversation template; use one of {', '.join(conv_templates)}"
+        )
+    for reason in (_lora(model_args, training_args), _quantisation(training_args), _launcher(training_args)):
+        if reason is not None:
+            raise ValueError(reason)
+    for name, is_available in REPORTERS.items():
+        if name in (training_args.report_to or []) and not is_available():
+            raise ValueError(
+                f"--report_to {name} needs the {name} package; pip install {name}, or give --report_to none"
+            )
+
+
+def _lora(model_args: ModelArguments, training_args: TrainingArguments) -> str | None:
+    if not training_args.lora_enable:
+        if training_args.lora_weight_path:
+            return "--lora_weight_path has no effect without --lora_enable True; add that, or drop the path"
+        return None
+    others = {
+        "--tune_mm_mlp_adapter": (model_args.tune_mm_mlp_adapter, "trains the projector alone"),
+        "--unfreeze_mm_vision_tower": (model_args.unfreeze_mm_vision_tower, "trains the tower, which LoRA cannot save"),
+        "--freeze_backbone": (model_args.freeze_backbone, "freezes what LoRA is for"),
+    }
+    for flag, (given, reason) in others.items():
+        if given:
+            return f"--lora_enable and {flag} exclude each other: the latter {reason}; drop one of them"
+    if training_args.lora_r < 1:
+        return f"--lora_r {training_args.lora_r}: give a rank of at least 1"
+    return _missing("peft", "--lora_enable True")
+
+
+def _quantisation(training_args: TrainingArguments) -> str | None:
+    if training_args.bits == 16:
+        return None
+    if not training_args.lora_enable:
+        return (
+            f"--bits {training_args.bits}: quantised weights cannot be trained themselves; add --lora_enable True, or "
+            f"use --bits 16"
+        )
+    if zero_stage(training_args.deepspeed) == 3:
+        return (
+            f"--bits {training_args.bits} and ZeRO stage 3 exclude each other: quantised weights cannot be cut up; use "
+            f"--deepspeed ./scripts/zero2.json, or --bits 16"
+        )
+    return _missing("bitsandbytes", f"--bits {training_args.bits}")
+
+
+def _launcher(training_args: TrainingArguments) -> str | None:
+    if training_args.deepspeed and "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
+        return (
+            "--deepspeed needs a launcher that tells the processes of each other; start with `deepspeed "
+            "llava/train/train_mem.py` or torchrun in place of python, or drop the flag"
+        )
+    return None
+
+
+def _missing(package: str, flag: str) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return f"{flag} needs the {package} package; pip install {package}"
+    return None

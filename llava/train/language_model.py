@@ -1,0 +1,118 @@
+"""The language model a run starts from: loaded in the right type, quantised if asked for, fit to be saved again."""
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import BitsAndBytesConfig
+from transformers.utils import logging
+
+from llava.model.builder import NOT_QUANTISED
+from llava.model.checkpoint import local_folder, read_config
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.partitioned import is_partitioned
+from llava.train.arguments import ModelArguments, TrainingArguments, zero_stage
+
+logger = logging.get_logger(__name__)
+
+MODEL_CLASSES: dict[str, Any] = {
+    "LlamaForCausalLM": LlavaLlamaForCausalLM,
+    "LlavaLlamaForCausalLM": LlavaLlamaForCausalLM,
+    "MistralForCausalLM": LlavaMistralForCausalLM,
+    "LlavaMistralForCausalLM": LlavaMistralForCausalLM,
+}
+
+
+def compute_type(training_args: TrainingArguments) -> torch.dtype:
+    """What the flags let matrices be multiplied in."""
+    return torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+
+
+def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> Any:
+    """The language model (from a Llama or a LLaVA checkpoint) as a LLaVA model.
+
+    In float32 where the optimizer changes it: `--bf16` and `--fp16` are then autocast. In the compute type where it is
+    frozen under LoRA, and under DeepSpeed, which keeps float32 copies of its own. With `--bits 4` or `8` quantised.
+
+    Raises ValueError, one line, for another architecture and when weights are missing.
+    """
+    if zero_stage(training_args.deepspeed) == 3:
+        import deepspeed
+
+        # Weights are cut up while they are loaded. On a CPU transformers would make DeepSpeed know its processes later.
+        deepspeed.init_distributed(auto_mpi_discovery=False)
+    half = bool(training_args.deepspeed) or training_args.lora_enable
+    folder = local_folder(model_args.model_name_or_path, training_args.cache_dir)
+    fields = read_config(folder)
+    architecture = (fields.get("architectures") or ["none"])[0]
+    if architecture not in MODEL_CLASSES:
+        raise ValueError(f"{folder} is a {architecture}; training takes {', '.join(MODEL_CLASSES)}")
+    model_class = MODEL_CLASSES[architecture]
+    config = model_class.config_class.from_dict({key: value for key, value in fields.items() if key != "model_type"})
+    config._name_or_path = str(folder)  # a tower of the checkpoint's own is looked for in this folder
+    config.use_cache = training_args.use_cache
+    model, report = model_class.from_pretrained(
+        folder,
+        config=config,
+        dtype=compute_type(training_args) if half else torch.float32,
+        attn_implementation=model_args.attn_implementation,
+        output_loading_info=True,
+        **quantization(training_args),
+    )
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{folder} lacks {len(report['missing_keys'])} weights of {architecture}, such as "
+            f"{min(report['missing_keys'])}; give a whole checkpoint"
+        )
+    model.config.architectures = [model_class.__name__]  # a projector is saved with this config alone
+    drop_unusable_sampling(model.generation_config)
+    return model
+
+
+def quantization(training_args: TrainingArguments) -> dict[str, Any]:
+    """Arguments of from_pretrained for `--bits`; none for 16."""
+    if training_args.bits == 16:
+        return {}
+    config = BitsAndBytesConfig(
+        load_in_4bit=training_args.bits == 4,
+        load_in_8bit=training_args.bits == 8,
+        llm_int8_threshold=6.0,
+        llm_int8_has_fp16_weight=False,
+        llm_int8_skip_modules=NOT_QUANTISED,
+        bnb_4bit_compute_dtype=compute_type(training_args),
+        bnb_4bit_use_double_quant=training_args.double_quant,
+        bnb_4bit_quant_type=training_args.quant_type,
+    )
+    return {"quantization_config": config, "device_map": {"": training_args.device}}
+
+
+def drop_unusable_sampling(config: transformers.GenerationConfig) -> None:
+    """Forget sampling values without `do_sample`, as Vicuna's file has them: transformers refuses to save some of them.
+
+    Generation stays as it was, since greedy search does not look at them.
+    """
+    if not config.do_sample:
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            setattr(config, name, None)
+
+
+def settle_types(model: torch.nn.Module, training_args: TrainingArguments) -> None:
+    """float32 for what the optimizer changes; under DeepSpeed, which copies it, the compute type for everything.
+
+    In quantised training, as LLaVA has it: LoRA in bfloat16 with `--bf16`, norms in float32, other frozen weights of
+    the language model in the compute type.
+    """
+    compute, quantised = compute_type(training_args), training_args.bits != 16
+    for name, parameter in model.named_parameters():
+        if is_partitioned(parameter) or not parameter.is_floating_point() or "vision_tower" in name:
+            continue
+        if training_args.deepspeed and not quantised:
+            wanted = compute
+        elif parameter.requires_grad:
+            wanted = torch.bfloat16 if quantised and training_args.bf16 and "lora_" in name else torch.float32
+        elif quantised:
+            wanted = torch.float32 if "norm" in name else compute
+        else:
+            continue
+        parameter.data = parameter.data.to(wanted)

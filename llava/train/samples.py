@@ -1,0 +1,150 @@
+"""One training sample at a time: is it usable, and why not. The data set and `check_data` both go by this file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation
+from llava.train.preprocess import BadSample, Segment, encode, preprocess_multimodal, to_segments
+
+IMAGE_EXTENSIONS = (".jpg", ".png", ".gif", ".jpeg")
+
+# kinds of BadSample
+MALFORMED = "malformed sample"
+NO_IMAGE = "image missing"
+BAD_IMAGE = "image unreadable"
+COUNTS = "images and placeholders differ"
+NO_ANSWER = "nothing to learn: no answer"
+NO_ROOM = "nothing to learn: too long"
+
+
+class Encoded(NamedTuple):
+    """input_ids and labels, LongTensors [length], see `preprocess`; images: the sample's image paths, in order."""
+
+    input_ids: Tensor
+    labels: Tensor
+    images: list[str]
+
+
+class Layout(NamedTuple):
+    """Where text lies once every image has taken its place.
+
+    positions [length], of each token of `input_ids` (of an image: its first); total, the length of all.
+    """
+
+    positions: Tensor
+    total: int
+
+
+def read_samples(data_path: str | None) -> list[dict[str, Any]]:
+    """The JSON list in `data_path`; ValueError in one line when it is missing, not JSON, not a list, or empty."""
+    if not data_path or not Path(data_path).is_file():
+        raise ValueError(f"--data_path {data_path}: no such file; give a JSON list of samples")
+    try:
+        samples = json.loads(Path(data_path).read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{data_path} is not JSON: {error}") from error
+    if not isinstance(samples, list) or not samples or not all(isinstance(sample, dict) for sample in samples):
+        raise ValueError(f"{data_path} must hold a non-empty JSON list of samples (objects)")
+    return samples
+
+
+def image_names(sample: dict[str, Any]) -> list[str]:
+    """The sample's image paths; none for a text-only sample. Raises BadSample for anything else than paths."""
+    names = sample.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadSample(f'"image" must be a path or a list of paths, not {str(names)[:80]}', MALFORMED)
+    return names
+
+
+def words(sample: dict[str, Any]) -> int:
+    """Number of whitespace-separated words over all turns."""
+    turns = sample.get("conversations") or []
+    return sum(len(str(turn.get("value", "")).split()) for turn in turns if isinstance(turn, dict))
+
+
+def read_turns(sample: dict[str, Any]) -> list[dict[str, str]]:
+    """The sample's turns; raises BadSample unless each says from whom it is and holds text."""
+    turns = sample.get("conversations")
+    turns = turns if isinstance(turns, list) else []
+    told = [isinstance(turn, dict) and isinstance(turn.get("value"), str) and "from" in turn for turn in turns]
+    if not turns or not all(told):
+        raise BadSample('"conversations" must be a non-empty list of {"from": ..., "value": text}', MALFORMED)
+    return turns
+
+
+def segments_of(sample: dict[str, Any], data_args: Any, conversation: Conversation) -> list[Segment]:
+    """What is read and what is learned, as text. Needs no tokenizer and opens no image.
+
+    data_args: `mm_use_im_start_end` is looked at.
+    Raises BadSample: malformed, roles out of turn, not for this template, other than one placeholder for each image,
+    or nothing to learn.
+    """
+    turns, names = read_turns(sample), image_names(sample)
+    if names:
+        (turns,) = preprocess_multimodal([turns], data_args, conversation, image_count=len(names))
+    segments = to_segments(turns, conversation)
+    placeholders = sum(segment.text.count(DEFAULT_IMAGE_TOKEN) for segment in segments) if names else 0
+    if placeholders != len(names):
+        raise BadSample(f"it has {len(names)} image(s) but {placeholders} {DEFAULT_IMAGE_TOKEN} placeholder(s)", COUNTS)
+    if not any(segment.learned and segment.text for segment in segments):
+        raise BadSample("nothing to learn: it has no answer, or only empty ones", NO_ANSWER)
+    return segments
+
+
+def encode_sample(
+    sample: dict[str, Any], tokenizer: PreTrainedTokenizerBase, data_args: Any, conversation: Conversation
+) -> Encoded:
+    """Ids and labels of a sample. Raises BadSample as `segments_of` does."""
+    names = image_names(sample)
+    input_ids, labels = encode(segments_of(sample, data_args, conversation), tokenizer, bool(names))
+    assert bool((labels != IGNORE_INDEX).any()), "text to learn gives tokens to learn"
+    return Encoded(input_ids, labels, names)
+
+
+def spread_out(input_ids: Tensor, visual_tokens: Sequence[int]) -> Layout:
+    """Where the tokens of `input_ids` lie when its images take `visual_tokens` places each."""
+    sizes = torch.ones_like(input_ids)
+    sizes[input_ids == IMAGE_TOKEN_INDEX] = torch.tensor(visual_tokens, dtype=sizes.dtype)
+    ends = sizes.cumsum(0)
+    return Layout(ends - sizes, int(ends[-1]))
+
+
+def check_room(encoded: Encoded, visual_tokens: Sequence[int], limit: int) -> None:
+    """Raise BadSample when all that is to be learned lies beyond the `limit` at which sequences are cut.
+
+    visual_tokens: of each image.
+    """
+    first = int(spread_out(encoded.input_ids, visual_tokens).positions[encoded.labels != IGNORE_INDEX][0])
+    if first >= limit:
+        counted = " and ".join(str(count) for count in dict.fromkeys(visual_tokens))
+        images = f" (images counted by their {counted} tokens)" if counted else ""
+        raise BadSample(
+            f"nothing to learn: its first answer begins at token {first}{images}, beyond --model_max_length {limit}",
+            NO_ROOM,
+        )
+
+
+def find_image(path: Path) -> Path:
+    """`path`, or the file beside it with another image extension (some OCR-VQA images are .gif, listed as .jpg)."""
+    for candidate in (path, *(path.with_suffix(extension) for extension in IMAGE_EXTENSIONS)):
+        if candidate.is_file():
+            return candidate
+    raise BadSample(f"image {path} does not exist (nor with {', '.join(IMAGE_EXTENSIONS)})", NO_IMAGE)
+
+
+def open_image(path: Path) -> Image.Image:
+    """The whole picture in RGB. Raises BadSample when the file is damaged or no picture."""
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadSample(f"image {path} cannot be read: {error}", BAD_IMAGE) from error

@@ -1,0 +1,195 @@
+"""What a run saves: a projector, a LoRA adapter with all that was trained beside it, or a whole checkpoint.
+
+Under ZeRO-3 each process holds a part of every weight. The functions whose names end in `maybe_zero_3` gather them;
+all processes have to call them, whoever writes the result.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging
+
+from llava.model.checkpoint import finish_save, written_aside
+from llava.model.lora import OTHER_WEIGHTS
+from llava.model.partitioned import whole
+
+logger = logging.get_logger(__name__)
+
+PROJECTOR_FILE = "mm_projector.bin"
+ADAPTER = "default"
+NamedParameters = Iterable[tuple[str, nn.Parameter]]
+
+
+class BadCheckpoint(ValueError):
+    """A checkpoint that a run cannot go on from; the message says why."""
+
+
+def maybe_zero_3(param: nn.Parameter, ignore_status: bool = False, name: str | None = None) -> Tensor:
+    """A copy of the whole parameter on the CPU. `ignore_status` and `name` are accepted for LLaVA's callers."""
+    with whole([param]):
+        return param.detach().cpu().clone()
+
+
+def get_peft_state_maybe_zero_3(named_params: NamedParameters, bias: str) -> dict[str, Tensor]:
+    """LoRA's own weights; with `bias` "all" every bias too, with "lora_only" those of the layers that have LoRA.
+
+    Raises ValueError for another `bias`.
+    """
+    parameters = dict(named_params)
+    if bias not in ("none", "all", "lora_only"):
+        raise ValueError(f"bias {bias!r} is unknown; use none, all or lora_only")
+    layers = {name.split("lora_")[0] for name in parameters if "lora_" in name}
+
+    def belongs(name: str) -> bool:
+        if "lora_" in name:
+            return True
+        if not name.endswith("bias"):
+            return False
+        owner = name.removesuffix("bias").removesuffix("base_layer.")
+        return bias == "all" or (bias == "lora_only" and owner in layers)
+
+    return {name: maybe_zero_3(parameter) for name, parameter in parameters.items() if belongs(name)}
+
+
+def get_peft_state_non_lora_maybe_zero_3(
+    named_params: NamedParameters, require_grad_only: bool = True
+) -> dict[str, Tensor]:
+    """Weights that are not LoRA's; by default only those that are trained."""
+    return {
+        name: maybe_zero_3(parameter)
+        for name, parameter in named_params
+        if "lora_" not in name and (parameter.requires_grad or not require_grad_only)
+    }
+
+
+def get_mm_adapter_state_maybe_zero_3(named_params: NamedParameters, keys_to_match: list[str]) -> dict[str, Tensor]:
+    """Weights whose name contains one of `keys_to_match`."""
+    return {
+        name: maybe_zero_3(parameter) for name, parameter in named_params if any(key in name for key in keys_to_match)
+    }
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether PEFT has wrapped the model."""
+    return hasattr(model, "peft_config")
+
+
+def trained_weights(model: Any) -> dict[str, Tensor]:
+    """Everything that is being trained, whole and on the CPU; with LoRA also what its base could not give again.
+
+    That is the biases `--lora_bias` asks for, and the output layer when new tokens have given it rows.
+    """
+    if has_lora(model):
+        trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+        weights = get_peft_state_maybe_zero_3(trained, model.peft_config[ADAPTER].bias)
+        weights |= get_peft_state_non_lora_maybe_zero_3(trained)
+        if model.get_input_embeddings().weight.requires_grad:
+            weights |= get_mm_adapter_state_maybe_zero_3(model.named_parameters(), ["lm_head."])
+        return weights
+    return {name: maybe_zero_3(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_projector(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write `config.json` and `mm_projector.bin`: what stage 1 trained, by the names of the model."""
+    with written_aside(folder) as partial:
+        model.config.save_pretrained(partial)
+        torch.save(weights, partial / PROJECTOR_FILE)
+
+
+def save_lora(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write all that a base model lacks to become what was trained.
+
+    The adapter in PEFT's form, `non_lora_trainables.bin` (projector, perhaps embeddings and image_newline; names begin
+    with `base_model.model.`), and LLaVA's config.json.
+    """
+    from peft import get_peft_model_state_dict
+
+    adapter = get_peft_model_state_dict(model, weights, adapter_name=ADAPTER, save_embedding_layers=False)
+    inside = ("lora_", ".base_layer.")  # the biases of layers with LoRA go with the adapter
+    others = {name: value for name, value in weights.items() if not any(part in name for part in inside)}
+    config = copy.deepcopy(model.peft_config[ADAPTER])
+    config.target_modules = adapted_layer_names(model)  # a list of names, as LLaVA's readers know it
+    config.inference_mode = True
+    with written_aside(folder) as partial:
+        save_file({name: value.contiguous() for name, value in adapter.items()}, partial / "adapter_model.safetensors")
+        config.save_pretrained(str(partial))
+        torch.save(others, partial / OTHER_WEIGHTS)
+        fields = _portable_config(model)
+        (partial / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def adapted_layer_names(model: nn.Module) -> list[str]:
+    """The last parts of the names of the layers that have LoRA, such as `q_proj`."""
+    paths = [name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name]
+    return sorted({path.rpartition(".")[2] for path in paths})
+
+
+def _portable_config(model: Any) -> dict[str, Any]:
+    """The fields of config.json, with a vision tower that is found from anywhere."""
+    fields = json.loads(model.config.to_json_string(use_diff=False))
+    fields.pop("quantization_config", None)  # how the base is held while training, not what was trained
+    tower = model.get_vision_tower()
+    if tower is not None and Path(tower.source).is_dir():
+        fields["mm_vision_tower"] = str(Path(tower.source).resolve())
+    return fields
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint by the names of the modules in memory (`vision_tower.vision_tower.encoder...`).
+
+    LLaVA's files have one level more in the tower's names, `vision_model.`, than transformers 5 has modules.
+    """
+    finish_save(folder)
+    if (folder / PROJECTOR_FILE).is_file():
+        return torch.load(folder / PROJECTOR_FILE, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights.update(load_file(file))
+    return {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in weights.items()}
+
+
+def last_complete_checkpoint(output_dir: str | None) -> str | None:
+    """The newest `checkpoint-N` in `output_dir` that was saved to its end, or None.
+
+    This project's checkpoints get their name only when every process has written its part. Those of other programs may
+    be cut off; the Trainer writes the state file last, so a folder without a readable one is passed over.
+    """
+    numbered = [
+        (int(folder.name.rpartition("-")[2]), folder)
+        for folder in Path(output_dir or ".").glob("checkpoint-*")
+        if folder.name.rpartition("-")[2].isdigit()
+    ]
+    for _, folder in sorted(numbered, reverse=True):
+        try:
+            json.loads((folder / TRAINER_STATE_NAME).read_text())
+        except (OSError, json.JSONDecodeError):
+            logger.warning(f"{folder} is not a complete checkpoint (the save was interrupted); it is passed over")
+            continue
+        return str(folder)
+    return None
+
+
+def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the small files of a checkpoint once and remove them, so that what cannot be saved is known before step 1.
+
+    Raises ValueError, one line, when the folder cannot be written or a config not be saved.
+    """
+    trial = folder / ".trial"
+    try:
+        trial.mkdir(parents=True, exist_ok=True)
+        model.config.save_pretrained(trial)
+        model.generation_config.save_pretrained(trial)
+        tokenizer.save_pretrained(trial)
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--output_dir {folder}: a checkpoint could not be saved there: {reason}") from error
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)

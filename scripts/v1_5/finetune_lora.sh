@@ -1,0 +1,5 @@
+#!/bin/bash
+# finetune.sh with LoRA in place of the language model's own weights.
+export OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/llava-v1.5-13b-lora}
+export LEARNING_RATE=${LEARNING_RATE:-2e-4}
+exec bash "$(dirname "$0")/finetune.sh" --lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 "$@"

@@ -1,0 +1,5 @@
+#!/bin/bash
+# A finished LLaVA-1.5 goes on to learn a task of yours: set DATA_PATH and IMAGE_FOLDER.
+export MODEL=${MODEL:-liuhaotian/llava-v1.5-13b} PROJECTOR=${PROJECTOR-}
+export OUTPUT_DIR=${OUTPUT_DIR:-./checkpoints/llava-v1.5-13b-task}
+exec bash "$(dirname "$0")/finetune.sh" "$@"
