@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from flowcut.attach import attach
@@ -55,7 +54,7 @@ def show(image_file: str, model_path: str, pruner_text: str, out: str) -> None:
         OSError: a file that cannot be read or written.
     """
     from llava.eval.images import load_image
-    from llava.mm_utils import get_model_name_from_path, process_images
+    from llava.mm_utils import get_model_name_from_path, picture_of, process_images
     from llava.model.builder import load_pretrained_model
 
     pruner = parse_pruner(pruner_text)
@@ -72,14 +71,8 @@ def show(image_file: str, model_path: str, pruner_text: str, out: str) -> None:
     assert handle.trace is not None
     steps = [(f"after layer {layer}", kept[0].cpu().numpy()) for layer, kept in sorted(handle.trace.kept.items())]
     side = model.get_vision_tower().num_patches_per_side
-    kept_patches(_picture(pixels[0], processor), steps, (side, side)).save(out)
+    kept_patches(picture_of(pixels[0], processor), steps, (side, side)).save(out)
     print(Path(out).resolve())
-
-
-def _picture(pixels: torch.Tensor, processor: object) -> np.ndarray:
-    """Undo the image processor's normalisation: [3, H, W] -> [H, W, 3], uint8."""
-    mean, std = (torch.tensor(getattr(processor, name))[:, None, None] for name in ("image_mean", "image_std"))
-    return ((pixels.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 if __name__ == "__main__":

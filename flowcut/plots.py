@@ -12,6 +12,16 @@ PANEL = 336
 CAPTION = 18
 
 
+def veil(picture: np.ndarray, kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The picture [H, W, 3], uint8, with every patch veiled whose number (row-major from 0) is not in `kept`."""
+    rows, columns = grid
+    mask = np.zeros(rows * columns, dtype=bool)
+    mask[kept] = True
+    height, width = picture.shape[:2]
+    shown = mask.reshape(rows, columns)[np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)]
+    return np.where(shown[..., None], picture, (picture * 0.15 + 255 * 0.8).astype(np.uint8))
+
+
 def kept_patches(image: np.ndarray, steps: Sequence[tuple[str, np.ndarray]], grid: tuple[int, int]) -> Image.Image:
     """The picture, and beside it once per step with the dropped patches veiled.
 
@@ -24,12 +34,7 @@ def kept_patches(image: np.ndarray, steps: Sequence[tuple[str, np.ndarray]], gri
     picture = np.asarray(Image.fromarray(image).resize((PANEL, PANEL), Image.Resampling.BICUBIC))
     panels = [("image", picture)]
     for caption, kept in steps:
-        mask = np.zeros(rows * columns, dtype=bool)
-        mask[kept] = True
-        down, across = np.arange(PANEL) * rows // PANEL, np.arange(PANEL) * columns // PANEL
-        shown = mask.reshape(rows, columns)[np.ix_(down, across)]
-        veiled = (picture * 0.15 + 255 * 0.8).astype(np.uint8)
-        panels.append((f"{caption}: {mask.sum()} of {mask.size}", np.where(shown[..., None], picture, veiled)))
+        panels.append((f"{caption}: {len(np.unique(kept))} of {rows * columns}", veil(picture, kept, grid)))
     width = min(4, len(panels))
     height = math.ceil(len(panels) / width)
     sheet = Image.new("RGB", (width * PANEL, height * (PANEL + CAPTION)), "white")

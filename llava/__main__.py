@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     command, *rest = arguments
     if command not in COMMANDS:
         sys.exit(f"error: no command {command!r}; use one of {', '.join(COMMANDS)}")
-    importlib.import_module(COMMANDS[command][0]).main(rest)
+    status = importlib.import_module(COMMANDS[command][0]).main(rest)
+    if isinstance(status, int) and status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

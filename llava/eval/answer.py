@@ -26,6 +26,7 @@ from llava.constants import (
 )
 from llava.conversation import conv_templates, conversation_mode
 from llava.eval.provenance import model_fingerprint
+from llava.eval.reading import Picture, PictureReader
 from llava.eval.stopwatch import Stopwatch
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
@@ -68,6 +69,25 @@ class Checkpoint(NamedTuple):
     mode: str
     fingerprint: str
 
+    @property
+    def reader(self) -> PictureReader:
+        """Reads pictures for this model, in a worker process if need be."""
+        return PictureReader(self.image_processor, self.model.config)
+
+    def picture(self, image: Image.Image) -> Picture:
+        """A picture (RGB) prepared for the model; see `process_images`."""
+        [pixels] = process_images([image], self.image_processor, self.model.config)
+        return Picture(pixels, image.size)
+
+    def batch(self, pictures: Sequence[Picture]) -> Tensor | list[Tensor]:
+        """What the model takes as `images`, on its device and in its type."""
+        tiles = [picture.pixels.to(device=self.model.device, dtype=self.model.dtype) for picture in pictures]
+        return torch.stack(tiles) if len({one.shape for one in tiles}) == 1 else tiles
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor | list[Tensor]:
+        """What the model takes as `images`, of pictures as they come."""
+        return self.batch([self.picture(image) for image in images])
+
 
 def load_checkpoint(
     model_path: str,
@@ -76,18 +96,21 @@ def load_checkpoint(
     device: str | None = None,
     dtype: str | None = None,
     default_mode: str | None = None,
+    **loading: Any,
 ) -> Checkpoint:
     """Load a LLaVA checkpoint for answering. No pruner is attached, remembered or not; `Answerer` sees to that.
 
     conv_mode: conversation template; else the checkpoint's own `conv_version`, else `default_mode`, else by its name.
     device: default: CUDA where there is one. dtype: one of DTYPES; default: float16, on a CPU float32.
+    loading: further arguments of `load_pretrained_model`, such as `load_4bit`.
 
     Raises ValueError, one line, when path, weights or template are not there, or the model takes no images.
     """
     name = get_model_name_from_path(model_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = getattr(torch, dtype) if dtype else None
     tokenizer, model, image_processor, _ = load_pretrained_model(
-        model_path, model_base, name, device=device, dtype=getattr(torch, dtype) if dtype else None, pruner="none"
+        model_path, model_base, name, device=device, dtype=chosen, pruner="none", **loading
     )
     if image_processor is None:
         raise ValueError(f"{model_path} is a language model without vision tower; give a LLaVA checkpoint")
@@ -121,7 +144,19 @@ class Reply(NamedTuple):
         return {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
 
 
-def _language_tokens(trace: Trace | None) -> dict[int, tuple[int, ...]]:
+def encoder_tokens(tower: Any, trace: Trace | None, pixels: Tensor | list[Tensor]) -> list[list[int]]:
+    """Per image, tokens before the first layer and after each, summed over its tiles.
+
+    Without a pruner every layer sees all patches.
+    """
+    tiles = [1 if image.ndim == 3 else len(image) for image in pixels]
+    if trace is None:
+        return [[count * tower.num_patches] * (tower.layers_run + 1) for count in tiles]
+    rows = iter(zip(trace.entering[0], *trace.leaving, strict=True))
+    return [[sum(column) for column in zip(*(next(rows) for _ in range(count)), strict=True)] for count in tiles]
+
+
+def language_tokens(trace: Trace | None) -> dict[int, tuple[int, ...]]:
     """Image number -> its tokens entering each decoder layer; empty if nothing watched the language model."""
     if trace is None or trace.language is None:
         return {}
@@ -173,17 +208,22 @@ class Answerer:
 
     def __call__(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[Reply]:
         """Answer a batch: one text and its pictures (RGB) each. A question's answer does not depend on its batch."""
+        return self.answer(texts, [[self.checkpoint.picture(image) for image in own] for own in images])
+
+    def answer(self, texts: Sequence[str], pictures: Sequence[Sequence[Picture]]) -> list[Reply]:
+        """As a call, with pictures that were prepared before; a question may have none, one or several."""
         model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
-        ids, mask = self._ids([self.prompt(text, len(own)) for text, own in zip(texts, images, strict=True)])
-        pixels = self._pixels([image for own in images for image in own])
+        ids, mask = self._ids([self.prompt(text, len(own)) for text, own in zip(texts, pictures, strict=True)])
+        shown = [picture for own in pictures for picture in own]
+        pixels = self.checkpoint.batch(shown)
         with torch.inference_mode(), Stopwatch(model) as watch:
             handle = attach(model, self.pruner) if self.pruner else None
             try:
                 watch.start()
                 output = model.generate(
                     ids,
-                    images=pixels,
-                    image_sizes=[image.size for own in images for image in own],
+                    images=pixels if shown else None,
+                    image_sizes=[picture.size for picture in shown],
                     attention_mask=mask,
                     pad_token_id=tokenizer.pad_token_id,
                     **self.generation.arguments(),
@@ -195,13 +235,13 @@ class Answerer:
         decoded = tokenizer.batch_decode(output, skip_special_tokens=True)
         visual = watch.visual_tokens[:: self.generation.num_beams]
         words = (mask.bool() & (ids != IMAGE_TOKEN_INDEX)).sum(dim=1).tolist()
-        per_image = self._encoder_tokens(handle.trace if handle else None, pixels)
-        inside = _language_tokens(handle.trace if handle else None)
+        per_image = encoder_tokens(model.get_vision_tower(), handle.trace if handle else None, pixels)
+        inside = language_tokens(handle.trace if handle else None)
         replies = []
         for index, answer in enumerate(decoded):
-            first = sum(len(own) for own in images[:index])
-            mine = per_image[first : first + len(images[index])]
-            columns = [inside[image] for image in range(first, first + len(images[index])) if image in inside]
+            first = sum(len(own) for own in pictures[:index])
+            mine = per_image[first : first + len(pictures[index])]
+            columns = [inside[image] for image in range(first, first + len(pictures[index])) if image in inside]
             replies.append(
                 Reply(
                     text=answer.strip(),
@@ -222,22 +262,3 @@ class Answerer:
         ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id, padding_side="left")
         ones = [torch.ones_like(row) for row in rows]
         return ids.to(device), pad_sequence(ones, batch_first=True, padding_side="left").to(device)
-
-    def _pixels(self, images: list[Image.Image]) -> Tensor | list[Tensor]:
-        model = self.checkpoint.model
-        pixels = process_images(images, self.checkpoint.image_processor, model.config)
-        if isinstance(pixels, list):
-            return [tile.to(device=model.device, dtype=model.dtype) for tile in pixels]
-        return pixels.to(device=model.device, dtype=model.dtype)
-
-    def _encoder_tokens(self, trace: Any, pixels: Tensor | list[Tensor]) -> list[list[int]]:
-        """Per image, tokens before the first layer and after each, summed over its tiles.
-
-        Without a pruner every layer sees all patches.
-        """
-        tower = self.checkpoint.model.get_vision_tower()
-        tiles = [1 if image.ndim == 3 else len(image) for image in pixels]
-        if trace is None:
-            return [[count * tower.num_patches] * (tower.layers_run + 1) for count in tiles]
-        rows = iter(zip(trace.entering[0], *trace.leaving, strict=True))
-        return [[sum(column) for column in zip(*(next(rows) for _ in range(count)), strict=True)] for count in tiles]

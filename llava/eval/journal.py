@@ -33,7 +33,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if fresh:
             self.path.unlink(missing_ok=True)
-        _drop_half_line(self.path)
+        drop_half_line(self.path)
         self._lines = self.path.read_text("utf-8").split("\n")[:-1] if self.path.exists() else []
         if self._lines:
             self._check_settings()
@@ -122,7 +122,7 @@ def _sidecar(path: Path) -> Path:
     return path.with_suffix(".settings.json")
 
 
-def _drop_half_line(path: Path) -> None:
+def drop_half_line(path: Path) -> None:
     """Cut off what a kill left of a line."""
     if not path.exists():
         return

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
@@ -14,16 +14,28 @@ Item = TypeVar("Item")
 
 
 class Question(NamedTuple):
-    """One row. `image` is relative to the image folder; `text` has the answer suffix inside and no `<image>`."""
+    """One thing to be asked.
+
+    images: paths relative to the image folder, or the bytes of picture files; none, one or several.
+    text: what the model is asked, answer suffix inside, without `<image>`.
+    prompt: what the answer line says was asked, where that is not `text`.
+    extra: further keys of the answer line.
+    """
 
     question_id: int | str
-    image: str
+    images: tuple[str | bytes, ...]
     text: str
+    prompt: str = ""
+    extra: Mapping[str, Any] = {}
+
+    @property
+    def recorded(self) -> str:
+        return self.prompt or self.text
 
     @property
     def key(self) -> tuple[int | str, str]:
         """What an answer line is found by again; ids alone repeat in some benchmarks (MME)."""
-        return self.question_id, self.text
+        return self.question_id, self.recorded
 
 
 class Problem(NamedTuple):
@@ -57,12 +69,15 @@ def _question(line: str) -> Question:
         raise ValueError("is no JSON object")
     if missing := [key for key in ("question_id", "image", "text") if key not in row]:
         raise ValueError(f"has no {' and no '.join(missing)}")
-    for key, kinds in (("question_id", (int, str)), ("image", (str,)), ("text", (str,))):
+    for key, kinds in (("question_id", (int, str)), ("text", (str,))):
         if not isinstance(row[key], kinds) or row[key] == "":
             raise ValueError(f"{key}={row[key]!r} is not {'a number or text' if len(kinds) == 2 else 'text'}")
+    images = [row["image"]] if isinstance(row["image"], str) else row["image"] or []
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+        raise ValueError(f"image={row['image']!r} is not text")
     if DEFAULT_IMAGE_TOKEN in row["text"]:
         raise ValueError(f"its text holds {DEFAULT_IMAGE_TOKEN}, which is put in front of every question anyway")
-    return Question(row["question_id"], row["image"], row["text"])
+    return Question(row["question_id"], tuple(images), row["text"])
 
 
 def subset(items: Sequence[Item], limit: int | None) -> list[Item]:

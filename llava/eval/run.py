@@ -1,22 +1,23 @@
-"""A question file on its way to an answers file, a batch at a time, so that several can take turns."""
+"""Questions on their way to an answers file, a batch at a time, so that several runs can take turns."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from llava.eval.answer import Answerer, Reply
-from llava.eval.images import load_image
 from llava.eval.journal import Journal
 from llava.eval.questions import Problem, Question
+from llava.eval.reading import Read, batches
 
 
 class Run:
-    """A question file on its way through an answerer into a journal.
+    """Questions on their way through an answerer into a journal.
 
+    workers: processes that read and prepare pictures ahead; 0 does it in between.
     `remaining` counts the questions still to be tried, `problems` says which could not be answered.
     """
 
@@ -28,6 +29,7 @@ class Run:
         journal: Journal,
         batch_size: int = 1,
         problems: Sequence[Problem] = (),
+        workers: int = 0,
     ) -> None:
         self.answerer = answerer
         self.questions = list(questions)
@@ -35,29 +37,42 @@ class Run:
         self.journal = journal
         self.batch_size = batch_size
         self.problems = list(problems)
-        self._pending = journal.pending(questions)
+        self.workers = workers
+        pending = journal.pending(questions)
+        self.remaining = len(pending)
+        self._batches = self._read(pending)
+        self._first = pending[:batch_size]
         self._model_id = answerer.checkpoint.name
 
-    @property
-    def remaining(self) -> int:
-        return len(self._pending)
+    def _read(self, questions: Sequence[Question], workers: int | None = None) -> Iterator[list[Read]]:
+        workers = self.workers if workers is None else workers
+        return batches(questions, self.image_folder, self.answerer.checkpoint.reader, self.batch_size, workers)
 
     def warm_up(self) -> None:
         """Answer the first question once more and forget it, so that the first timing is like the others."""
-        if self._pending:
-            self._answer(self._pending[: self.batch_size])
+        for batch in self._read(self._first, workers=0):
+            self._answer([read for read in batch if read.problem is None])
 
     def step(self) -> int:
         """Answer the next batch and write it down; returns how many questions were tried."""
-        batch, self._pending = self._pending[: self.batch_size], self._pending[self.batch_size :]
-        for question, reply in self._answer(batch, self.problems):
+        batch = next(self._batches)
+        asked = len(self.questions) - self.remaining
+        self.remaining -= len(batch)
+        good = [read for read in batch if read.problem is None]
+        for read in batch:
+            if read.problem is not None:
+                self.problems.append(Problem(f"question {read.question.question_id}", read.problem))
+        torch.manual_seed(self.answerer.generation.seed + asked)
+        for read, reply in zip(good, self._answer(good), strict=True):
+            question = read.question
             self.journal.write(
                 {
                     "question_id": question.question_id,
-                    "prompt": question.text,
+                    "prompt": question.recorded,
                     "text": reply.text,
                     "answer_id": self._answer_id(question),
                     "model_id": self._model_id,
+                    **question.extra,
                     "metadata": {"pruner": self.answerer.pruner_text, "batch": len(batch), **reply.metadata()},
                 }
             )
@@ -68,21 +83,12 @@ class Run:
         self.journal.finish(self.questions, self.problems)
         return self.problems
 
-    def _answer(self, batch: Sequence[Question], problems: list[Problem] | None = None) -> list[tuple[Question, Reply]]:
-        loaded = []
-        for question in batch:
-            try:
-                loaded.append((question, load_image(self.image_folder / question.image)))
-            except ValueError as error:
-                if problems is not None:
-                    problems.append(Problem(f"question {question.question_id}", str(error)))
-        if not loaded:
+    def _answer(self, batch: Sequence[Read]) -> list[Reply]:
+        if not batch:
             return []
-        torch.manual_seed(self.answerer.generation.seed + len(self.questions) - len(self._pending))
-        replies = self.answerer([question.text for question, _ in loaded], [[image] for _, image in loaded])
-        return [(question, reply) for (question, _), reply in zip(loaded, replies, strict=True)]
+        return self.answerer.answer([read.question.text for read in batch], [read.pictures for read in batch])
 
     def _answer_id(self, question: Question) -> str:
         """Short and unique like LLaVA's, but the same whenever the same question is answered again."""
-        name = f"{self._model_id}/{self.answerer.pruner_text}/{question.question_id}/{question.text}"
+        name = f"{self._model_id}/{self.answerer.pruner_text}/{question.question_id}/{question.recorded}"
         return uuid.uuid5(uuid.NAMESPACE_URL, name).hex[:22]

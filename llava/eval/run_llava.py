@@ -24,8 +24,8 @@ def image_parser(args: argparse.Namespace) -> list[str]:
     return args.image_file.split(args.sep)
 
 
-def load_images(image_files: Sequence[str]) -> list[Image.Image]:
-    return [load_image(file) for file in image_files]
+def load_images(image_files: Sequence[str], allow_private: bool = False) -> list[Image.Image]:
+    return [load_image(file, allow_private) for file in image_files]
 
 
 def eval_model(args: argparse.Namespace) -> str:
@@ -37,7 +37,7 @@ def eval_model(args: argparse.Namespace) -> str:
     Raises ValueError, one line, for a model, picture, template or pruner that cannot be used.
     """
     args = argparse.Namespace(**{**_defaults(), **_attributes(args)})
-    images = load_images(image_parser(args))
+    images = load_images(image_parser(args), args.allow_private)
     checkpoint = load_checkpoint(args.model_path, args.model_base, args.conv_mode, args.device, args.dtype)
     generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
     answerer = Answerer(checkpoint, args.pruner, generation)
@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
     parser.add_argument("--model-base", help="language model under a projector-only checkpoint")
     parser.add_argument("--image-file", required=True, help="path or http(s) address; several between --sep")
+    parser.add_argument("--allow-private", action="store_true", help="fetch from loopback and private addresses too")
     parser.add_argument("--query", required=True, help="the question")
     parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else by its name)")
     parser.add_argument("--sep", default=",")

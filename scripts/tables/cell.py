@@ -104,7 +104,7 @@ class Plan:
         self.run = self._start() if bench.fresh or self._stale() else None
 
     def _pictures(self) -> list[Path]:
-        named = sorted({self.images / question.image for question in self.questions})
+        named = sorted({self.images / str(name) for question in self.questions for name in question.images})
         return [picture for picture in named if picture.is_file()]
 
     def _stale(self) -> bool:

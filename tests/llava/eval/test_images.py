@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from llava.eval import images
-from llava.eval.images import load_image
+from llava.eval.images import decode_image, load_image
 
 PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 
@@ -33,7 +33,7 @@ def address():
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
@@ -41,7 +41,7 @@ def address():
 def test_files_and_addresses_give_the_same_picture(tmp_path, address):
     (tmp_path / "a.png").write_bytes(png())
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), f"{address}/a.png"):
-        assert np.array_equal(np.asarray(load_image(source)), PIXELS)
+        assert np.array_equal(np.asarray(load_image(source, allow_private=True)), PIXELS)
 
 
 def test_every_picture_comes_in_rgb(tmp_path):
@@ -61,8 +61,32 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path, address, monkeypatch)
     }
     for source, reason in cases.items():
         with pytest.raises(ValueError, match=reason) as error:
-            load_image(source)
+            load_image(source, allow_private=True)
         assert "\n" not in str(error.value)
     monkeypatch.setattr(images, "LARGEST_DOWNLOAD", 10)
     with pytest.raises(ValueError, match="larger than"):
+        load_image(f"{address}/a.png", allow_private=True)
+
+
+def test_without_permission_nothing_is_fetched_from_this_machine(address):
+    with pytest.raises(ValueError, match=r"image http://127\.0\.0\.1\S* cannot be read \(127\.0\.0\.1 is not a public"):
         load_image(f"{address}/a.png")
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path):
+    Image.new("1", (20_000, 5_000)).save(tmp_path / "bomb.png")
+    content = (tmp_path / "bomb.png").read_bytes()
+    assert len(content) < 100_000
+    for read in (lambda: load_image(tmp_path / "bomb.png"), lambda: decode_image(content)):
+        with pytest.raises(ValueError, match="20000 x 5000 pixels are more than") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_strangers_may_send_pictures_only_in_plain_formats():
+    eps = io.BytesIO()
+    Image.fromarray(PIXELS).save(eps, "EPS")
+    for content in (eps.getvalue(), b"no picture", b""):
+        with pytest.raises(ValueError, match="hold no picture; send one of BMP"):
+            decode_image(content)
+    assert np.array_equal(np.asarray(decode_image(png())), PIXELS)

@@ -7,7 +7,7 @@ import pytest
 from llava.eval.journal import Journal
 from llava.eval.questions import Problem, Question
 
-QUESTIONS = [Question(number, f"{number}.png", "why?") for number in range(4)]
+QUESTIONS = [Question(number, (f"{number}.png",), "why?") for number in range(4)]
 SETTINGS = {"model": "m", "chunk": (0, 1)}
 
 

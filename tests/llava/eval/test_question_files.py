@@ -26,7 +26,7 @@ def test_a_bad_row_is_named_and_the_others_are_read(tmp_path, row, reason):
     file = tmp_path / "q.jsonl"
     file.write_text(json.dumps(GOOD) + "\n\n" + row + "\n" + json.dumps(GOOD | {"question_id": "b"}))
     questions, [problem] = read_questions(file)
-    assert questions == [Question(7, "a.png", "why?"), Question("b", "a.png", "why?")]
+    assert questions == [Question(7, ("a.png",), "why?"), Question("b", ("a.png",), "why?")]
     assert problem.where == "q.jsonl line 3"
     assert reason in problem.what
 
@@ -34,7 +34,7 @@ def test_a_bad_row_is_named_and_the_others_are_read(tmp_path, row, reason):
 def test_line_separators_inside_a_question_are_no_line_ends(tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text(json.dumps(GOOD | {"text": "a\u2028b"}, ensure_ascii=False) + "\n", "utf-8")
-    assert read_questions(file) == ([Question(7, "a.png", "a\u2028b")], [])
+    assert read_questions(file) == ([Question(7, ("a.png",), "a\u2028b")], [])
 
 
 def test_a_missing_file_is_an_error(tmp_path):

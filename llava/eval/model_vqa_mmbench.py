@@ -1,0 +1,71 @@
+"""Answer MMBench: a table (TSV) with pictures in base64. The rotated copies of a question are rows of their own.
+
+Answer lines have `question_id` (the row's index), `round_id`, `options` and `option_char` besides the usual keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+from collections.abc import Iterator
+from pathlib import Path
+
+from llava.eval import program
+from llava.eval.benchmarks.files import is_empty, read_table
+from llava.eval.benchmarks.mmbench import options_of
+from llava.eval.prompts import OPTION_LETTER, with_options
+from llava.eval.questions import Problem, Question
+
+OPTION_LETTER_CN = "请直接回答选项字母。"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    questions = "table (TSV) with index, image, question, hint, A, B, C, D"
+    parser = program.build_parser(__doc__, questions, "llava_v1", max_new_tokens=1024)
+    parser.add_argument("--all-rounds", action="store_true", help="rotate each row's options through all places")
+    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter alone")
+    parser.add_argument("--lang", choices=("en", "cn"), default="en", help="language of that sentence")
+    return parser
+
+
+def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
+    """The questions in `args.question_file`. Raises ValueError when it is no such table."""
+    file = Path(args.question_file).expanduser()
+    questions: list[Question] = []
+    problems: list[Problem] = []
+    for number, row in enumerate(read_table(file), start=1):
+        if missing := {"index", "image", "question", "A"} - set(row):
+            raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; give MMBench's .tsv")
+        try:
+            questions += _rounds(row, args)
+        except (ValueError, TypeError, binascii.Error) as error:
+            problems.append(Problem(f"{file.name} row {number}", f"is no question: {error}"))
+    return questions, problems
+
+
+def _rounds(row: dict[str, str], args: argparse.Namespace) -> Iterator[Question]:
+    letters, options = (list(part) for part in zip(*options_of(row).items(), strict=True))
+    picture = base64.b64decode(row["image"], validate=True)
+    asked = row["question"] if is_empty(row.get("hint")) else f"{row['hint']}\n{row['question']}"
+    for number in range(len(options) if args.all_rounds else 1):
+        turned = options[number:] + options[:number]
+        recorded = with_options(asked, turned)
+        text = recorded
+        if args.single_pred_prompt:
+            text += "\n" + (OPTION_LETTER_CN if args.lang == "cn" else OPTION_LETTER)
+        extra = {"round_id": number, "options": turned, "option_char": letters[number:] + letters[:number]}
+        yield Question(int(row["index"]), (picture,), text, recorded, extra)
+
+
+def eval_model(args: argparse.Namespace) -> int:
+    """Answer a table as the flags in `args` say; returns how many questions could not be answered."""
+    return program.answer_all(program.prepare(args, read))
+
+
+def main(argv: list[str] | None = None) -> None:
+    program.run_program(build_parser(), read, argv)
+
+
+if __name__ == "__main__":
+    main()

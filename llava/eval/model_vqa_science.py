@@ -1,0 +1,65 @@
+"""Answer ScienceQA: a JSON list of conversations, with pictures or without.
+
+In the answers file a question with a picture begins with `<image>`; the scorer tells the two kinds apart by that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval import program
+from llava.eval.prompts import OPTION_LETTER
+from llava.eval.questions import Problem, Question
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = program.build_parser(__doc__, "JSON list of id, image, conversations", "llava_v0", max_new_tokens=1024)
+    parser.add_argument("--answer-prompter", action="store_true", help="accepted and without effect, as in LLaVA")
+    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter alone")
+    return parser
+
+
+def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
+    """The questions in `args.question_file`. Raises ValueError when it is no JSON list."""
+    file = Path(args.question_file).expanduser()
+    if not file.is_file():
+        raise ValueError(f"question file {file} does not exist; give ScienceQA's llava_test_CQM-A.json")
+    try:
+        rows = json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{file} must hold a JSON list of questions")
+    questions, problems = [], []
+    for number, row in enumerate(rows):
+        try:
+            questions.append(_question(row, args.single_pred_prompt))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            problems.append(Problem(f"{file.name} entry {number}", f"is no question: {error!r}"))
+    return questions, problems
+
+
+def _question(row: dict[str, Any], letter_alone: bool) -> Question:
+    text = row["conversations"][0]["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
+    if letter_alone:
+        text = f"{text}\n{OPTION_LETTER}"
+    images = (row["image"],) if "image" in row else ()
+    mark = DEFAULT_IMAGE_TOKEN + "\n" if images else ""
+    return Question(row["id"], images, text, prompt=mark + text)
+
+
+def eval_model(args: argparse.Namespace) -> int:
+    """Answer a question file as the flags in `args` say; returns how many questions could not be answered."""
+    return program.answer_all(program.prepare(args, read))
+
+
+def main(argv: list[str] | None = None) -> None:
+    program.run_program(build_parser(), read, argv)
+
+
+if __name__ == "__main__":
+    main()

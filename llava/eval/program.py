@@ -1,0 +1,117 @@
+"""What the answering programs (`model_vqa_loader` and the others) have in common: flags, resuming, progress, report.
+
+A program reads its kind of question file; the rest is here. Started again after any kind of end, it answers what is
+missing. What could not be answered is reported at the end, one line each, and listed in `<answers>.bad.jsonl`; the exit
+status is then 1, unless --skip-bad was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from llava.eval.answer import DTYPES, Answerer, Generation, load_checkpoint
+from llava.eval.journal import Journal
+from llava.eval.provenance import fingerprint
+from llava.eval.questions import Problem, Question, chunk, subset
+from llava.eval.run import Run
+
+Reader = Callable[[argparse.Namespace], tuple[list[Question], list[Problem]]]
+
+
+def build_parser(
+    description: str | None, questions: str, conv_mode: str, max_new_tokens: int
+) -> argparse.ArgumentParser:
+    """The flags that every program has, under LLaVA's names.
+
+    questions: what --question-file is. conv_mode, max_new_tokens: the program's defaults.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
+    parser.add_argument("--model-base", help="base model under a LoRA adapter or a projector")
+    parser.add_argument("--image-folder", default="", help="folder the questions' image paths start from")
+    parser.add_argument("--question-file", required=True, help=questions)
+    parser.add_argument("--answers-file", default="answer.jsonl", help="JSON lines to write, or to continue")
+    parser.add_argument("--conv-mode", help=f"prompt template (default: the checkpoint's own, else {conv_mode})")
+    parser.add_argument("--num-chunks", type=int, default=1, help="split the questions into this many pieces ...")
+    parser.add_argument("--chunk-idx", type=int, default=0, help="... and answer this one, from 0")
+    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy, as for published numbers")
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
+    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
+    parser.add_argument("--batch-size", type=int, default=1, help="questions at a time; answers do not depend on it")
+    parser.add_argument("--workers", type=int, help="processes that read pictures ahead (default: 4, on a CPU 0)")
+    parser.add_argument("--limit", type=int, help="ask this many questions only, spread evenly over the file")
+    parser.add_argument("--skip-bad", action="store_true", help="exit with 0 even if some questions were unanswerable")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of continuing the answers file")
+    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    parser.set_defaults(default_mode=conv_mode)
+    return parser
+
+
+def prepare(args: argparse.Namespace, read: Reader) -> Run:
+    """Everything up to the first answer. Raises ValueError, one line, for whatever the user has to mend."""
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size} is no number of questions; give 1 or more")
+    if args.workers is not None and args.workers < 0:
+        raise ValueError(f"--workers {args.workers} is no number of processes; give 0 or more")
+    rows, problems = read(args)
+    questions = chunk(subset(rows, args.limit), args.num_chunks, args.chunk_idx)
+    generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
+    checkpoint = load_checkpoint(
+        args.model_path, args.model_base, args.conv_mode, args.device, args.dtype, default_mode=args.default_mode
+    )
+    answerer = Answerer(checkpoint, args.pruner, generation)
+    settings = {
+        **answerer.settings(),
+        "questions": fingerprint([Path(args.question_file).expanduser()]),
+        "chunk": [args.chunk_idx, args.num_chunks],
+        **_variant(args),
+    }
+    journal = Journal(args.answers_file, settings, fresh=args.fresh)
+    workers = default_workers(checkpoint.model.device) if args.workers is None else args.workers
+    return Run(answerer, questions, args.image_folder, journal, args.batch_size, problems, workers)
+
+
+def _variant(args: argparse.Namespace) -> dict[str, object]:
+    """Flags of single programs that decide about the prompts, where they are set."""
+    names = ("single_pred_prompt", "all_rounds", "lang")
+    return {name: getattr(args, name) for name in names if getattr(args, name, None)}
+
+
+def default_workers(device: torch.device) -> int:
+    """As many readers as LLaVA uses beside an accelerator; none on a CPU, where they would take the model's cores."""
+    return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+
+
+def answer_all(run: Run) -> int:
+    """Take a run to its end with a progress bar, report its problems; returns how many there were."""
+    total = len(run.questions)
+    with tqdm(total=total, initial=total - run.remaining, desc=run.journal.path.name, unit="question") as bar:
+        while run.remaining:
+            bar.update(run.step())
+    problems = run.finish()
+    for problem in problems:
+        print(f"not answered: {problem.where}: {problem.what}", file=sys.stderr)
+    print(f"{len(run.journal)} of {total} questions answered in {run.journal.path}", file=sys.stderr)
+    return len(problems)
+
+
+def run_program(parser: argparse.ArgumentParser, read: Reader, argv: Sequence[str] | None) -> None:
+    """The body of a program's `main`."""
+    args = parser.parse_args(argv)
+    try:
+        run = prepare(args, read)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if answer_all(run) and not args.skip_bad:
+        sys.exit(1)

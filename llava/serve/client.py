@@ -1,0 +1,90 @@
+"""The other end of the protocol: what a page or a program asks controller and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from llava.conversation import Conversation, conv_templates, conversation_mode
+from llava.serve.protocol import NoWorkerError, WorkerLostError, WorkerStatus, decode, failure
+
+QUICK = 10.0  # seconds for a question about workers
+SILENCE = 60.0  # seconds without a byte of an answer; a living worker says something every few seconds
+
+
+class ControllerClient:
+    """A controller at an address. Raises ValueError, one line, when it does not answer."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+
+    def refresh(self) -> None:
+        """Have it ask every worker; those that do not answer are dropped."""
+        self._post("refresh_all_workers")
+
+    def models(self) -> list[str]:
+        return self._post("list_models")["models"]
+
+    def worker(self, model: str) -> str:
+        """The address of a worker for a model. Raises NoWorkerError."""
+        address = self._post("get_worker_address", {"model": model})["address"]
+        if not address:
+            raise NoWorkerError(f"no worker serves {model!r}; start one with python -m llava.serve.model_worker")
+        return address
+
+    def register(self, worker: str, check_heart_beat: bool) -> bool:
+        """Make a worker known; False if it does not say what it serves."""
+        body = {"worker_name": worker, "check_heart_beat": check_heart_beat, "worker_status": None}
+        return (self._post("register_worker", body) or {}).get("registered", True)  # LLaVA's controller says nothing
+
+    def _post(self, what: str, body: dict[str, Any] | None = None) -> Any:
+        return post(f"{self.address}/{what}", body)
+
+
+def status_of(worker: str) -> WorkerStatus:
+    """What a worker says of itself. Raises ValueError, one line, when it does not."""
+    return WorkerStatus.model_validate(post(f"{worker}/worker_get_status"))
+
+
+def template_of(status: WorkerStatus, model: str) -> Conversation:
+    """The template to talk to a model with: its worker's own word, else by its name."""
+    return conv_templates[conversation_mode(model, status.conv_mode or None)]
+
+
+def post(url: str, body: dict[str, Any] | None = None) -> Any:
+    """The JSON that a service answers. Raises ValueError, one line, when it does not."""
+    return _ask("POST", url, body)
+
+
+def get(url: str) -> Any:
+    """The same without a body."""
+    return _ask("GET", url, None)
+
+
+def _ask(method: str, url: str, body: dict[str, Any] | None) -> Any:
+    try:
+        answer = httpx.request(method, url, json=body, timeout=QUICK, trust_env=False)
+        return answer.raise_for_status().json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise ValueError(f"no proper answer from {url} ({type(error).__name__}: {error}); does it run?") from error
+
+
+def stream(address: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A worker's (or a controller's) answer, document by document; a lost connection is the last of them.
+
+    Closing the iterator closes the connection, which ends the generation.
+    """
+    wait = httpx.Timeout(SILENCE, connect=QUICK)
+    try:
+        with httpx.stream(
+            "POST", f"{address}/worker_generate_stream", json=request, timeout=wait, trust_env=False
+        ) as answer:
+            yield from decode(answer.raise_for_status().iter_raw())
+    except httpx.TimeoutException:
+        yield failure(TimeoutError(f"worker {address} said nothing for {SILENCE:g} s"))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        yield failure(WorkerLostError(f"worker {address} is gone ({type(error).__name__}: {error})"))
+    except WorkerLostError as error:
+        yield failure(error)

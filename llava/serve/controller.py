@@ -1,0 +1,249 @@
+"""Knows the workers, which model each serves and how busy it is, and sends a question to one of them.
+
+    python -m llava.serve.controller --host localhost --port 21001
+
+Workers register themselves and send heart beats; one that is silent, or refuses a question, is dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
+from llava.serve.protocol import (
+    GenerateRequest,
+    HeartBeat,
+    NoWorkerError,
+    RegisterRequest,
+    WorkerLostError,
+    WorkerStatus,
+    encode,
+    failure,
+    read_request_or_failure,
+)
+from llava.serve.server import serve
+from llava.utils import build_logger
+
+logger = logging.getLogger(__name__)
+
+DISPATCH = ("lottery", "shortest_queue")
+STATUS_TIMEOUT = 5.0  # seconds a worker has to say what it serves
+SILENCE = 60.0  # seconds without a byte; a living worker says something every few seconds, see engine.KEEP_ALIVE
+
+
+@dataclass
+class Worker:
+    """A registered worker. `last_heard` on the monotonic clock; those without heart beats never expire."""
+
+    status: WorkerStatus
+    check_heart_beat: bool
+    last_heard: float
+
+
+class ModelName(BaseModel):
+    """Body of /get_worker_address."""
+
+    model: str
+
+
+class WorkerName(BaseModel):
+    """Body of /unregister_worker."""
+
+    worker_name: str
+
+
+class Controller:
+    """The table of workers. Every method may be called from any thread.
+
+    dispatch_method: "shortest_queue", or "lottery" with the workers' speeds as chances.
+    expiration: seconds after which a silent worker is dropped.
+    """
+
+    def __init__(
+        self, dispatch_method: str = "shortest_queue", expiration: float = CONTROLLER_HEART_BEAT_EXPIRATION
+    ) -> None:
+        if dispatch_method not in DISPATCH:
+            raise ValueError(f"dispatch method {dispatch_method!r} is unknown; use {' or '.join(DISPATCH)}")
+        self.dispatch_method = dispatch_method
+        self.expiration = expiration
+        self._workers: dict[str, Worker] = {}
+        self._lock = threading.Lock()
+
+    def register(self, name: str, check_heart_beat: bool, status: WorkerStatus | None = None) -> bool:
+        """Take in a worker, or take note of its new status. False if it has to be asked and does not answer."""
+        status = status or ask_status(name)
+        if status is None:
+            return False
+        with self._lock:
+            known = name in self._workers
+            self._workers[name] = Worker(status, check_heart_beat, monotonic())
+        logger.info("%s worker %s: %s", "known" if known else "new", name, ", ".join(status.model_names))
+        return True
+
+    def drop(self, name: str, reason: str) -> None:
+        with self._lock:
+            gone = self._workers.pop(name, None)
+        if gone is not None:
+            logger.info("worker %s dropped: %s", name, reason)
+
+    def refresh(self) -> None:
+        """Ask every worker for its status; those that do not answer are dropped."""
+        for name, worker in self.workers().items():
+            if not self.register(name, worker.check_heart_beat):
+                self.drop(name, "no answer")
+
+    def heart_beat(self, name: str, queue_length: int) -> bool:
+        """Whether the worker is known; one that is not should register again."""
+        with self._lock:
+            worker = self._workers.get(name)
+            if worker is None:
+                return False
+            worker.status.queue_length = queue_length
+            worker.last_heard = monotonic()
+            return True
+
+    def workers(self) -> dict[str, Worker]:
+        """Those that are alive, by name; what is not is dropped here."""
+        oldest = monotonic() - self.expiration
+        with self._lock:
+            silent = [n for n, one in self._workers.items() if one.check_heart_beat and one.last_heard < oldest]
+        for name in silent:
+            self.drop(name, "no heart beat")
+        with self._lock:
+            return dict(self._workers)
+
+    def models(self) -> list[str]:
+        return sorted({name for worker in self.workers().values() for name in worker.status.model_names})
+
+    def choose(self, model: str) -> str:
+        """The address of a worker for a model, "" if there is none."""
+        fitting = {name: one for name, one in self.workers().items() if model in one.status.model_names}
+        if not fitting:
+            return ""
+        if self.dispatch_method == "lottery":
+            [chosen] = random.choices(list(fitting), [max(one.status.speed, 1e-6) for one in fitting.values()])
+            return chosen
+        chosen = min(fitting, key=lambda name: fitting[name].status.queue_length / fitting[name].status.speed)
+        fitting[chosen].status.queue_length += 1  # until its next heart beat tells the true number
+        return chosen
+
+    def status(self) -> WorkerStatus:
+        """All workers as one, so that a controller can be another one's worker."""
+        found = [worker.status for worker in self.workers().values()]
+        return WorkerStatus(
+            model_names=self.models(),
+            speed=sum(one.speed for one in found),
+            queue_length=sum(one.queue_length for one in found),
+        )
+
+
+def ask_status(worker: str) -> WorkerStatus | None:
+    """A worker's own words, None if there are none."""
+    try:
+        answer = httpx.post(f"{worker}/worker_get_status", timeout=STATUS_TIMEOUT, trust_env=False)
+        return WorkerStatus.model_validate(answer.raise_for_status().json())
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        logger.warning("worker %s does not say what it serves (%s: %s)", worker, type(error).__name__, error)
+        return None
+
+
+def build_app(controller: Controller) -> FastAPI:
+    """The controller's web application."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with httpx.AsyncClient(timeout=httpx.Timeout(SILENCE), trust_env=False) as client:
+            app.state.client = client
+            yield
+
+    app = FastAPI(title="llava controller", lifespan=lifespan)
+
+    @app.post("/register_worker")
+    def register_worker(body: RegisterRequest) -> dict[str, bool]:
+        return {"registered": controller.register(body.worker_name, body.check_heart_beat, body.worker_status)}
+
+    @app.post("/unregister_worker")
+    def unregister_worker(body: WorkerName) -> None:
+        controller.drop(body.worker_name, "it said goodbye")
+
+    @app.post("/refresh_all_workers")
+    def refresh_all_workers() -> None:
+        controller.refresh()
+
+    @app.post("/list_models")
+    def list_models() -> dict[str, list[str]]:
+        return {"models": controller.models()}
+
+    @app.post("/get_worker_address")
+    def get_worker_address(body: ModelName) -> dict[str, str]:
+        return {"address": controller.choose(body.model)}
+
+    @app.post("/receive_heart_beat")
+    def receive_heart_beat(body: HeartBeat) -> dict[str, bool]:
+        return {"exist": controller.heart_beat(body.worker_name, body.queue_length)}
+
+    @app.post("/worker_get_status")
+    def worker_get_status() -> WorkerStatus:
+        return controller.status()
+
+    @app.post("/worker_generate_stream")
+    async def worker_generate_stream(request: Request) -> StreamingResponse:
+        body = await read_request_or_failure(request)
+        return StreamingResponse(_forward(controller, app.state.client, body))
+
+    return app
+
+
+async def _forward(
+    controller: Controller, client: httpx.AsyncClient, body: GenerateRequest | dict[str, Any]
+) -> AsyncIterator[bytes]:
+    """A worker's answer as it comes. A worker that cannot be reached is dropped and the next one asked."""
+    if isinstance(body, dict):
+        yield encode(body)
+        return
+    content: Any = body.model_dump(mode="json")
+    while address := controller.choose(body.model):
+        try:
+            async with client.stream("POST", f"{address}/worker_generate_stream", json=content) as answer:
+                async for chunk in answer.raise_for_status().aiter_raw():
+                    yield chunk
+                return
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL) as error:
+            controller.drop(address, f"cannot be reached ({error})")
+        except httpx.TimeoutException:
+            controller.drop(address, "silent in the middle of an answer")
+            yield encode(failure(TimeoutError(f"worker {address} said nothing for {SILENCE:g} s")))
+            return
+        except httpx.HTTPError as error:
+            lost = WorkerLostError(f"worker {address} stopped answering ({type(error).__name__}: {error})")
+            yield encode(failure(lost))
+            return
+    models = ", ".join(controller.models()) or "no model at all"
+    yield encode(failure(NoWorkerError(f"no worker serves {body.model!r}; there is {models}")))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="localhost", help="where to listen (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=21001)
+    parser.add_argument("--dispatch-method", choices=DISPATCH, default="shortest_queue", help="how a worker is chosen")
+    args = parser.parse_args(argv)
+    build_logger("controller", "controller.log")
+    serve(build_app(Controller(args.dispatch_method)), args.host, args.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Everything at once on one machine: controller, worker and page in one process.
+
+    python -m llava.serve.demo --model-path playground/embedded
+
+Then open the address it prints. Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llava.serve.controller import Controller, build_app
+from llava.serve.gradio_web_server import add_page_flags, launch, settings_of
+from llava.serve.loading import add_model_flags, load_engine
+from llava.serve.model_worker import ModelWorker
+from llava.serve.page import build_page
+from llava.serve.server import LocalServer
+from llava.serve.worker import Place
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_flags(parser)
+    parser.set_defaults(model_path="playground/embedded")
+    for action in parser._actions:
+        action.required = False
+    add_page_flags(parser)
+    return parser
+
+
+@contextmanager
+def services(args: argparse.Namespace) -> Iterator[str]:
+    """A controller and a worker on free loopback ports; the controller's address."""
+    engine = load_engine(args)
+    controller = Controller()
+    with LocalServer(build_app(controller)) as front:
+
+        def make(url: str) -> object:
+            worker = ModelWorker(engine, Place(url, front.url))
+            controller.register(url, True, worker.status())  # the page may not have to wait for its first heart beat
+            return worker.build_app()
+
+        with LocalServer(make):
+            yield front.url
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        with services(args) as controller:
+            launch(build_page(settings_of(args, controller, reload=False)), args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What an answer cost, and which patches it was given from."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+
+from flowcut.pruner import Trace
+from llava.eval.answer import Checkpoint, encoder_tokens, language_tokens
+from llava.eval.stopwatch import Stopwatch
+from llava.mm_utils import picture_of
+
+
+@dataclass
+class Figures:
+    """Numbers of one answer.
+
+    pruner: as text. patches: visual tokens before the encoder's first layer, all images and tiles together.
+    visual_tokens, text_tokens: what the language model read. encoder: visual tokens before the first encoder layer and
+    after each. language: visual tokens into each decoder layer, for pruners that cut there; else None.
+    encode_ms: vision tower and projector; prefill_ms: the language model's first pass; total_ms: until the last token.
+    tokens_per_second: of those after the first; None if there was one only. finish: "stop", "length", "cancelled",
+    or "context" when the prompt left no room for an answer.
+    """
+
+    pruner: str = "none"
+    patches: int = 0
+    visual_tokens: int = 0
+    text_tokens: int = 0
+    new_tokens: int = 0
+    encode_ms: float = 0.0
+    prefill_ms: float = 0.0
+    total_ms: float = 0.0
+    tokens_per_second: float | None = None
+    encoder: list[int] = field(default_factory=list)
+    language: list[int] | None = None
+    finish: str = "stop"
+
+
+def figures_of(model: Any, trace: Trace | None, pixels: Any, watch: Stopwatch, total: float, new: int) -> Figures:
+    """Numbers of one generation; pruner, text tokens and finish are left to the caller."""
+    rows = encoder_tokens(model.get_vision_tower(), trace, pixels) if pixels is not None else []
+    encoder = [sum(column) for column in zip(*rows, strict=True)]
+    inside = [sum(column) for column in zip(*language_tokens(trace).values(), strict=True)] or None
+    decode = total - watch.encode_ms - watch.prefill_ms
+    return Figures(
+        patches=encoder[0] if encoder else 0,
+        visual_tokens=sum(watch.visual_tokens),
+        new_tokens=new,
+        encode_ms=round(watch.encode_ms, 3),
+        prefill_ms=round(watch.prefill_ms, 3),
+        total_ms=round(total, 3),
+        tokens_per_second=round(1000 * (new - 1) / decode, 3) if new > 1 and decode > 0 else None,
+        encoder=encoder,
+        language=inside,
+    )
+
+
+def kept_of(checkpoint: Checkpoint, trace: Trace | None, pixels: Any) -> dict[str, Any]:
+    """For drawing: `views`, what the encoder saw of each tile (JPEG, base64); `grid`, [rows, columns] of patches; and
+    `steps`, after each layer that dropped tokens a dict with `stage` ("encoder" or "language"), `layer` and `kept`: for
+    each view, the positions left, row-major from 0.
+    """
+    tower = checkpoint.model.get_vision_tower()
+    tiles = [tile for image in pixels for tile in (image[None] if image.ndim == 3 else image)]
+    steps: list[dict[str, Any]] = []
+    if trace is not None:
+        for layer, kept in sorted(trace.kept.items()):
+            rows = [sorted(position for position in row.tolist() if position >= 0) for row in kept]
+            steps.append({"stage": "encoder", "layer": layer, "kept": rows})
+        steps += _language_steps(trace, len(tiles))
+    return {
+        "views": [_jpeg(tile, checkpoint.image_processor) for tile in tiles],
+        "grid": [tower.num_patches_per_side] * 2,
+        "steps": steps,
+    }
+
+
+def _language_steps(trace: Trace, views: int) -> list[dict[str, Any]]:
+    steps = []
+    for layer, kept in sorted(trace.language.kept.items()) if trace.language is not None else ():
+        rows: list[set[int]] = [set() for _ in range(views)]
+        for image, numbers in zip(trace.shown, kept, strict=True):
+            for view, position in trace.tokens[image][numbers.to(trace.tokens[image].device)].tolist():
+                if position >= 0:
+                    rows[view].add(position)
+        steps.append({"stage": "language", "layer": layer, "kept": [sorted(row) for row in rows]})
+    return steps
+
+
+def _jpeg(pixels: torch.Tensor, image_processor: Any) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture_of(pixels, image_processor)).save(buffer, "JPEG", quality=90)
+    return base64.b64encode(buffer.getvalue()).decode()

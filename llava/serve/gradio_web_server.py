@@ -1,0 +1,80 @@
+"""The page for the browser, in front of a controller.
+
+    python -m llava.serve.gradio_web_server --controller http://localhost:21001 --model-list-mode reload
+
+It listens on this machine alone unless --host says otherwise (LLaVA's listened everywhere: --host 0.0.0.0).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import gradio as gr
+
+from llava.constants import LOGDIR
+from llava.serve.chatlog import ChatLog
+from llava.serve.client import ControllerClient
+from llava.serve.page import PageSettings, build_page
+from llava.utils import build_logger, moderation_key
+
+LARGEST_UPLOAD = "20mb"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--controller-url", default="http://localhost:21001")
+    add_page_flags(parser)
+    parser.add_argument("--model-list-mode", choices=["once", "reload"], default="once", help="when to look for models")
+    return parser
+
+
+def add_page_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of the page itself."""
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--concurrency-count", type=int, default=16, help="answers at a time")
+    parser.add_argument("--share", action="store_true", help="also reachable through a tunnel of gradio.live")
+    parser.add_argument("--moderate", action="store_true", help="ask OpenAI about each question (OPENAI_API_KEY)")
+    parser.add_argument("--embed", action="store_true", help="without title, to stand in another page")
+    parser.add_argument("--log-dir", default=LOGDIR, help="folder for chats, votes and pictures (default: here)")
+
+
+def settings_of(args: argparse.Namespace, controller: str, reload: bool) -> PageSettings:
+    """Raises ValueError, one line, when moderation is wanted without a key."""
+    if args.moderate:
+        moderation_key()
+    return PageSettings(ControllerClient(controller), ChatLog(args.log_dir), reload, args.moderate, args.embed)
+
+
+def launch(page: gr.Blocks, args: argparse.Namespace, block: bool = True) -> Any:
+    """Serve the page; returns (app, local address, public address) once it runs, or after it ended.
+
+    Raises OSError when the port is taken.
+    """
+    page.queue(default_concurrency_limit=args.concurrency_count, api_open=False)
+    return page.launch(
+        server_name=args.host,
+        server_port=args.port,
+        share=args.share,
+        max_file_size=LARGEST_UPLOAD,
+        prevent_thread_lock=not block,
+        ssr_mode=False,
+        footer_links=[],
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    build_logger("gradio_web_server", "gradio_web_server.log", args.log_dir)
+    try:
+        page = build_page(settings_of(args, args.controller_url, args.model_list_mode == "reload"))
+        launch(page, args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Loads a LLaVA checkpoint and answers questions over HTTP.
+
+    python -m llava.serve.model_worker --controller http://localhost:21001 --port 21002 \\
+        --worker http://localhost:21002 --model-path playground/embedded
+
+A request may bring its own pruner ("pruner": "flowcut:budget=64"); --pruner is for those that do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from starlette.concurrency import iterate_in_threadpool
+
+from flowcut.registry import pruner_to_text
+from llava.eval.images import LARGEST_PICTURE
+from llava.serve.engine import PATIENCE, Engine, Question
+from llava.serve.loading import add_model_flags, load_engine
+from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus, decode_images
+from llava.serve.server import serve
+from llava.serve.worker import Place, Worker, add_worker_flags, place_of
+from llava.utils import build_logger
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may cost: bytes and pixels of each image, seconds without a new token."""
+
+    image_bytes: int = 20 * 2**20
+    image_pixels: int = LARGEST_PICTURE
+    patience: float = PATIENCE
+
+
+class ModelWorker(Worker):
+    """A worker that has the model in its own process."""
+
+    def __init__(self, engine: Engine, place: Place, name: str | None = None, limits: Limits | None = None) -> None:
+        super().__init__(name or engine.checkpoint.name, place)
+        self.engine = engine
+        self.limits = limits or Limits()
+
+    def status(self) -> WorkerStatus:
+        checkpoint = self.engine.checkpoint
+        known = {
+            "visual_tokens": checkpoint.model.get_vision_tower().num_patches,
+            "pruner": pruner_to_text(self.engine.pruner),
+            "conv_mode": checkpoint.mode,
+        }
+        return super().status().model_copy(update=known)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
+        """The engine's news, with the prompt in front as LLaVA's clients expect."""
+        question = Question(
+            prompt=request.prompt,
+            images=decode_images(request.images or (), self.limits.image_bytes, self.limits.image_pixels),
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_new_tokens=min(request.max_new_tokens, MAX_NEW_TOKENS),
+            stop=request.stops,
+            pruner=request.pruner,
+            seed=request.seed,
+            trace=request.trace,
+        )
+        with closing(self.engine.ask(question, self.limits.patience)) as news:  # type: ignore[type-var]
+            async for progress in iterate_in_threadpool(news):
+                document: dict[str, Any] = {"text": request.prompt + progress.text, "error_code": 0}
+                if progress.figures is not None:
+                    document["figures"] = asdict(progress.figures)
+                if progress.kept is not None:
+                    document["kept"] = progress.kept
+                yield document
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_worker_flags(parser)
+    add_model_flags(parser)
+    parser.add_argument("--multi-modal", action="store_true", help="ignored: config.json tells")
+    parser.add_argument("--use-flash-attn", action="store_true")
+    parser.add_argument(
+        "--stream-timeout", type=float, default=PATIENCE, help="seconds without a new token (%(default)g)"
+    )
+    parser.add_argument("--largest-image", type=float, default=20, help="MiB an image may have (default: %(default)g)")
+    parser.add_argument(
+        "--largest-picture", type=float, default=89, help="megapixels it may have (default: %(default)g)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    build_logger("model_worker", f"model_worker_{args.port}.log")
+    if args.multi_modal:
+        logger.warning("--multi-modal is not needed and ignored: the checkpoint's config.json tells")
+    try:
+        limits = Limits(int(args.largest_image * 2**20), int(args.largest_picture * 1e6), args.stream_timeout)
+        worker = ModelWorker(load_engine(args, args.stream_interval), place_of(args), args.model_name, limits)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    serve(worker.build_app(), args.host, args.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""One visitor's chat: turns, picture, and what unpruned answers took. Knows nothing of the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from llava.conversation import Conversation
+from llava.eval.images import load_image
+from llava.serve.client import ControllerClient, status_of, stream, template_of
+from llava.serve.protocol import NoWorkerError, failure
+from llava.serve.turns import stop_of
+
+LONGEST_TEXT = 1536  # characters; LLaVA's
+LONGEST_TEXT_WITH_IMAGE = 1200
+UNANSWERED = "(stopped)"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the visitor set: model, sampling, and which tokens to keep."""
+
+    model: str
+    temperature: float = 0.2
+    top_p: float = 0.7
+    max_new_tokens: int = 512
+    method: str = "none"
+    budget: int = 64
+    process_mode: str = "Default"
+
+    @property
+    def pruner(self) -> str:
+        return "none" if self.method == "none" else f"{self.method}:budget={int(self.budget)}"
+
+
+@dataclass
+class Session:
+    """The turns so far. `conversation` is None before the first question; `path` is the picture it is about."""
+
+    conversation: Conversation | None = None
+    model: str = ""
+    path: str | None = None
+    digest: str = ""
+    figures: dict[str, Any] | None = None
+    kept: dict[str, Any] | None = None
+    unpruned: dict[tuple, dict[str, Any]] = field(default_factory=dict)
+    asked: float = 0.0
+
+    def add(self, text: str, path: str | None, wish: Wish, controller: ControllerClient) -> None:
+        """A new question. A new picture, or another model, begins a new conversation.
+
+        Raises ValueError, one line, for an empty question or a picture that cannot be read, NoWorkerError without a
+        worker.
+        """
+        text = text.strip()
+        if not text:
+            raise ValueError("there is no question; write one")
+        digest = hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest() if path else ""
+        if self.conversation is None or digest != self.digest or wish.model != self.model:
+            template = template_of(status_of(controller.worker(wish.model)), wish.model)
+            self.conversation, self.model, self.path, self.digest = template.copy(), wish.model, path, digest
+        conversation = self.conversation
+        self.close()
+        message: Any = text[: LONGEST_TEXT_WITH_IMAGE if path else LONGEST_TEXT].replace("<image>", "")
+        if path and len(conversation.messages) == conversation.offset:
+            message = (message, load_image(path), wish.process_mode)
+        conversation.append_message(conversation.roles[0], message)
+        conversation.append_message(conversation.roles[1], None)
+
+    def reopen(self) -> bool:
+        """Forget the last answer, to ask again; False if there is nothing to ask again."""
+        if self.conversation is None or len(self.conversation.messages) <= self.conversation.offset:
+            return False
+        self.conversation.messages[-1][1] = None
+        return True
+
+    def close(self) -> None:
+        """A question that was stopped before it had an answer is noted as such; templates need one."""
+        if self.conversation is not None and self.conversation.messages and self.conversation.messages[-1][1] is None:
+            self.conversation.messages[-1][1] = UNANSWERED
+
+    def answer(self, wish: Wish, controller: ControllerClient) -> Iterator[str]:
+        """The last question's answer as it grows, or in the end one line about what failed.
+
+        Afterwards `figures` and `kept` are what the answer cost. The answer stands in the conversation all along, so
+        that one that is stopped stays.
+        """
+        conversation = self.conversation
+        assert conversation is not None
+        self.figures = self.kept = None
+        self.asked = time.time()
+        prompt = conversation.get_prompt()
+        try:
+            worker = controller.worker(wish.model)
+            request = self._request(prompt, wish)
+        except (ValueError, NoWorkerError) as error:
+            yield self._failed(failure(error))
+            return
+        with closing(stream(worker, request)) as documents:  # type: ignore[type-var]
+            for document in documents:
+                if document["error_code"]:
+                    yield self._failed(document)
+                    return
+                text = document["text"][len(prompt) :].strip()
+                conversation.messages[-1][1] = text or None
+                self.figures, self.kept = document.get("figures"), document.get("kept")
+                yield text
+        self.close()
+        if self.figures and self.figures["pruner"] == "none":
+            self.unpruned[self._key()] = self.figures
+
+    @property
+    def comparison(self) -> dict[str, Any] | None:
+        """What the same question took unpruned, if it was asked so."""
+        return self.unpruned.get(self._key())
+
+    def images(self) -> list[Image.Image]:
+        return [] if self.conversation is None else self.conversation.get_images(return_pil=True)
+
+    def shown(self) -> list[dict[str, Any]]:
+        """The turns as gradio's chat window takes them."""
+        if self.conversation is None:
+            return []
+        shown: list[dict[str, Any]] = []
+        for number, (_, message) in enumerate(self.conversation.messages[self.conversation.offset :]):
+            content: Any = message
+            if isinstance(message, tuple):
+                content = [{"path": self.path}, message[0]]
+            shown.append({"role": "assistant" if number % 2 else "user", "content": content or "…"})
+        return shown
+
+    def _key(self) -> tuple:
+        assert self.conversation is not None
+        asked = self.conversation.messages[-2][1]
+        question = asked[0] if isinstance(asked, tuple) else asked
+        return self.model, self.digest, len(self.conversation.messages), question
+
+    def _request(self, prompt: str, wish: Wish) -> dict[str, Any]:
+        assert self.conversation is not None
+        return {
+            "model": wish.model,
+            "prompt": prompt,
+            "temperature": float(wish.temperature),
+            "top_p": float(wish.top_p) or 0.01,
+            "max_new_tokens": int(wish.max_new_tokens),
+            "stop": stop_of(self.conversation),
+            "images": [_base64(image) for image in self.images()],
+            "pruner": wish.pruner,
+            "trace": True,
+        }
+
+    def _failed(self, document: dict[str, Any]) -> str:
+        assert self.conversation is not None
+        text = f"**{document['text']}** (error code: {document['error_code']})"
+        self.conversation.messages[-1][1] = text
+        return text
+
+
+def _base64(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,112 @@
+"""Answers questions through a running SGLang server, under LLaVA's protocol.
+
+    python -m llava.serve.sglang_worker --controller http://localhost:21001 --port 21002 \\
+        --worker http://localhost:21002 --sgl-endpoint http://localhost:30000
+
+SGLang prunes nothing: requests with a pruner are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+
+from flowcut.registry import parse_pruner
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.serve.client import QUICK, get
+from llava.serve.engine import GREEDY_BELOW, PATIENCE
+from llava.serve.model_worker import Limits
+from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerLostError, decode_images
+from llava.serve.server import serve
+from llava.serve.worker import Place, Worker, add_worker_flags, place_of
+from llava.utils import build_logger
+
+
+class SGLangWorker(Worker):
+    """A worker that hands questions on to SGLang's `/generate`.
+
+    interval: new tokens between two pieces of news. Raises ValueError, one line, when SGLang does not answer.
+    """
+
+    def __init__(self, endpoint: str, place: Place, name: str | None = None, interval: int = 1) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self.interval = max(interval, 1)
+        path = get(f"{self.endpoint}/get_model_info").get("model_path", "")
+        super().__init__(name or path.rstrip("/").split("/")[-1], place)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
+        """SGLang's answer, with the prompt in front as LLaVA's clients expect."""
+        text = ""
+        timeout = httpx.Timeout(PATIENCE, connect=QUICK)
+        async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
+            try:
+                async with client.stream("POST", f"{self.endpoint}/generate", json=self._body(request)) as answer:
+                    if answer.is_error:
+                        reason = " ".join((await answer.aread()).decode(errors="replace").split())
+                        raise ValueError(f"SGLang said {answer.status_code}: {reason}")
+                    async for line in answer.aiter_lines():
+                        event = _event(line)
+                        if event is not None:
+                            text = event["text"]
+                            yield {"text": request.prompt + text, "error_code": 0}
+            except httpx.TimeoutException as error:
+                raise TimeoutError(f"SGLang at {self.endpoint} said nothing for {PATIENCE:g} s") from error
+            except httpx.HTTPError as error:
+                raise WorkerLostError(f"SGLang at {self.endpoint} is gone ({type(error).__name__}: {error})") from error
+
+    def _body(self, request: GenerateRequest) -> dict[str, Any]:
+        images = request.images or []
+        decode_images(images, Limits.image_bytes, Limits.image_pixels)  # refused here, in words that tell which
+        places = request.prompt.count(DEFAULT_IMAGE_TOKEN)
+        if places != len(images):
+            raise ValueError(f"{len(images)} images for {places} <image> in the prompt; give one for each")
+        if request.pruner is not None and parse_pruner(request.pruner) is not None:
+            raise ValueError(f"SGLang cannot prune ({request.pruner}); send none, or ask a model_worker")
+        return {
+            "text": request.prompt,
+            "image_data": images or None,
+            "sampling_params": {
+                "temperature": request.temperature if request.temperature > GREEDY_BELOW else 0,
+                "top_p": request.top_p,
+                "max_new_tokens": min(request.max_new_tokens, MAX_NEW_TOKENS),
+                "stop": list(request.stops),
+                "stream_interval": self.interval,
+            },
+            "stream": True,
+        }
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """A server-sent event's document, None for other lines. Raises RuntimeError for SGLang's own error."""
+    if not line.startswith("data:") or line.strip() == "data: [DONE]":
+        return None
+    document = json.loads(line.removeprefix("data:"))
+    if "error" in document:
+        raise RuntimeError(f"SGLang: {document['error']}")
+    return document
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_worker_flags(parser)
+    parser.add_argument("--sgl-endpoint", required=True, help="the SGLang server's address")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    build_logger("sglang_worker", f"sglang_worker_{args.port}.log")
+    try:
+        worker = SGLangWorker(args.sgl_endpoint, place_of(args), args.model_name, args.stream_interval)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    serve(worker.build_app(), args.host, args.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Ask a running worker one question and show its answer as it comes; for trying an installation.
+
+python -m llava.serve.test_message --model-name embedded --message "What color is the star?" --image-file PICTURE
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+from pathlib import Path
+
+from llava.serve.client import ControllerClient, status_of, stream, template_of
+from llava.serve.protocol import NoWorkerError
+from llava.serve.terminal import Typist
+from llava.serve.turns import prompt_of, stop_of
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--controller-address", default="http://localhost:21001")
+    parser.add_argument("--worker-address", help="ask this worker and no controller")
+    parser.add_argument("--model-name", help="default: the first that the controller knows")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--message", default="Tell me a story with more than 1000 words.")
+    parser.add_argument("--image-file", help="a picture to ask about")
+    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the worker's)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        ask(args)
+    except (ValueError, OSError, NoWorkerError) as error:
+        sys.exit(f"error: {error}")
+
+
+def ask(args: argparse.Namespace) -> None:
+    """Raises ValueError, one line, for a service that does not answer or an answer that failed."""
+    name, address = args.model_name, args.worker_address
+    if address is None:
+        controller = ControllerClient(args.controller_address)
+        controller.refresh()
+        models = controller.models()
+        name = name or next(iter(models), "")
+        address = controller.worker(name)
+    status = status_of(address)
+    name = name or next(iter(status.model_names), "")
+    template = template_of(status, name)
+    images = [base64.b64encode(Path(args.image_file).read_bytes()).decode()] if args.image_file else []
+    prompt = prompt_of(template, [(args.message, None)], images=len(images))
+    request = {
+        "model": name,
+        "prompt": prompt,
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": 0,
+        "stop": stop_of(template),
+        "images": images,
+        "pruner": args.pruner,
+    }
+    typist = Typist(sys.stdout)
+    for document in stream(address, request):
+        if document["error_code"]:
+            raise ValueError(document["text"])
+        typist.show(document["text"][len(prompt) :])
+    typist.end()
+
+
+if __name__ == "__main__":
+    main()

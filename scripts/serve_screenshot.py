@@ -1,0 +1,194 @@
+"""Drive the page in a headless Chromium: ask about a picture, with pruning and without, and take a screenshot.
+
+    python -m scripts.serve_screenshot --out docs/images/serve.png
+
+Starts `python -m llava.serve.demo` for the time it takes. Needs Chromium and its driver (Debian: chromium,
+chromium-driver) and the package selenium. The browser test drives the page by the same class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from PIL import Image
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SECONDS = 60.0  # to start, and for each step
+
+
+def find_browser() -> tuple[str, str] | None:
+    """Paths of a Chromium and its driver; None if there is none here."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    return (browser, driver) if browser and driver else None
+
+
+@contextmanager
+def running_demo(model: str, *flags: str) -> Iterator[str]:
+    """`llava.serve.demo` in a process of its own, on a free port; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "llava.serve.demo", "--model-path", model, "--port", str(port), *flags]
+        log = Path(folder, "demo.log")
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [*command, *([] if "--log-dir" in flags else ["--log-dir", folder])], stdout=out, stderr=out
+            )
+        try:
+            _wait(f"http://127.0.0.1:{port}/", process, log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(SECONDS)
+
+
+def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
+    end = monotonic() + SECONDS
+    while monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            sleep(0.2)
+    raise RuntimeError(f"the demo did not start: {log.read_text()[-1000:]}")
+
+
+class Visitor:
+    """Somebody at the page. `with Visitor(url) as visitor: ...`"""
+
+    def __init__(self, url: str, size: tuple[int, int] = (1500, 1290)) -> None:
+        from selenium import webdriver
+
+        found = find_browser()
+        if found is None:
+            raise RuntimeError("no Chromium with its driver here; install chromium and chromium-driver")
+        options = webdriver.ChromeOptions()
+        options.binary_location = found[0]
+        flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={size[0]},{size[1]}"]
+        if os.geteuid() == 0:  # Chromium's sandbox refuses root
+            flags.append("--no-sandbox")
+        for flag in flags:
+            options.add_argument(flag)
+        self.browser = webdriver.Chrome(options, webdriver.ChromeService(found[1]))
+        self.url = url
+
+    def __enter__(self) -> Visitor:
+        self.browser.get(self.url)
+        self.until(lambda: self.find("#question textarea"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.browser.quit()
+
+    def until(self, condition: Any) -> Any:
+        """Wait until it is true; returns what it then is. What is drawn anew meanwhile counts as not yet."""
+        from selenium.common.exceptions import WebDriverException
+
+        end = monotonic() + SECONDS
+        while True:
+            try:
+                if found := condition():
+                    return found
+            except WebDriverException:
+                pass
+            if monotonic() > end:
+                raise TimeoutError(f"the page did not get there; it says: {self.find('body')[0].text[-2000:]}")
+            sleep(0.1)
+
+    def find(self, selector: str) -> list[Any]:
+        return self.browser.find_elements("css selector", selector)
+
+    def text(self, selector: str) -> str:
+        return self.find(selector)[0].text
+
+    def upload(self, picture: Path) -> None:
+        self.until(lambda: self.find("#picture input[type=file]"))[0].send_keys(str(picture.resolve()))
+        self.until(lambda: self.find("#picture img"))
+
+    def set_budget(self, budget: int) -> None:
+        from selenium.webdriver.common.keys import Keys
+
+        number = self.find("#budget input[type=number]")[0]
+        number.send_keys(Keys.CONTROL, "a")
+        number.send_keys(str(budget), Keys.TAB)
+
+    def choose(self, selector: str, value: str) -> None:
+        """Choose in a dropdown."""
+        from selenium.webdriver.common.keys import Keys
+
+        box = self.find(f"{selector} input")[0]
+        box.click()
+        box.send_keys(Keys.CONTROL, "a")
+        box.send_keys(value, Keys.ENTER)
+        self.until(lambda: box.get_attribute("value") == value)
+
+    def ask(self, text: str) -> str:
+        """Ask, and wait for the figures of the answer; returns them."""
+        before = self.text("#figures")
+        self.find("#question textarea")[0].send_keys(text)
+        self.find("#send")[0].click()
+        return self.until(lambda: self._figures(before))
+
+    def again(self) -> str:
+        """Have the last question answered anew."""
+        before = self.text("#figures")
+        self.find("#regenerate")[0].click()
+        return self.until(lambda: self._figures(before))
+
+    def _figures(self, before: str) -> str:
+        now = self.text("#figures")
+        return now if "visual tokens" in now and now != before else ""
+
+    def answers(self) -> list[str]:
+        return [one.text for one in self.find("#chat .bot.message")]
+
+    def screenshot(self, path: Path) -> None:
+        """As a PNG of 256 colours, chosen to cover all there are rather than the most frequent ones."""
+        picture = Image.open(io.BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", default="playground/embedded")
+    parser.add_argument("--image-file", type=Path, default=Path("docs/images/scene.png"))
+    parser.add_argument("--query", default="What color is the star?")
+    parser.add_argument("--pruner-budget", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("docs/images/serve.png"))
+    args = parser.parse_args(argv)
+    try:
+        with running_demo(args.model_path) as url, Visitor(url) as visitor:
+            visitor.upload(args.image_file)
+            visitor.choose("#method", "none")
+            visitor.ask(args.query)
+            visitor.again()  # the first time is slower: memory has to be found
+            visitor.choose("#method", "flowcut")
+            visitor.set_budget(args.pruner_budget)
+            visitor.again()
+            visitor.again()
+            visitor.until(lambda: len(visitor.find("#kept img")) > 2)
+            sleep(1)  # until the pictures are faded in
+            visitor.screenshot(args.out)
+    except (RuntimeError, TimeoutError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

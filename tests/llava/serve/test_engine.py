@@ -1,0 +1,234 @@
+"""The engine against the evaluation's answers, and what may go wrong."""
+
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+
+from flowcut import FlowCut, attach
+from flowcut.attach import detach
+from llava.eval.answer import Answerer, Generation
+from llava.serve.engine import EXCEEDS, Engine, Question
+
+TEXT = "what is in this image"
+FLOWCUT, FASTV = "flowcut:budget=6,last_layer=-2,interval=1", "fastv:budget=9,layer=1"
+PRUNERS = ["none", "fastervlm:budget=5", FLOWCUT, FASTV]
+
+
+def replies(checkpoint, pruner, images, tokens=12):
+    [reply] = Answerer(checkpoint, pruner, Generation(max_new_tokens=tokens))([TEXT], [images])
+    return reply
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_streamed_whole_and_evaluated_answers_are_one(engine, checkpoint, pictures, ask_about, pruner, count):
+    question = Question(ask_about(TEXT, count), pictures[:count], 0.0, None, 12, pruner=pruner)
+    news = list(engine.ask(question))
+    texts = [progress.text for progress in news]
+    assert len(set(texts)) > 3
+    assert all(after.startswith(before) for before, after in pairwise(texts))
+    assert all(text.encode().decode() == text for text in texts)
+    assert not any(text.endswith("�") for text in texts[:-1])
+    reply = replies(checkpoint, pruner, pictures[:count])
+    assert texts[-1] == engine.answer(question).text
+    assert texts[-1].strip() == reply.text
+    figures = news[-1].figures
+    assert [progress.figures for progress in news[:-1]] == [None] * (len(news) - 1)
+    assert (figures.visual_tokens, figures.text_tokens) == (reply.visual_tokens, reply.text_tokens)
+    assert (figures.encoder, figures.language) == (reply.tokens, reply.language_tokens)
+    assert (figures.patches, figures.new_tokens, figures.finish) == (16 * count, 12, "length")
+    assert 0 < figures.encode_ms + figures.prefill_ms < figures.total_ms
+
+
+@pytest.mark.parametrize("pruner", ["none", "fastervlm:budget=20"])
+def test_tiles_are_counted_as_they_are(checkpoint, make_tiny_llava, pictures, ask_about, pruner):
+    """A whole picture and its tiles, with row ends: neither 576 nor 16 a picture."""
+    model = make_tiny_llava(
+        image_aspect_ratio="anyres", image_grid_pinpoints=[[112, 56], [112, 112]], mm_patch_merge_type="spatial"
+    )
+    tiled = checkpoint._replace(model=model)
+    answer = Engine(tiled).answer(
+        Question(ask_about(TEXT), pictures[:1], 0.0, max_new_tokens=3, pruner=pruner, trace=True)
+    )
+    reply = replies(tiled, pruner, pictures[:1], tokens=3)
+    assert answer.text.strip() == reply.text
+    assert (answer.figures.visual_tokens, answer.figures.encoder) == (reply.visual_tokens, reply.tokens)
+    assert answer.figures.patches == 16 * len(answer.kept["views"]) > 32
+    model.config.max_position_embeddings = answer.figures.text_tokens + answer.figures.visual_tokens
+    full = Engine(tiled).answer(Question(ask_about(TEXT), pictures[:1], 0.0, pruner=pruner))
+    assert full.figures.finish == "context"
+
+
+def test_a_chat_needs_no_picture(engine, ask_about):
+    figures = engine.answer(Question(ask_about(TEXT, 0), temperature=0.0, max_new_tokens=3)).figures
+    assert (figures.patches, figures.visual_tokens, figures.encoder, figures.encode_ms) == (0, 0, [], 0.0)
+    assert figures.new_tokens == 3
+
+
+def test_a_question_s_pruner_is_its_own(engine, checkpoint, pictures, ask_about):
+    """Eight at a time, with different pruners: everyone gets what it gets alone, and the model is left as it was."""
+    questions = [Question(ask_about(TEXT), pictures[:1], 0.0, None, 8, pruner=pruner) for pruner in PRUNERS] * 2
+    alone = [engine.answer(question) for question in questions]
+    together = [None] * len(questions)
+
+    def ask(number):
+        together[number] = engine.answer(questions[number])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(questions))]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert [answer.figures.encoder for answer in together] == [answer.figures.encoder for answer in alone]
+    with pytest.raises(ValueError, match="no pruner attached"):
+        detach(checkpoint.model)
+
+
+def test_the_engines_own_pruner_is_for_questions_without_one(checkpoint, pictures, ask_about):
+    engine = Engine(checkpoint, "fastervlm:budget=5")
+    seen = {}
+    for pruner in (None, "none"):
+        question = Question(ask_about(TEXT), pictures[:1], max_new_tokens=1, pruner=pruner)
+        seen[pruner] = engine.answer(question).figures.visual_tokens
+    assert seen == {None: 5, "none": 16}
+
+
+def test_kept_patches_are_those_of_the_trace(engine, checkpoint, pictures, ask_about):
+    question = Question(ask_about(TEXT), pictures[:1], max_new_tokens=1, pruner=FLOWCUT, trace=True)
+    kept = engine.answer(question).kept
+    with torch.inference_mode(), attach(checkpoint.model, FlowCut(budget=6, last_layer=-2, interval=1)) as handle:
+        checkpoint.model.get_vision_tower()(checkpoint.pixels(pictures[:1]))
+    expected = [("encoder", layer, [row.tolist() for row in rows]) for layer, rows in handle.trace.kept.items()]
+    assert [(step["stage"], step["layer"], step["kept"]) for step in kept["steps"]] == expected
+    assert kept["grid"] == [4, 4]
+    assert len(kept["views"]) == 1
+
+
+def test_a_cut_in_the_language_model_is_shown_too(engine, pictures, ask_about):
+    question = Question(ask_about(TEXT, 2), pictures, max_new_tokens=1, pruner=FASTV, trace=True)
+    answer = engine.answer(question)
+    [step] = answer.kept["steps"]
+    assert step["stage"] == "language"
+    assert sum(len(row) for row in step["kept"]) == answer.figures.language[-1] < 32
+
+
+def test_seeds_repeat_an_answer(engine, pictures, ask_about):
+    def answer(seed):
+        return engine.answer(Question(ask_about(TEXT), pictures[:1], 1.0, max_new_tokens=8, seed=seed)).text
+
+    assert answer(1) == answer(1) != answer(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"images": []}, "0 images for 1 <image> in the prompt"),
+        ({"prompt": "no placeholder"}, "1 images for 0 <image>"),
+        ({"temperature": -1.0}, "temperature=-1.0 is below 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_p": 0.0}, "top_p=0.0 is no probability"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 leaves no answer"),
+        ({"pruner": "flowcat:budget=64"}, "unknown pruner"),
+        ({"pruner": "flowcut:budget=6"}, "last_layer=-3 is not in this encoder"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(engine, pictures, ask_about, changes, said):
+    question = Question(**({"prompt": ask_about(TEXT), "images": pictures[:1]} | changes))
+    with pytest.raises(ValueError, match=said) as error:
+        list(engine.ask(question))
+    assert "\n" not in str(error.value)
+
+
+class TestContext:
+    """The room that is left counts the visual tokens there really are."""
+
+    @pytest.fixture
+    def room(self, checkpoint, monkeypatch):
+        def set_to(tokens):
+            monkeypatch.setattr(checkpoint.model.config, "max_position_embeddings", tokens)
+
+        return set_to
+
+    def ask(self, engine, pictures, prompt, pruner):
+        return engine.answer(Question(prompt, pictures[:1], 0.0, max_new_tokens=50, pruner=pruner))
+
+    def test_pruning_leaves_room_for_the_answer(self, engine, pictures, ask_about, room):
+        prompt = ask_about(TEXT)
+        words = self.ask(engine, pictures, prompt, "none").figures.text_tokens
+        room(words + 16 + 4)
+        seen = {}
+        for pruner in ("none", "fastervlm:budget=5"):
+            figures = self.ask(engine, pictures, prompt, pruner).figures
+            seen[pruner] = (figures.new_tokens, figures.finish)
+        assert seen == {"none": (4, "length"), "fastervlm:budget=5": (4 + 11, "length")}
+
+    @pytest.mark.parametrize("spare", [16, 3, 0])
+    def test_a_prompt_that_fills_it_is_told_so(self, engine, pictures, ask_about, room, spare):
+        prompt = ask_about(TEXT)
+        room(self.ask(engine, pictures, prompt, "none").figures.text_tokens + spare)
+        answer = self.ask(engine, pictures, prompt, "none")
+        assert (answer.text, answer.figures.finish) == (EXCEEDS, "context")
+        assert engine.checkpoint.model._forward_pre_hooks == {}
+
+
+class TestTrouble:
+    """A model that fails, hangs or is left alone does so for one question only."""
+
+    @pytest.fixture
+    def slow(self, checkpoint, monkeypatch):
+        """Each forward pass takes 50 ms longer."""
+        handle = checkpoint.model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+        yield
+        handle.remove()
+
+    def question(self, pictures, ask_about, tokens=100):
+        return Question(ask_about(TEXT), pictures[:1], 0.0, max_new_tokens=tokens)
+
+    def test_an_exception_reaches_the_asker_and_the_next_question_is_answered(
+        self, engine, checkpoint, pictures, ask_about, monkeypatch
+    ):
+        question = self.question(pictures, ask_about, 2)
+        with monkeypatch.context() as patch:
+
+            def fail(*_, **__):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            patch.setattr(checkpoint.model, "generate", fail)
+            with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+                engine.answer(question)
+        assert engine.answer(question).figures.new_tokens == 2
+
+    @pytest.mark.usefixtures("slow")
+    def test_closing_ends_the_generation(self, engine, pictures, ask_about):
+        news = engine.ask(self.question(pictures, ask_about))
+        next(news)
+        news.close()
+        began = time.monotonic()
+        assert engine.answer(self.question(pictures, ask_about, 1)).figures.new_tokens == 1
+        assert time.monotonic() - began < 2  # 100 tokens would take five seconds
+
+    @pytest.mark.usefixtures("slow")
+    def test_who_waits_hears_that_and_does_not_lose_patience(self, engine, pictures, ask_about):
+        first = engine.ask(self.question(pictures, ask_about, 15))
+        next(first)
+        second = list(engine.ask(self.question(pictures, ask_about, 1), patience=0.3, keep_alive=0.05))
+        assert [progress.text for progress in second[:3]] == ["", "", ""]
+        assert second[-1].figures.new_tokens == 1
+        assert list(first)[-1].figures.new_tokens == 15
+
+    def test_a_stuck_generation_is_given_up(self, engine, checkpoint, pictures, ask_about, monkeypatch):
+        released = threading.Event()
+        monkeypatch.setattr(checkpoint.model, "generate", lambda *_, **__: released.wait(5))
+        try:
+            with pytest.raises(TimeoutError, match=r"no new token within 0\.1 s"):
+                list(engine.ask(self.question(pictures, ask_about), patience=0.1, keep_alive=0.05))
+        finally:
+            released.set()
+
+
+def test_start_and_end_tokens_are_put_around_a_picture_once(engine, checkpoint, monkeypatch):
+    monkeypatch.setattr(checkpoint.model.config, "mm_use_im_start_end", True, raising=False)
+    for prompt in ("a <image> b", "a <im_start><image><im_end> b"):
+        assert engine._prompt(prompt) == "a <im_start><image><im_end> b"

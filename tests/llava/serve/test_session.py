@@ -1,0 +1,189 @@
+"""A visitor's chat without the page: turns, comparison, log, pictures of kept patches."""
+
+import base64
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava.eval.answer import Answerer, Generation
+from llava.serve.chatlog import ChatLog
+from llava.serve.client import ControllerClient
+from llava.serve.controller import Controller, build_app
+from llava.serve.model_worker import ModelWorker
+from llava.serve.overlay import GAP, figure_table, overlays
+from llava.serve.protocol import NoWorkerError
+from llava.serve.server import LocalServer
+from llava.serve.session import UNANSWERED, Session, Wish
+from llava.serve.worker import Place
+
+TEXT = "what is in this image"
+WISH = Wish("tiny", temperature=0.0, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def controller(engine):
+    known = Controller()
+
+    def make(url):
+        worker = ModelWorker(engine, Place(url), "tiny")
+        known.register(url, False, worker.status())
+        return worker.build_app()
+
+    with LocalServer(build_app(known)) as front, LocalServer(make):
+        yield ControllerClient(front.url)
+
+
+@pytest.fixture
+def files(pictures, tmp_path):
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+    return [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+
+
+def ask(session, controller, text, path, wish=WISH):
+    session.add(text, path, wish, controller)
+    return list(session.answer(wish, controller))
+
+
+def test_it_gets_the_evaluations_answer(controller, checkpoint, pictures, files):
+    texts = ask(Session(), controller, TEXT, files[0])
+    [reply] = Answerer(checkpoint, "none", Generation(max_new_tokens=6))([TEXT], [pictures[:1]])
+    assert texts[-1] == reply.text
+
+
+def test_turns_are_about_the_picture_until_there_is_another(controller, files):
+    session = Session()
+    ask(session, controller, TEXT, files[0])
+    ask(session, controller, "how many", files[0])
+    assert len(session.conversation.messages) == 4
+    assert session.conversation.get_prompt().count("<image>") == 1
+    assert [turn["role"] for turn in session.shown()] == ["user", "assistant"] * 2
+    assert session.shown()[0]["content"] == [{"path": files[0]}, TEXT]
+    ask(session, controller, "how many", files[1])
+    assert len(session.conversation.messages) == 2
+    ask(session, controller, "how many", None)
+    assert len(session.conversation.messages) == 2
+    assert session.conversation.get_prompt().count("<image>") == 0
+
+
+def test_long_texts_and_typed_placeholders_are_cut(controller, files):
+    session = Session()
+    for path, longest in ((None, 1536), (files[0], 1200)):
+        session.add("<image>" + "a" * 2000, path, WISH, controller)
+        message = session.conversation.messages[0][1]
+        text = message[0] if path else message
+        assert set(text) == {"a"}
+        assert longest - len("<image>") == len(text)
+
+
+def test_figures_are_compared_with_the_same_question_unpruned(controller, files):
+    session = Session()
+    pruned = Wish("tiny", 0.0, max_new_tokens=6, method="fastervlm", budget=5)
+    ask(session, controller, TEXT, files[0], pruned)
+    assert (session.figures["pruner"], session.figures["visual_tokens"]) == ("fastervlm:budget=5", 5)
+    assert session.comparison is None
+    assert "Ask the same with method none to compare." in figure_table(session.figures, None)
+    assert session.reopen()
+    list(session.answer(WISH, controller))
+    unpruned = session.figures
+    assert session.comparison == unpruned
+    assert session.reopen()
+    list(session.answer(pruned, controller))
+    table = figure_table(session.figures, session.comparison)
+    assert "| visual tokens | 16 → 5 | 16 → 16 |" in table
+    ratio = (unpruned["encode_ms"] + unpruned["prefill_ms"]) / (
+        session.figures["encode_ms"] + session.figures["prefill_ms"]
+    )
+    assert f"| first token sooner by | {ratio:.2f}x |" in table
+    assert "encoder, layer by layer: 16 5" in table
+    ask(session, controller, "another question", files[0], pruned)
+    assert session.comparison is None
+
+
+def test_the_overlay_veils_what_was_dropped(controller, files):
+    session = Session()
+    ask(session, controller, TEXT, files[0], Wish("tiny", 0.0, max_new_tokens=1, method="fastervlm", budget=5))
+    (seen, all_of_it), (veiled, caption) = overlays(session.kept)
+    assert (all_of_it, caption) == ("16 patches", "layer 0: 5")
+    [kept] = session.kept["steps"][0]["kept"]
+    same = (np.asarray(seen) == np.asarray(veiled)).reshape(4, 14, 4, 14, 3).all(axis=(1, 3, 4)).ravel()
+    assert np.flatnonzero(same).tolist() == kept
+
+
+def test_tiles_lie_beside_each_other():
+    buffer = io.BytesIO()
+    Image.new("RGB", (28, 28), "red").save(buffer, "JPEG")
+    view = base64.b64encode(buffer.getvalue()).decode()
+    steps = [{"stage": "language", "layer": 1, "kept": [[0], []]}]
+    shown = overlays({"views": [view, view], "grid": [2, 2], "steps": steps})
+    assert [caption for _, caption in shown] == ["8 patches", "LLM layer 1: 1"]
+    assert shown[1][0].size == (56 + GAP, 28)
+
+
+def test_trouble_is_shown_as_the_answer_and_the_chat_goes_on(controller, files):
+    session = Session()
+    bad = Wish("tiny", 0.0, method="flowcut", budget=6)
+    [said] = ask(session, controller, TEXT, files[0], bad)
+    assert said.startswith("**ValueError: last_layer=-3 is not in this encoder")
+    assert said.endswith("(error code: 1)")
+    assert session.figures is None
+    assert session.reopen()
+    assert list(session.answer(WISH, controller))[-1] == session.shown()[-1]["content"]
+
+
+def test_what_cannot_be_asked(controller, files, tmp_path):
+    session = Session()
+    with pytest.raises(ValueError, match="there is no question"):
+        session.add("  ", files[0], WISH, controller)
+    with pytest.raises(NoWorkerError, match="no worker serves 'none such'"):
+        session.add(TEXT, files[0], Wish("none such"), controller)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match="cannot be read"):
+        session.add(TEXT, str(tmp_path / "text.png"), WISH, controller)
+    with pytest.raises(ValueError, match="does it run"):
+        Session().add(TEXT, None, WISH, ControllerClient("http://127.0.0.1:9"))
+    assert not Session().reopen()
+
+
+def test_a_stopped_answer_stays_as_far_as_it_came(controller, files):
+    session = Session()
+    session.add(TEXT, files[0], WISH, controller)
+    answer = session.answer(WISH, controller)
+    while not (text := next(answer)):
+        pass
+    answer.close()
+    session.close()
+    assert session.shown()[-1]["content"] == text
+    session.add("how many", files[0], WISH, controller)
+    session.add("how many", files[0], WISH, controller)
+    assert session.conversation.messages[-3][1] == UNANSWERED
+    session.conversation.get_prompt()
+
+
+def test_the_log_is_llavas(controller, files, tmp_path):
+    session, log = Session(), ChatLog(tmp_path / "logs")
+    ask(session, controller, TEXT, files[0])
+    log.chat(session.conversation, "tiny", "127.0.0.1", (1.0, 2.00004), session.images(), pruner="none")
+    log.vote("upvote", session.conversation, "tiny", "127.0.0.1")
+    [file] = (tmp_path / "logs").glob("*-conv.json")
+    assert len(file.name) == len("2025-01-31-conv.json")
+    chat, vote = map(json.loads, file.read_text().splitlines())
+    [digest] = chat["images"]
+    assert digest == hashlib.md5(session.images()[0].tobytes()).hexdigest()
+    [picture] = (tmp_path / "logs" / "serve_images").glob("*/*.jpg")
+    assert picture.stem == digest
+    assert Image.open(picture).size == Image.open(files[0]).size
+    assert (chat["type"], chat["model"], chat["start"], chat["finish"], chat["tstamp"]) == (
+        "chat",
+        "tiny",
+        1.0,
+        2.0,
+        2.0,
+    )
+    assert (vote["type"], vote["state"]) == ("upvote", chat["state"])
+    assert chat["state"]["messages"] == [["USER", TEXT], ["ASSISTANT", session.conversation.messages[1][1]]]
+    assert vote.keys() >= {"tstamp", "type", "model", "state", "ip"}
