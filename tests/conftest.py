@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
 import random
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; tiny models gain nothing from several threads
+    torch.set_num_threads(1)
 
 TEXT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "

@@ -33,3 +33,10 @@ def bootstrap_interval(
     means = (times @ totals) / (times @ sizes)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def mean_with_interval(values: Sequence[float], groups: Sequence[int]) -> tuple[float, float, float] | None:
+    """Mean and the ends of its 95 % interval (see `bootstrap_interval`); None over nothing."""
+    if not values:
+        return None
+    return sum(values) / len(values), *bootstrap_interval(values, groups)

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from llava.eval.answer import DTYPES, Answerer, Generation, load_checkpoint
+from llava.eval.answer import DTYPES, Generation
+from llava.eval.hosts import HOSTS, load_answerer
 from llava.eval.journal import Journal
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
@@ -54,6 +55,9 @@ def build_parser(
     parser.add_argument("--fresh", action="store_true", help="start over instead of continuing the answers file")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    parser.add_argument("--host", choices=HOSTS, default="auto", help="whose classes (default: LLaVA's if they fit)")
+    parser.add_argument("--frames", type=int, default=8, help="of each video, for transformers' video models")
+    parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")
     parser.set_defaults(default_mode=conv_mode)
     return parser
 
@@ -67,10 +71,19 @@ def prepare(args: argparse.Namespace, read: Reader) -> Run:
     rows, problems = read(args)
     questions = chunk(subset(rows, args.limit), args.num_chunks, args.chunk_idx)
     generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
-    checkpoint = load_checkpoint(
-        args.model_path, args.model_base, args.conv_mode, args.device, args.dtype, default_mode=args.default_mode
+    answerer = load_answerer(
+        args.model_path,
+        pruner=args.pruner,
+        generation=generation,
+        host=args.host,
+        frames=args.frames,
+        max_pixels=args.max_pixels,
+        model_base=args.model_base,
+        conv_mode=args.conv_mode,
+        default_mode=args.default_mode,
+        device=args.device,
+        dtype=args.dtype,
     )
-    answerer = Answerer(checkpoint, args.pruner, generation)
     settings = {
         **answerer.settings(),
         "questions": fingerprint([Path(args.question_file).expanduser()]),
@@ -78,7 +91,7 @@ def prepare(args: argparse.Namespace, read: Reader) -> Run:
         **_variant(args),
     }
     journal = Journal(args.answers_file, settings, fresh=args.fresh)
-    workers = default_workers(checkpoint.model.device) if args.workers is None else args.workers
+    workers = default_workers(answerer.checkpoint.model.device) if args.workers is None else args.workers
     return Run(answerer, questions, args.image_folder, journal, args.batch_size, problems, workers)
 
 

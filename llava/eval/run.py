@@ -63,7 +63,7 @@ class Run:
             if read.problem is not None:
                 self.problems.append(Problem(f"question {read.question.question_id}", read.problem))
         torch.manual_seed(self.answerer.generation.seed + asked)
-        for read, reply in zip(good, self._answer(good), strict=True):
+        for read, reply in self._answered(good):
             question = read.question
             self.journal.write(
                 {
@@ -73,7 +73,7 @@ class Run:
                     "answer_id": self._answer_id(question),
                     "model_id": self._model_id,
                     **question.extra,
-                    "metadata": {"pruner": self.answerer.pruner_text, "batch": len(batch), **reply.metadata()},
+                    "metadata": {"pruner": self.answerer.pruner_text, "batch": self.batch_size, **reply.metadata()},
                 }
             )
         return len(batch)
@@ -82,6 +82,16 @@ class Run:
         """Close the answers file and return the problems."""
         self.journal.finish(self.questions, self.problems)
         return self.problems
+
+    def _answered(self, batch: Sequence[Read]) -> list[tuple[Read, Reply]]:
+        """The questions with their replies; what the model cannot take becomes a problem of that question alone."""
+        try:
+            return list(zip(batch, self._answer(batch), strict=True))
+        except ValueError as error:
+            if len(batch) > 1:
+                return [pair for read in batch for pair in self._answered([read])]
+            self.problems.append(Problem(f"question {batch[0].question.question_id}", str(error)))
+            return []
 
     def _answer(self, batch: Sequence[Read]) -> list[Reply]:
         if not batch:

@@ -27,6 +27,10 @@ from flowcut import parse_pruner
 from flowcut.cost import cost_of
 from llava.eval.answer import DTYPES, Answerer, Checkpoint, Generation, load_checkpoint
 from llava.eval.benchmarks import embedded
+from llava.eval.benchmarks.contract import Score
+from llava.eval.benchmarks.join import join, read_answers
+from llava.eval.benchmarks.tally import by_part
+from llava.eval.confidence import mean_with_interval
 from llava.eval.journal import Journal, write_aside
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Problem, Question, read_questions, subset
@@ -124,10 +128,10 @@ class Plan:
             return json.loads(self.file.read_text("utf-8"))
         rows = [json.loads(line) for line in self.answers.read_text("utf-8").split("\n") if line]
         asked = {question.question_id for question in self.questions}
-        samples = [
-            one for one in self.benchmark.read_samples(self.truth_file, self.answers) if one.question_id in asked
-        ]
-        scores = self.benchmark.scores(samples)
+        benchmark = self.benchmark.BENCHMARK
+        samples = [one for one in benchmark.load(self.bench.data, benchmark.split(), []) if one.question_id in asked]
+        joined = join(samples, read_answers(self.answers), benchmark.answer_key)
+        scores = [one for one in map(benchmark.score, joined.samples) if one.value is not None]
         tower = self.bench.checkpoint.model.get_vision_tower()
         pruner = self.answerer.pruner
         result = {
@@ -137,7 +141,8 @@ class Plan:
             "method": self.cell.method,
             "budget": pruner.budget if pruner else tower.num_patches,
             "blind": self.cell.blind,
-            **self.benchmark.aggregate(scores),
+            **_accuracy(scores),
+            "categories": {name: _accuracy(own) for name, own in by_part(scores, "category").items()},
             "missing": len(samples) - len(rows) + len(self.problems),
             **_costs([row["metadata"] for row in rows], self.bench.checkpoint.model),
             "identity": self.identity,
@@ -148,7 +153,7 @@ class Plan:
             **environment(self.bench.checkpoint.model.device),
             "answers": str(self.answers.relative_to(self.file.parent)),
             # enough to compare two cells question by question without their answers files
-            "scenes": " ".join(str(one.scene) for one in scores),
+            "scenes": " ".join(str(one.parts["scene"]) for one in scores),
             "scores": " ".join(f"{one.value:g}" for one in scores),
         }
         write_aside(self.file, json.dumps(result, indent=1) + "\n")
@@ -167,6 +172,14 @@ def measure(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], list[Problem]]
             bar.update(sum(run.step() for run in runs if run.remaining))
     problems = [problem for run in runs for problem in run.finish()]
     return [plan.result() for plan in plans], list(dict.fromkeys(problems))
+
+
+def _accuracy(scores: Sequence[Score]) -> dict[str, Any]:
+    """Share of right answers with its 95 % interval, bootstrapped over scenes; None over nothing."""
+    known = [(one.value, one.parts["scene"]) for one in scores if one.value is not None]
+    mean = mean_with_interval([value for value, _ in known], [scene for _, scene in known])
+    value, low, high = (None, None, None) if mean is None else (round(number, 4) for number in mean)
+    return {"n": len(known), "accuracy": value, "ci95": None if mean is None else [low, high]}
 
 
 def _costs(answers: Sequence[dict[str, Any]], model: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import build_tiny_llava
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -14,6 +13,7 @@ from scripts import demo
 from scripts.embedded.data import write_benchmark
 from scripts.embedded.questions import MAKERS
 from scripts.tables import cell
+from tests.conftest import build_tiny_llava
 
 
 @pytest.fixture(scope="module")

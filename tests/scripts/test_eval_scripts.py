@@ -8,18 +8,62 @@ from pathlib import Path
 
 import pytest
 
+from llava.eval import launch
 from scripts.embedded.data import write_benchmark
 from scripts.embedded.questions import MAKERS
 
 ROOT = Path(__file__).parents[2]
 
 
+SCRIPTS = sorted(
+    file.relative_to(ROOT) for file in ROOT.glob("scripts/*/eval/*.sh") if file.name not in ("common.sh", "embedded.sh")
+)
+MODELS = {"v1_5": "llava-v1.5-7b", "v1_6": "llava-v1.6-vicuna-7b", "qwen2_vl": "Qwen2-VL-7B-Instruct", "video": "Video"}
+
+
+def run(script, folder, *flags, **settings):
+    """What a script starts: its PYTHON only notes its arguments."""
+    note = folder / "python"
+    note.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$(dirname "$0")/arguments"\n')
+    note.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(note), **settings}
+    subprocess.run(["bash", str(script), *flags], cwd=ROOT, env=environment, check=True)
+    return (folder / "arguments").read_text().splitlines()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_what_each_script_starts(script, tmp_path):
+    arguments = run(script, tmp_path)
+    assert arguments[:2] == ["-m", "llava.eval.launch"]
+    args, passed_on = launch.build_parser().parse_known_args(arguments[2:])
+    assert args.benchmark == script.stem.removesuffix("_zh")
+    assert args.temperature == "0"
+    assert args.pruner is None
+    assert MODELS[script.parts[1]] in args.model_path
+    asked = dict(zip(passed_on[::2], passed_on[1::2], strict=True))
+    expected = {"--batch-size": "1", "--conv-mode": "vicuna_v1"}
+    assert asked == (expected if script.parts[1].startswith("v1_") else {"--batch-size": "1"})
+    assert os.access(ROOT / script, os.X_OK)
+
+
+def test_settings_and_flags(tmp_path):
+    settings = {"MODEL": "m", "MODEL_BASE": "b", "PRUNER": "flowcut:budget=64", "LIMIT": "7", "BATCH": "8"}
+    arguments = run("scripts/v1_5/eval/vqav2.sh", tmp_path, "--top_p", "1", SPLIT="val", EVAL_ROOT="r", **settings)
+    args, passed_on = launch.build_parser().parse_known_args(arguments[2:])
+    assert (args.model_path, args.pruner, args.limit, args.split) == ("m", "flowcut:budget=64", 7, "val")
+    assert args.data == Path("r")
+    assert passed_on == ["--batch-size", "8", "--model-base", "b", "--conv-mode", "vicuna_v1", "--top_p", "1"]
+    late = run("scripts/v1_5/eval/gqa.sh", tmp_path, "--limit", "3", "--pruner", "none", **settings)
+    args, _ = launch.build_parser().parse_known_args(late[2:])
+    assert (args.limit, args.pruner) == (3, "none")
+
+
 @pytest.mark.slow
 def test_embedded_script_with_two_devices(llava_folder, tmp_path):
-    write_benchmark(tmp_path, "test", scenes=2, questions=3, kinds=tuple(MAKERS))
+    write_benchmark(tmp_path / "embedded", "test", scenes=2, questions=3, kinds=tuple(MAKERS))
     settings = {
         "MODEL": str(llava_folder),
-        "DATA": str(tmp_path),
+        "EVAL_ROOT": str(tmp_path),
         "PRUNER": "fastervlm:budget=5",
         "LIMIT": "5",
         "CUDA_VISIBLE_DEVICES": "0,1",
@@ -36,7 +80,7 @@ def test_embedded_script_with_two_devices(llava_folder, tmp_path):
     answered = [json.loads(line)["question_id"] for line in merged.read_text().splitlines()]
     assert answered == ["test-0", "test-1", "test-2", "test-3", "test-4"]
 
-    (tmp_path / "images" / "test_0000.png").write_text("damaged")
+    (tmp_path / "embedded" / "images" / "test_0000.png").write_text("damaged")
     merged.parent.joinpath("2_0.jsonl").unlink()
     failed = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, check=False

@@ -1,11 +1,9 @@
 #!/bin/bash
-# The embedded benchmark: PRUNER=flowcut:budget=64 LIMIT=200 bash scripts/v1_5/eval/embedded.sh
-set -euo pipefail
+# The embedded benchmark: PRUNER=flowcut:budget=64 LIMIT=200 bash scripts/v1_5/eval/embedded.sh. Settings: see common.sh.
 MODEL=${MODEL:-playground/embedded}
 CONV_MODE=${CONV_MODE-} # the checkpoint says it itself
+EVAL_ROOT=${EVAL_ROOT:-playground/data}
 source "$(dirname "$0")/common.sh"
 
-DATA=${DATA:-playground/data/embedded}
-[ -f "$DATA/answers.jsonl" ] || "$PYTHON" -m scripts.embedded.data --out "$DATA" --split test
-answer "$DATA/questions.jsonl" "$DATA/images" "$DATA/answers" --max_new_tokens 8
-"$PYTHON" -m llava.eval.benchmarks.embedded --data "$DATA" --answers-file "$MERGED"
+[ -f "$EVAL_ROOT/embedded/answers.jsonl" ] || "$PYTHON" -m scripts.embedded.data --out "$EVAL_ROOT/embedded" --split test
+benchmark embedded "$@"

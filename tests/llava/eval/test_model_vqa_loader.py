@@ -48,7 +48,7 @@ def test_the_batch_size_changes_no_answer(flags, question_folder):
     main(flags("three.jsonl", "--batch-size", "3"))
     one, three = (rows(question_folder / name) for name in ("one.jsonl", "three.jsonl"))
     assert [row["text"] for row in one] == [row["text"] for row in three]
-    assert [row["metadata"]["batch"] for row in three] == [3] * 6 + [2] * 2
+    assert {row["metadata"]["batch"] for row in three} == {3}
 
 
 def test_chunks_join_to_the_whole(flags, question_folder):

@@ -4,11 +4,14 @@ import json
 
 import pytest
 
-from llava.eval.benchmarks.embedded import Sample, Score, aggregate, main, normalise, score, scores
+from llava.eval import score as program
+from llava.eval.benchmarks.contract import Score
+from llava.eval.benchmarks.embedded import BENCHMARK, aggregate, normalise, score
+from llava.eval.benchmarks.join import Sample
 
 
 def sample(text: str | None, answer: str = "yes", category: str = "exist", scene: int = 0) -> Sample:
-    return Sample("q", answer, category, scene, text)
+    return Sample("q", ("q",), answer, {"category": category, "scene": scene}, text=text)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +30,7 @@ def sample(text: str | None, answer: str = "yes", category: str = "exist", scene
     ],
 )
 def test_score(text, answer, right):
-    assert score(sample(text, answer)) == right
+    assert score(sample(text, answer)).value == right
 
 
 def test_normalise_leaves_inner_periods():
@@ -35,33 +38,44 @@ def test_normalise_leaves_inner_periods():
 
 
 def test_a_missing_answer_is_missing_and_not_wrong():
-    with pytest.raises(ValueError, match="has no answer"):
-        score(sample(None))
-    assert aggregate(scores([sample("yes"), sample(None)])) == {
+    assert aggregate([score(sample("yes")), score(sample(None))]) == {
+        "main": 100.0,
         "n": 1,
-        "accuracy": 1.0,
-        "ci95": [1.0, 1.0],
-        "categories": {"exist": {"n": 1, "accuracy": 1.0, "ci95": [1.0, 1.0]}},
+        "missing": 1,
+        "ci95": [100.0, 100.0],
+        "parts": {"category": {"exist": {"value": 100.0, "n": 1, "ci95": [100.0, 100.0]}}},
     }
-    assert aggregate([]) == {"n": 0, "accuracy": None, "ci95": None, "categories": {}}
+    nothing = {"main": None, "n": 0, "missing": 0, "ci95": None, "parts": {"category": {}}}
+    assert aggregate([]) == nothing
 
 
 def test_aggregate_by_category():
-    summary = aggregate([Score(1.0, "b", 0), Score(0.0, "a", 0), Score(1.0, "a", 1), Score(0.0, "a", 2)])
-    assert (summary["n"], summary["accuracy"]) == (4, 0.5)
-    assert list(summary["categories"]) == ["a", "b"]
-    assert summary["categories"]["a"]["accuracy"] == pytest.approx(1 / 3, abs=1e-4)
+    rows = [(1.0, "b", 0), (0.0, "a", 0), (1.0, "a", 1), (0.0, "a", 2)]
+    scores = [Score("q", value, parts={"category": category, "scene": scene}) for value, category, scene in rows]
+    summary = aggregate(scores)
+    assert (summary["n"], summary["main"]) == (4, 50.0)
+    assert list(summary["parts"]["category"]) == ["a", "b"]
+    assert summary["parts"]["category"]["a"]["value"] == pytest.approx(100 / 3, abs=0.01)
     low, high = summary["ci95"]
-    assert low <= 0.5 <= high
+    assert low <= 50 <= high
 
 
 def test_the_program_joins_by_id_and_ends_with_json(tmp_path, capsys):
+    folder = tmp_path / "embedded"
+    (folder / "images").mkdir(parents=True)
+    questions = [{"question_id": f"t-{n}", "image": "x.png", "text": "?"} for n in range(3)]
     truth = [{"question_id": f"t-{n}", "answer": "yes", "category": "exist", "scene": n} for n in range(3)]
     said = [{"question_id": "t-2", "text": "no"}, {"question_id": "t-0", "text": "Yes."}]
-    for name, lines in (("answers", truth), ("said", said)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    main(["--data", str(tmp_path), "--answers-file", str(tmp_path / "said.jsonl")])
+    for name, lines in (("answers", truth), ("said", said), ("questions", questions)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    program.main(["embedded", "--data", str(tmp_path), "--answers-file", str(folder / "said.jsonl")])
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (last["n"], last["missing"], last["accuracy"]) == (2, 1, 0.5)
+    assert (last["n"], last["missing"], last["main"]) == (2, 1, 50.0)
     with pytest.raises(SystemExit, match=r"error: .*none\.jsonl does not exist"):
-        main(["--data", str(tmp_path), "--answers-file", str(tmp_path / "none.jsonl")])
+        program.main(["embedded", "--data", str(tmp_path), "--answers-file", str(folder / "none.jsonl")])
+
+
+def test_what_is_missing_is_said_with_how_to_make_it(tmp_path):
+    (tmp_path / "embedded").mkdir()
+    with pytest.raises(ValueError, match=r"scripts\.embedded\.data"):
+        BENCHMARK.build(tmp_path / "embedded", BENCHMARK.split())

@@ -1,0 +1,168 @@
+"""How many questions a second an evaluation answers: python -m llava.eval.bench --pruner flowcut:budget=64
+
+Every combination of batch size, pruner and reading ahead answers the same questions, from picture file to answer line,
+in one run; the combinations take turns, round by round, so that whatever else the machine does falls on all alike. A
+rate is questions over the wall time of a whole round; its spread is that of the rounds. The first round is thrown away.
+
+Without --question-file the embedded benchmark is asked. Loading the model is not part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from flowcut import parse_pruner
+from flowcut.bench import device_name
+from llava.eval.answer import DTYPES, Answerer, Checkpoint, Generation, load_checkpoint
+from llava.eval.journal import Journal
+from llava.eval.provenance import environment
+from llava.eval.questions import Question, read_questions, subset
+from llava.eval.run import Run
+
+EMBEDDED = Path("playground/data/embedded")
+
+
+class Way(NamedTuple):
+    """One way to evaluate. workers: processes that read pictures ahead."""
+
+    pruner: str
+    batch: int
+    workers: int
+
+
+class Result(NamedTuple):
+    """rates: questions a second, one a round. texts: the answers."""
+
+    rates: list[float]
+    texts: list[str]
+
+
+def ways_of(args: argparse.Namespace) -> list[Way]:
+    """Raises ValueError, one line, for a pruner, a batch size or a number of workers that cannot be."""
+    for name, values, least in (("--batch", args.batch, 1), ("--workers", args.workers, 0)):
+        if min(values) < least:
+            raise ValueError(f"{name} {min(values)} cannot be; give whole numbers of at least {least}")
+    for pruner in args.pruner:
+        parse_pruner(pruner)
+    return [Way(*way) for way in itertools.product(["none", *args.pruner], args.batch, args.workers)]
+
+
+def answer_once(answerer: Answerer, questions: Sequence[Question], images: Path, way: Way) -> tuple[float, list[str]]:
+    """Seconds for all questions, and the answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "answers.jsonl"
+        run = Run(answerer, questions, images, Journal(file, {}), way.batch, workers=way.workers)
+        begin = perf_counter()
+        while run.remaining:
+            run.step()
+        problems = run.finish()
+        seconds = perf_counter() - begin
+        if problems:
+            raise ValueError(f"{problems[0].where}: {problems[0].what}; the benchmark needs questions without faults")
+        return seconds, [json.loads(line)["text"] for line in file.read_text("utf-8").splitlines()]
+
+
+def measure(
+    checkpoint: Checkpoint, questions: Sequence[Question], images: Path, ways: Sequence[Way], args: argparse.Namespace
+) -> dict[Way, Result]:
+    """Every way's rates, and the answers of its last round."""
+    generation = Generation(max_new_tokens=args.max_new_tokens)
+    answerers = {
+        pruner: Answerer(checkpoint, pruner, generation) for pruner in dict.fromkeys(way.pruner for way in ways)
+    }
+    results = {way: Result([], []) for way in ways}
+    with tqdm(total=len(ways) * (1 + args.rounds), desc="rounds", unit="round") as bar:
+        for number in range(1 + args.rounds):
+            for way in ways:
+                seconds, texts = answer_once(answerers[way.pruner], questions, images, way)
+                if number:
+                    results[way].rates.append(len(questions) / seconds)
+                results[way].texts[:] = texts
+                bar.update()
+    return results
+
+
+def report(
+    results: dict[Way, Result], questions: int, args: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
+    ways = list(results)
+    first = statistics.median(results[ways[0]].rates)
+    rows = []
+    for way, result in results.items():
+        plain = results[Way(way.pruner, ways[0].batch, ways[0].workers)]
+        rows.append(
+            {
+                **way._asdict(),
+                "questions_per_second": round(statistics.median(result.rates), 3),
+                "min": round(min(result.rates), 3),
+                "max": round(max(result.rates), 3),
+                "ratio": round(statistics.median(result.rates) / first, 3),
+                "same_answers": result.texts == plain.texts,
+            }
+        )
+    shared = {"questions": questions, "rounds": args.rounds, "max_new_tokens": args.max_new_tokens}
+    return {"model": args.model_path, **shared, "rows": rows, "device": device_name(device), **environment(device)}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [f"{'pruner':28} {'batch':>5} {'workers':>7} {'questions/s':>12} {'spread':>15} {'ratio':>6}"]
+    for row in rows:
+        spread = f"{row['min']:.2f}-{row['max']:.2f}"
+        rate = f"{row['questions_per_second']:.2f}"
+        lines.append(f"{row['pruner']:28} {row['batch']:5} {row['workers']:7} {rate:>12} {spread:>15} {row['ratio']:6}")
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", default="playground/embedded", help="(default: %(default)s)")
+    parser.add_argument("--question-file", type=Path, help="JSON lines with question_id, image, text")
+    parser.add_argument("--image-folder", type=Path, help="folder the questions' image paths start from")
+    parser.add_argument("--pruner", action="append", help="compared with none; may be given several times")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="(default: 0 2)")
+    parser.add_argument("--limit", type=int, default=64, help="questions a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=int, default=8)
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints a table and, as the last line, the report as JSON."""
+    args = build_parser().parse_args(argv)
+    args.pruner = args.pruner or ["flowcut:budget=64"]
+    file = args.question_file or EMBEDDED / "questions.jsonl"
+    images = args.image_folder or (EMBEDDED / "images" if args.question_file is None else Path())
+    try:
+        ways = ways_of(args)
+        if args.question_file is None and not file.is_file():
+            raise ValueError(f"{file} does not exist; make it by python -m scripts.embedded.data --out {EMBEDDED}")
+        rows, problems = read_questions(file)
+        if problems:
+            raise ValueError(f"{problems[0].where}: {problems[0].what}; mend it, or give another question file")
+        questions = subset(rows, args.limit)
+        checkpoint = load_checkpoint(args.model_path, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
+        results = measure(checkpoint, questions, images, ways, args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    found = report(results, len(questions), args, checkpoint.model.device)
+    print(table(found["rows"]))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""What a benchmark is: files in, question file out; answers in, numbers out. One file beside this one per benchmark.
+
+    folder --build--> question file --(an answering program)--> answers file
+    folder --load--> samples --read: joined with the answers by id--> score each --> aggregate
+
+`score` and `aggregate` are pure. A question without an answer has the score None, which is left out of every mean and
+counted in `missing`; a mean over nothing is None and printed "-". All values are percentages unless a benchmark says
+otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llava.eval.benchmarks.files import Row, absent, read_rows, write_rows
+from llava.eval.benchmarks.join import Join, Sample, join, read_answers
+from llava.eval.questions import subset
+
+if TYPE_CHECKING:
+    from llava.eval.judge_protocol import JudgeProtocol
+
+PROGRAMS = {
+    "loader": "llava.eval.model_vqa_loader",
+    "vqa": "llava.eval.model_vqa",
+    "science": "llava.eval.model_vqa_science",
+    "mmbench": "llava.eval.model_vqa_mmbench",
+}
+
+
+@dataclass(frozen=True)
+class Need:
+    """A file or folder that must lie in the benchmark's folder.
+
+    paths: any of them will do; `*`, `**` are allowed. asking: needed to ask the questions, not to score answers.
+    """
+
+    paths: tuple[str, ...]
+    purpose: str
+    source: str
+    optional: bool = False
+    asking: bool = False
+
+    def met(self, folder: Path) -> bool:
+        return any(next(iter(folder.glob(path)), None) is not None for path in self.paths)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One set of questions.
+
+    question_file: LLaVA's name for it, in the benchmark's folder. images: where its image paths start, the first of
+    these that exists; none where the pictures are in the question file. published: how many questions the published
+    numbers are over, None where unsure. label: said beside every number of a split that is not the published one.
+    """
+
+    name: str
+    question_file: str
+    images: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+    published: int | None = None
+    label: str = ""
+
+
+class Score(NamedTuple):
+    """What one answer is worth, 0..1, None without answer or truth; `parsed`: what was compared with `truth`."""
+
+    question_id: int | str
+    value: float | None
+    parsed: str | None = None
+    truth: Any = None
+    parts: Mapping[str, Any] = {}
+    answered: bool = True
+
+
+def scored(sample: Sample, parse: Callable[[str], str | None], value: Callable[[str], float] | None = None) -> Score:
+    """The score of a sample whose answer is brought into form by `parse`.
+
+    value: what the answer's text is worth, 0..1; by default 1 where its form equals the truth, else 0.
+    """
+    if sample.text is None:
+        return Score(sample.question_id, None, None, sample.truth, sample.parts, answered=False)
+    said = parse(sample.text)
+    if sample.truth is None:
+        return Score(sample.question_id, None, said, None, sample.parts)
+    worth = float(said == sample.truth) if value is None else value(sample.text)
+    return Score(sample.question_id, worth, said, sample.truth, sample.parts)
+
+
+class Prepared(NamedTuple):
+    """A question file ready to be asked. built: False when it lay there already. absent: images that do not exist."""
+
+    question_file: Path
+    images: Path | None
+    questions: int
+    built: bool
+    absent: list[str]
+
+
+def by_id(row: Row) -> Hashable:
+    """An answer's key where ids are unique. LLaVA writes some ids as numbers that the annotations have as text."""
+    return str(row["question_id"])
+
+
+def row_id(row: Row) -> Hashable:
+    return row["question_id"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    folders: names under the data root that users have for it. program: a key of PROGRAMS. reported: which number the
+    paper prints, and `paper` its value for LLaVA-1.5-7B with all tokens. build: the question rows from the official
+    annotations alone. load: the samples behind the rows of a question file, with truths where there are any.
+    answer_key: what an answer line is joined by. group: questions that a subset must take together. export: writes the
+    file that a server takes. unpack: makes pictures and rows out of a data-set archive first. write: puts rows into
+    a question file; its third argument is the whole question file, for tables whose rows hold more than `build` says.
+    images_of: finds the images' folder where a list of names does not do. judge: how a language model scores answers,
+    for benchmarks that need one; `score` then finds its verdicts in the sample, or none.
+    """
+
+    name: str
+    title: str
+    folders: tuple[str, ...]
+    splits: tuple[Split, ...]
+    metric: str
+    reported: str
+    build: Callable[[Path, Split], list[Row]]
+    load: Callable[[Path, Split, list[Row]], list[Sample]]
+    score: Callable[[Sample], Score]
+    aggregate: Callable[[Sequence[Score]], dict[str, Any]]
+    paper: float | None = None
+    program: str = "loader"
+    max_new_tokens: int = 128
+    answer_key: Callable[[Row], Hashable] = by_id
+    group: Callable[[Row], Hashable] = row_id
+    export: Callable[[Path, Split, Sequence[Sample], Path], Path] | None = None
+    unpack: Callable[[Path, Split], None] | None = None
+    write: Callable[[list[Row], Path, Path], None] = field(default=lambda rows, path, _: write_rows(rows, path))
+    images_of: Callable[[Path, Split], Path] | None = None
+    judge: JudgeProtocol | None = None
+
+    def split(self, name: str | None = None) -> Split:
+        """The split of that name, the first one without a name. Raises ValueError for an unknown one."""
+        for split in self.splits:
+            if name in (None, split.name):
+                return split
+        known = ", ".join(split.name for split in self.splits)
+        raise ValueError(f"{self.name} has no split {name!r}; give one of {known}")
+
+    def folder(self, data: str | Path, split: Split) -> Path:
+        """Where the benchmark lies under the data root: of its folders the one with most of what it needs."""
+        candidates = [Path(data).expanduser() / name for name in self.folders]
+        return max(candidates, key=lambda folder: (sum(need.met(folder) for need in split.needs), folder.is_dir()))
+
+    def missing(self, folder: Path, split: Split, scoring: bool = False) -> list[Need]:
+        """What must be there and is not; for scoring alone, pictures are not needed."""
+        needed = [need for need in split.needs if not need.optional and not (scoring and need.asking)]
+        return [need for need in needed if not need.met(folder)]
+
+    def images(self, folder: Path, split: Split) -> Path | None:
+        """The folder that image paths start from; None when pictures are in the question file."""
+        if self.images_of is not None:
+            return self.images_of(folder, split)
+        places = [folder / place for place in split.images]
+        return next((place for place in places if place.is_dir()), places[0] if places else None)
+
+    def rows(self, folder: Path, split: Split) -> list[Row]:
+        """The rows of the question file, built when there is none."""
+        file = folder / split.question_file
+        if file.is_file() and file.suffix in (".jsonl", ".json"):
+            return read_rows(file)
+        with self._official_form(folder):
+            return self.build(folder, split)
+
+    @contextmanager
+    def _official_form(self, folder: Path) -> Iterator[None]:
+        """Says in one line that files made by others are not what they should be."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            what = f"has no {error}" if isinstance(error, KeyError) else f"has another form ({error})"
+            raise ValueError(
+                f"an entry of {self.title}'s files in {folder} {what}; take the official files, of one release"
+            ) from error
+
+    def prepare(self, folder: Path, split: Split, limit: int | None = None, rebuild: bool = False) -> Prepared:
+        """Have a question file in the folder. One that lies there, LLaVA's for instance, is taken as it is.
+
+        limit: write a file of that many groups of questions, spread evenly, beside the whole one.
+        rebuild: replace the file that lies there.
+        Raises ValueError when a needed file is missing or damaged.
+        """
+        self.refuse_missing(folder, split)
+        with self._official_form(folder):
+            return self._prepare(folder, split, limit, rebuild)
+
+    def _prepare(self, folder: Path, split: Split, limit: int | None, rebuild: bool) -> Prepared:
+        if self.unpack is not None:
+            self.unpack(folder, split)
+        file = folder / split.question_file
+        built = file.suffix != ".tsv" and (rebuild or not file.is_file())  # a table is its own question file
+        if built:
+            self.write(self.build(folder, split), file, file)
+        rows = self.rows(folder, split)
+        if limit is not None:
+            rows = self.subset(rows, limit)
+            whole, file = file, file.with_name(f"{file.stem}_limit_{limit}{file.suffix}")
+            self.write(rows, file, whole)
+            built = True
+        images = self.images(folder, split)
+        return Prepared(file, images, len(rows), built, absent(rows, images))
+
+    def subset(self, rows: list[Row], limit: int) -> list[Row]:
+        """The rows of `limit` groups, spread evenly over all."""
+        chosen = set(subset(list(dict.fromkeys(self.group(row) for row in rows)), limit))
+        return [row for row in rows if self.group(row) in chosen]
+
+    def refuse_missing(self, folder: Path, split: Split, scoring: bool = False) -> None:
+        if lacking := self.missing(folder, split, scoring):
+            names = ", ".join(need.paths[0] for need in lacking)
+            raise ValueError(
+                f"{folder} lacks {names}; `python -m llava.eval.prepare {self.name} --check` says where to get it"
+            )
+
+    def read(self, folder: Path, answers_file: str | Path, split: Split) -> Join:
+        """The benchmark's samples with their answers. Raises ValueError when the files do not belong together."""
+        self.refuse_missing(folder, split, scoring=True)
+        with self._official_form(folder):
+            samples = self.load(folder, split, self.rows(folder, split))
+        return join(samples, read_answers(answers_file), self.answer_key)
+
+    def labels(self, split: Split, samples: int, missing: int, summary: Mapping[str, Any], subset: bool) -> list[str]:
+        """What has to be said beside a number that is not the published one."""
+        labels = [split.label] if split.label else []
+        if subset:
+            labels.append("subset")
+        elif missing:
+            labels.append(f"incomplete: {missing} of {samples} unanswered")
+        if split.published not in (None, samples):
+            labels.append(f"{samples} questions, published {split.published}")
+        return labels + list(summary.get("labels", ()))

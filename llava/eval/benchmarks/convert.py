@@ -1,0 +1,25 @@
+"""A program that turns an answers file into one JSON document, with LLaVA's flags --src and --dst."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llava.eval.benchmarks.files import Row, write_json
+from llava.eval.benchmarks.join import read_answers
+
+
+def convert(description: str | None, change: Callable[[list[Row]], Any], argv: list[str] | None) -> None:
+    """Write what `change` makes of the answers; ends the program with one line when they cannot be read."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--src", type=Path, required=True, help="JSON lines of answers")
+    parser.add_argument("--dst", type=Path, required=True, help="JSON to write")
+    args = parser.parse_args(argv)
+    try:
+        answers = read_answers(args.src)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    write_json(change(answers), args.dst)

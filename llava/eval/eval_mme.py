@@ -1,0 +1,35 @@
+"""MME's points from a folder of `<task>.txt`, with the official tool's flag.
+
+The last line of stdout is one JSON document, whose `main` is perception + cognition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from llava.eval.benchmarks import mme
+from llava.eval.score import shown
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results_dir", type=Path, required=True, help="what convert_answer_to_mme.py wrote")
+    args = parser.parse_args(argv)
+    try:
+        summary = mme.aggregate([mme.score(sample) for sample in mme.read_results(args.results_dir)])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for name, members in (("perception", mme.PERCEPTION), ("cognition", mme.COGNITION)):
+        print(f"{name} total score: {shown(summary['parts']['sum'][name]['value'])}")
+        for task in members:
+            part = summary["parts"]["task"].get(task, {"value": None})
+            print(f"\t {task} score: {shown(part['value'])}")
+    print(f"perception + cognition: {shown(summary['main'])}")
+    print(json.dumps({"benchmark": "mme", **summary}))
+
+
+if __name__ == "__main__":
+    main()

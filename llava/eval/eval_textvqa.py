@@ -1,0 +1,53 @@
+"""TextVQA accuracy of one answers file, or of each in a folder, with LLaVA's flags.
+
+The last line of stdout is one JSON document: accuracy, number of answers, per file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from llava.eval.benchmarks import textvqa
+from llava.eval.benchmarks.join import join, read_answers
+
+
+def evaluate(annotation_file: Path, result_file: Path) -> dict[str, Any]:
+    """The summary of `benchmarks.textvqa`. Raises ValueError for an answer to no annotated question."""
+    samples = textvqa.samples_of(textvqa.annotated(annotation_file))
+    joined = join(samples, read_answers(result_file), textvqa.answer_key)
+    if joined.unknown:
+        raise ValueError(
+            f"{len(joined.unknown)} answers of {result_file} belong to no question of {annotation_file} (first: "
+            f"{joined.unknown[0]}); give the annotations they were asked from"
+        )
+    return textvqa.aggregate([textvqa.score(sample) for sample in joined.samples])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--annotation-file", type=Path, required=True, help=textvqa.ANNOTATION)
+    parser.add_argument("--result-file", type=Path, help="JSON lines of answers")
+    parser.add_argument("--result-dir", type=Path, help="folder of such files, *.jsonl")
+    args = parser.parse_args(argv)
+    files = [] if args.result_file is None else [args.result_file]
+    files += [] if args.result_dir is None else sorted(args.result_dir.glob("*.jsonl"))
+    if not files:
+        parser.error("no answers: give --result-file, or --result-dir with .jsonl files in it")
+    results = {}
+    for file in files:
+        try:
+            summary = evaluate(args.annotation_file, file)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        accuracy = "-" if summary["main"] is None else f"{summary['main']:.2f}%"
+        print(f"{file.stem}\nSamples: {summary['n']}\nAccuracy: {accuracy}\n")
+        results[file.stem] = {"accuracy": summary["main"], "n": summary["n"], "missing": summary["missing"]}
+    print(json.dumps({"benchmark": "textvqa", "results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Times one `generate` call of any family whose parts `flowcut.anatomy` knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowcut.anatomy import Anatomy
+from llava.eval.stopwatch import Stopwatch
+
+
+class HostStopwatch(Stopwatch):
+    """Hooks at the language model's beginning and at the end of the model around it, while it is entered.
+
+    encode_ms: from `start` until the language model begins, that is vision tower, projector, and putting the visual
+        tokens into the prompt. prefill_ms: from there to the first logits. Both 0.0 while nothing was seen.
+    `visual_tokens` stays empty.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+        super().__init__(model)
+        assert anatomy.decoder is not None
+        self.decoder = anatomy.decoder
+        self._begun = False
+
+    def __enter__(self) -> HostStopwatch:
+        head = self.decoder.head if self.decoder.head is not None else self.decoder.model
+        self._undo = [
+            self.decoder.model.register_forward_pre_hook(self._begins, with_kwargs=True),
+            head.register_forward_hook(self._after),
+        ]
+        return self
+
+    def _begins(self, *_: object) -> None:
+        if self._begun:  # a later forward pass: one token of the answer
+            return
+        self._begun = True
+        self._prefill_begin = self._now()
+        self.encode_ms = self._prefill_begin - self._begin

@@ -1,0 +1,99 @@
+"""Make a benchmark's question file from its official annotations, or see what is missing for it.
+
+    python -m llava.eval.prepare gqa              # writes the question file, unless LLaVA's own lies there already
+    python -m llava.eval.prepare gqa --check      # writes nothing; lists what is missing and where to get it
+    python -m llava.eval.prepare mme --limit 50   # a file of 50 pictures' questions, spread evenly
+
+No model is loaded. The last line of stdout is one JSON document: question file, images' folder, answering program. The
+exit status is 1 when something is missing, images of questions included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Prepared, Split
+from llava.eval.benchmarks.files import absent
+from llava.eval.benchmarks.registry import MODULES, benchmark
+
+DATA = Path("playground/data/eval")
+_SHOWN = 5
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=MODULES)
+    parser.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
+    parser.add_argument("--split", help="default: the one of the published number; a wrong name lists all")
+    parser.add_argument("--check", action="store_true", help="only say what is there and what is missing")
+    parser.add_argument("--limit", type=int, help="ask so many questions only (MMBench: with all their rotations)")
+    parser.add_argument("--rebuild", action="store_true", help="replace the question file that lies there")
+    return parser
+
+
+def report_needs(bench: Benchmark, folder: Path, split: Split) -> bool:
+    """Print what the benchmark needs and whether it is there; whether all of it is."""
+    print(f"{bench.title}, split {split.name}, in {folder}")
+    for need in split.needs:
+        state = "found" if need.met(folder) else "optional, missing" if need.optional else "MISSING"
+        where = "" if need.met(folder) else f"; get it from {need.source}"
+        print(f"  {state:8} {' or '.join(need.paths)}: {need.purpose}{where}")
+    return not bench.missing(folder, split)
+
+
+def look(bench: Benchmark, folder: Path, split: Split) -> Prepared:
+    """What `prepare` would find, without writing anything."""
+    images = bench.images(folder, split)
+    packed = bench.unpack is not None and images is not None and not images.is_dir()
+    rows = [] if packed else bench.rows(folder, split)  # pictures still in an archive cannot be looked for
+    return Prepared(folder / split.question_file, images, len(rows), False, absent(rows, images))
+
+
+def report_absent(prepared: Prepared) -> None:
+    if prepared.absent:
+        first = ", ".join(prepared.absent[:_SHOWN])
+        print(
+            f"{len(prepared.absent)} images of questions are not in {prepared.images} (first: {first})", file=sys.stderr
+        )
+
+
+def document(bench: Benchmark, split: Split, prepared: Prepared) -> dict[str, Any]:
+    return {
+        "benchmark": bench.name,
+        "split": split.name,
+        "question_file": str(prepared.question_file),
+        "image_folder": None if prepared.images is None else str(prepared.images),
+        "program": PROGRAMS[bench.program],
+        "max_new_tokens": bench.max_new_tokens,
+        "questions": prepared.questions,
+        "built": prepared.built,
+        "absent_images": len(prepared.absent),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    bench = benchmark(args.benchmark)
+    try:
+        split = bench.split(args.split)
+        folder = bench.folder(args.data, split)
+        complete = report_needs(bench, folder, split)
+        if not complete:
+            sys.exit(f"error: {bench.title} is not complete; get what is marked MISSING")
+        prepared = look(bench, folder, split) if args.check else bench.prepare(folder, split, args.limit, args.rebuild)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    report_absent(prepared)
+    if not args.check:
+        print(f"{'built' if prepared.built else 'taken as it is'}: {prepared.question_file}")
+    print(json.dumps(document(bench, split, prepared), ensure_ascii=False))
+    if prepared.absent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Scores out of LLaVA's review files: for each category and all, 100 times the second mean over the first.
+
+    python -m llava.eval.summarize_gpt_review --files reviews/llava-v1.5-7b.jsonl
+
+Reviews that could not be read (-1, -1) are in the means, as in LLaVA, and are counted. The last line of stdout is one
+JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from llava.eval.benchmarks.files import read_rows
+from llava.eval.benchmarks.llavabench import UNREADABLE
+from llava.eval.score import shown
+
+Pair = list[float]
+_BEGINNINGS = ("gpt4_text", "reviews_", "review_")
+
+
+def review_files(folder: Path | None, files: Sequence[Path] | None) -> list[Path]:
+    """The files named, those of `folder` if it is given, or all review files in it. Raises ValueError for none."""
+    if files:
+        return sorted(folder / file if folder else file for file in files)
+    if folder is None:
+        raise ValueError("neither --dir nor --files was given; give a folder of reviews, or review files")
+    found = sorted(file for file in folder.glob("*.jsonl") if file.name.startswith(_BEGINNINGS))
+    if not found:
+        raise ValueError(f"{folder} holds no {'*.jsonl, '.join(_BEGINNINGS)}*.jsonl; name the files by --files")
+    return found
+
+
+def pairs_of(file: Path, ignore: Collection[int] = ()) -> dict[str, list[Pair]]:
+    """Category, and `all` -> (reference's, model's) scores; reviews of ignored questions left out.
+
+    Raises ValueError, one line, for a line without a pair of scores.
+    """
+    pairs: dict[str, list[Pair]] = defaultdict(list)
+    for number, row in enumerate(read_rows(file, "review"), start=1):
+        pair = row.get("tuple", row.get("score"))
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"{file} line {number} has no pair of scores; give the output of eval_gpt_review_bench")
+        if row.get("question_id") not in ignore:
+            for name in filter(None, ("all", row.get("category"))):
+                pairs[name].append(pair)
+    return dict(sorted(pairs.items()))
+
+
+def relative(pairs: Sequence[Pair]) -> float | None:
+    """LLaVA's number: the means to three decimals, their ratio in percent to one; None without positive reference."""
+    reference, model = (round(fmean(pair[place] for pair in pairs), 3) for place in (0, 1))
+    return round(model / reference * 100, 1) if reference > 0 else None
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", "--dir", type=Path, help="folder of review files")
+    parser.add_argument("-f", "--files", type=Path, nargs="*", help="review files; in --dir, if that is given")
+    parser.add_argument("-i", "--ignore", type=int, nargs="*", default=(), help="question ids to leave out")
+    args = parser.parse_args(argv)
+    summary: dict[str, Any] = {}
+    try:
+        for file in review_files(args.dir, args.files):
+            pairs = pairs_of(file, args.ignore)
+            name = file.name.replace("gpt4_text_", "").removesuffix(".jsonl")
+            unread = sum(pair == UNREADABLE for pair in pairs.get("all", ()))
+            summary[name] = {**{part: relative(own) for part, own in pairs.items()}, "unreadable": unread}
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for name, scores in summary.items():
+        print(name)
+        for part, value in scores.items():
+            print(part, value if part == "unreadable" else shown(value))
+        print("=" * 33)
+    print(json.dumps({"benchmark": "llavabench", "files": summary}, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

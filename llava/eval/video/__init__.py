@@ -1,0 +1,1 @@
+"""Questions about videos: frames, and Video-LLaVA's program."""

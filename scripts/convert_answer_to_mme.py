@@ -1,0 +1,31 @@
+"""Answers to MME as its official tool reads them: a `<task>.txt` of picture, question, truth, answer a task.
+
+Reads DIR/answers/EXPERIMENT.jsonl, writes DIR/eval_tool/answers/EXPERIMENT/; `llava.eval.eval_mme` adds it up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llava.eval.benchmarks.mme import BENCHMARK, TEST, write_results
+from llava.eval.score import warnings
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", required=True, help="name of the answers file without .jsonl, slashes allowed")
+    parser.add_argument("--dir", type=Path, default=Path("playground/data/eval/MME"), help="MME's folder")
+    args = parser.parse_args(argv)
+    try:
+        joined = BENCHMARK.read(args.dir, args.dir / "answers" / f"{args.experiment}.jsonl", TEST)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for warning in warnings(joined, subset=False):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(write_results(joined.samples, args.dir / "eval_tool" / "answers" / args.experiment))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""Answers to GQA as its official evaluator reads them: a list of questionId and prediction."""
+
+from __future__ import annotations
+
+from llava.eval.benchmarks.convert import convert
+from llava.eval.benchmarks.gqa import predictions
+
+
+def main(argv: list[str] | None = None) -> None:
+    convert(__doc__, lambda rows: predictions([(row["question_id"], row["text"]) for row in rows]), argv)
+
+
+if __name__ == "__main__":
+    main()

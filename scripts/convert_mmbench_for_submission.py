@@ -1,0 +1,34 @@
+"""Answers to MMBench as its server wants them: the table without pictures, with a column `prediction`, as xlsx.
+
+Reads RESULT_DIR/EXPERIMENT.jsonl, writes UPLOAD_DIR/EXPERIMENT.xlsx.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llava.eval.benchmarks import mmbench
+from llava.eval.benchmarks.join import read_answers
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--annotation-file", type=Path, required=True, help="MMBench's .tsv")
+    parser.add_argument("--result-dir", type=Path, required=True, help="folder of the answers")
+    parser.add_argument("--upload-dir", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--experiment", required=True, help="name of the answers file without .jsonl")
+    args = parser.parse_args(argv)
+    target = args.upload_dir / f"{args.experiment}.xlsx"
+    try:
+        answers = read_answers(args.result_dir / f"{args.experiment}.jsonl")
+        lines = mmbench.submission(args.annotation_file, {int(row["question_id"]): row["text"] for row in answers})
+        mmbench.write_xlsx(lines, target)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(f"{target}: {len(lines) - 1} rows, {len(answers)} answers")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""Answers to MM-Vet as its evaluator reads them: a dictionary from v1_<question id> to the answer."""
+
+from __future__ import annotations
+
+from llava.eval.benchmarks.convert import convert
+
+
+def main(argv: list[str] | None = None) -> None:
+    convert(__doc__, lambda rows: {f"v1_{row['question_id']}": row["text"] for row in rows}, argv)
+
+
+if __name__ == "__main__":
+    main()

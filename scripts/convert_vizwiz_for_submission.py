@@ -1,0 +1,32 @@
+"""Answers to VizWiz as its server wants them: image and normalised answer of every question."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llava.eval.benchmarks import vizwiz
+from llava.eval.benchmarks.contract import by_id
+from llava.eval.benchmarks.files import read_rows, write_rows
+from llava.eval.benchmarks.join import Sample, join, read_answers
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--annotation-file", type=Path, required=True, help="question file, JSON lines")
+    parser.add_argument("--result-file", type=Path, required=True, help="JSON lines of answers")
+    parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON to write")
+    args = parser.parse_args(argv)
+    try:
+        questions = read_rows(args.annotation_file)
+        samples = [Sample(row["question_id"], (by_id(row),), extra=row["image"]) for row in questions]
+        upload = vizwiz.upload_rows(join(samples, read_answers(args.result_file), by_id).samples)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    write_rows(upload, args.result_upload_file)
+    print(f"{args.result_upload_file}: {len(upload)} answers")
+
+
+if __name__ == "__main__":
+    main()

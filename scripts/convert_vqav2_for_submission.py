@@ -1,0 +1,36 @@
+"""Answers to VQAv2 as its server wants them: every question of test2015, "" for those that were not asked.
+
+Reads DIR/answers/SPLIT/CKPT/merge.jsonl, writes DIR/answers_upload/SPLIT/CKPT.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from llava.eval.benchmarks import vqav2
+from llava.eval.benchmarks.files import write_rows
+from llava.eval.benchmarks.join import read_answers
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path("playground/data/eval/vqav2"), help="VQAv2's folder")
+    parser.add_argument("--ckpt", required=True, help="name of the answers' folder, slashes allowed")
+    parser.add_argument("--split", required=True, help="llava_vqav2_mscoco_test-dev2015, for instance")
+    args = parser.parse_args(argv)
+    target = args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"
+    try:
+        ids = vqav2.upload_ids(args.dir)
+        answers = read_answers(args.dir / "answers" / args.split / args.ckpt / "merge.jsonl")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    said = {row["question_id"]: row["text"] for row in answers}
+    write_rows(vqav2.upload_rows(ids, said), target)
+    answered = len(said.keys() & set(ids))
+    print(f"{target}: {len(ids)} questions, {answered} answered, {len(said) - answered} answers to other questions")
+
+
+if __name__ == "__main__":
+    main()
