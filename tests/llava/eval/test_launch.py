@@ -12,9 +12,11 @@ import pytest
 
 from llava.eval import launch
 from llava.eval.benchmarks.registry import benchmark
+from llava.model.builder import load_tokenizer, save_llava_checkpoint
 from tests.llava.eval.data_tree import make_data_tree
 from tests.llava.eval.data_tree_judged import make_judged_tree
 from tests.llava.eval.fake_judge import serving
+from tests.llava.eval.hosts.tiny import write_host
 
 OFFLINE = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "sqa", "textvqa", "seed", "ai2d", "mmmu", "qbench")
 
@@ -116,6 +118,39 @@ def test_several_nodes(here, run, data):
     second = run("gqa", "--nodes", "2", "--node", "0", "--fresh", "--limit", "3")
     assert second["n"] == 3
     assert "subset" in second["labels"]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava_next_hf"])
+@pytest.mark.parametrize("name", ["gqa", "mmbench", "sqa"])
+def test_models_of_transformers(here, run, tmp_path, family, name):
+    """scripts/qwen2_vl, and llava-hf's checkpoints of LLaVA-NeXT by transformers' own class."""
+    model = str(write_host(tmp_path / family, family))
+    report = run(name, "--model-path", model, "--host", "transformers", "--pruner", "random:budget=4")
+    assert report["main"] is not None
+    assert report["missing"] == 0
+
+
+@pytest.mark.parametrize("name", ["gqa", "textvqa"])
+def test_tiles(here, run, make_tiny_llava, llama_folder, tmp_path, name):
+    """scripts/v1_6: a LLaVA-NeXT in LLaVA's layout."""
+    model = make_tiny_llava(merge="spatial_unpad")
+    model.config.image_aspect_ratio, model.config.image_grid_pinpoints = "anyres", [[56, 112], [112, 56], [112, 112]]
+    save_llava_checkpoint(model, load_tokenizer(str(llama_folder)), tmp_path / "next")
+    report = run(name, "--model-path", str(tmp_path / "next"), "--pruner", "random:budget=9")
+    assert (report["missing"], report["main"] is None) == (0, False)
+
+
+@pytest.mark.parametrize("name", ["tgif", "msvd", "msrvtt"])
+def test_videos(here, run, tmp_path, name):
+    pytest.importorskip("av", reason="videos need PyAV: pip install av")
+    root = make_judged_tree(tmp_path / "eval", (name,))
+    model = str(write_host(tmp_path / "video_llava", "video_llava"))
+    flags = ("--model-path", model, "--frames", "4", "--pruner", "random:budget=2")
+    without = run(name, *flags, root=root)
+    assert (without["main"], without["missing"]) == (None, 0)
+    with serving(lambda body, number: "{'pred': 'yes', 'score': 4}") as judge:
+        judged = run(name, *flags, "--judge-base-url", judge.url, "--judge-model", "fake", root=root)
+    assert judged["main"] == pytest.approx(100)
 
 
 def test_judged(here, run, tmp_path):

