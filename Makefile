@@ -1,10 +1,11 @@
 # `make demo` and `make test` set up what they need and are safe to run twice. VENV=/path uses another environment,
-# LIMIT=n fewer demo questions, PYTHON=python3.11 another interpreter.
+# LIMIT=n fewer demo questions, WORKERS=n test processes, PYTHON=python3.11 another interpreter.
 VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.llava-flowcut
 LIMIT ?=
+WORKERS ?= auto
 
 .PHONY: demo test check docs setup clean-demo
 
@@ -19,7 +20,7 @@ demo: setup
 	@$(PY) -m scripts.demo $(if $(LIMIT),--limit $(LIMIT))
 
 test: check
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 check: setup
 	$(PY) -m ruff check .

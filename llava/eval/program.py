@@ -106,10 +106,14 @@ def default_workers(device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
 
 
-def answer_all(run: Run) -> int:
-    """Take a run to its end with a progress bar, report its problems; returns how many there were."""
+def answer_all(run: Run, line: int = 0) -> int:
+    """Take a run to its end with a progress bar, report its problems; returns how many there were.
+
+    line: where on the screen the bar stands, so that those of several processes do not overwrite each other.
+    """
     total = len(run.questions)
-    with tqdm(total=total, initial=total - run.remaining, desc=run.journal.path.name, unit="question") as bar:
+    name = run.journal.path.name
+    with tqdm(total=total, initial=total - run.remaining, desc=name, unit="question", position=line) as bar:
         while run.remaining:
             bar.update(run.step())
     problems = run.finish()
@@ -126,5 +130,5 @@ def run_program(parser: argparse.ArgumentParser, read: Reader, argv: Sequence[st
         run = prepare(args, read)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    if answer_all(run) and not args.skip_bad:
+    if answer_all(run, args.chunk_idx) and not args.skip_bad:
         sys.exit(1)
