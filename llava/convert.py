@@ -186,9 +186,11 @@ def _transformers_logits(
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", required=True, choices=("hf", "llava"), help="layout to write; hf is transformers'")
-    parser.add_argument("--model-path", required=True, help="checkpoint to read: folder or Hub name, either layout")
+    parser.add_argument(
+        "--model-path", "--src", required=True, help="checkpoint to read: folder or Hub name, either layout"
+    )
     parser.add_argument("--model-base", help="base under a LoRA adapter, a projector or a delta")
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--output", "--dst", required=True, help="folder to write")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored")
     parser.add_argument("--verify", action="store_true", help="load both and compare their logits")
     return parser

@@ -4,3 +4,10 @@ from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCau
 from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
 
 __all__ = ["LlavaConfig", "LlavaLlamaForCausalLM", "LlavaMistralConfig", "LlavaMistralForCausalLM"]
+
+
+def __getattr__(name: str) -> object:
+    if name.startswith("LlavaMpt"):
+        # The reason instead of "cannot import name"; LLaVA's own MPT classes broke before its last version.
+        raise ImportError(f"{name}: MPT models are not supported; there are Llama and Mistral")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

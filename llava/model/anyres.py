@@ -40,6 +40,12 @@ def unpadded_box(columns: int, rows: int, size: tuple[int, int]) -> tuple[slice,
     return slice(0, rows), slice(pad, columns - pad)
 
 
+def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
+    """Of a [C, H, W] map of a picture that was fitted in and centred, the part that shows it; size (width, height)."""
+    rows, columns = unpadded_box(tensor.shape[2], tensor.shape[1], original_size)
+    return tensor[:, rows, columns]
+
+
 def merge_tiles(
     features: Tensor,
     patches: int,

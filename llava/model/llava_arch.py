@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.anyres import merge_tiles, read_newline
+from llava.model.anyres import unpad_image as unpad_image  # where LLaVA's callers look for it
 from llava.model.checkpoint import read_projector, with_vision_model_level
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower

@@ -207,6 +207,9 @@ def _costs(answers: Sequence[dict[str, Any]], model: Any) -> dict[str, Any]:
     return {
         "tokens": {
             "llm": mean([one["visual_tokens"] for one in answers], 2),
+            # The two means in use: SparseVLM counts what leaves a layer, FLOPs follow from what enters it.
+            "llm_inputs": mean([statistics.fmean(_decoder_tokens(one)) for one in answers], 2),
+            "llm_outputs": mean([statistics.fmean(_left(_decoder_tokens(one))) for one in answers], 2),
             "text": mean([one["text_tokens"] for one in answers], 2),
             "encoder_inputs": mean(layers[:-1], 2),
             "encoder_outputs": mean(layers[1:], 2),
@@ -222,6 +225,16 @@ def _costs(answers: Sequence[dict[str, Any]], model: Any) -> dict[str, Any]:
             "prefill": _spread([one["prefill_ms"] for one in answers]),
         },
     }
+
+
+def _decoder_tokens(answer: dict[str, Any]) -> list[int]:
+    """Visual tokens that went into each layer of the language model; one number where nothing was cut there."""
+    return answer.get("language_tokens") or [answer["visual_tokens"]]
+
+
+def _left(entering: list[int]) -> list[int]:
+    """Those that came out of each layer: what the next one got. A cut after the last layer changes nothing any more."""
+    return [*entering[1:], entering[-1]]
 
 
 def _spread(times: Sequence[float]) -> dict[str, float]:
