@@ -32,7 +32,7 @@ def main(name: str, folder: str, stage: str) -> None:
         batches[1] = {**host.labelled([SAMPLES[2]]), "images": [torch.zeros(3, 3, 24, 24)], "image_sizes": [(24, 48)]}
     attach(model, FlowCut(10))
     losses = []
-    deepspeed.init_distributed("gloo", timeout=timedelta(seconds=60))
+    deepspeed.init_distributed("gloo", timeout=timedelta(seconds=300))
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": int(stage), "stage3_param_persistence_threshold": 0},

@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
 
 def launch(command: list[str]) -> str:
     """Run to the end; what it printed."""
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
