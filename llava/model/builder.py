@@ -42,6 +42,10 @@ _FAMILIES: dict[str, tuple[Any, Any]] = {
     "mistral": (LlavaMistralConfig, LlavaMistralForCausalLM),
 }
 _TOWER_WEIGHTS = "model.vision_tower."
+# What they warn of while loading is said in one line here. The last one speaks only where the first has a level.
+_LOGGERS = tuple(
+    f"transformers.{name}" for name in ("modeling_utils", "configuration_utils", "distributed.tensor_parallel")
+)
 # Parts that stay in the compute type when the language model is quantised.
 NOT_QUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 
@@ -204,7 +208,7 @@ def _load_model(source: Source, extra: dict[str, Tensor], dtype: Any, kwargs: di
     _decide_tower(config, names | set(extra))
     arguments = kwargs | {"key_mapping": source.key_mapping, "output_loading_info": True}
     try:
-        with quiet("transformers.modeling_utils", "transformers.configuration_utils"):
+        with quiet(*_LOGGERS):
             model, report = model_class.from_pretrained(folder, config=config, dtype=dtype, **arguments)
     except DAMAGE as error:
         raise ValueError(f"the weights in {folder} cannot be loaded: {one_line(error)}") from error

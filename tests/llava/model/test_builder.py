@@ -265,6 +265,13 @@ def test_what_is_missing_is_said_in_one_line(inside, damage, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_good_checkpoint_loads_without_a_word(inside, capfd, caplog):
+    load(inside)
+    assert not caplog.records
+    said = [line for line in capfd.readouterr().err.splitlines() if "Loading weights" not in line]
+    assert said == []
+
+
 def test_no_such_model():
     with pytest.raises(ValueError, match="is no folder"):
         load("/no/such/model")
