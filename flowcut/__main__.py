@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
 
 from flowcut.attach import attach
 from flowcut.plots import kept_patches
-from flowcut.registry import METHODS, parse_pruner
+from flowcut.registry import METHODS, parse_pruner, settings_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def describe() -> None:
-    """Print every registered pruner."""
+    """Print every registered pruner, its fields with their defaults, what they take and what they mean."""
+    shown: dict[type, str] = {}
     for name, method in METHODS.items():
-        example = method.make(budget=1)  # a preset's settings, not the defaults of its class
-        settings = [f.name if f.default is MISSING else f"{f.name}={getattr(example, f.name)}" for f in fields(example)]
-        print(f"{name}: {method.paper}\n    {', '.join(settings)}")
+        print(f"{name}: {method.paper}")
+        settings = settings_of(name)
+        if method.cls in shown:  # a preset of a class that was explained before
+            before = shown[method.cls]
+            other = {(field.name, field.default) for field in settings_of(before)}
+            changed = [
+                f"{field.name}={field.default}" for field in settings if (field.name, field.default) not in other
+            ]
+            print(f"    as {before}, with {', '.join(changed)}")
+            continue
+        shown[method.cls] = name
+        for field in settings:
+            default = "" if field.default is None else f"={field.default}"
+            text = f"{field.name}{default} ({field.allowed}): {field.meaning}"
+            print(textwrap.fill(text, 118, initial_indent="    ", subsequent_indent="        "))
     print("none: no pruning")
 
 

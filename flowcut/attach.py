@@ -12,8 +12,9 @@ from flowcut.anatomy import anatomy_of
 from flowcut.decoder import LanguageStage
 from flowcut.encoder import EncoderStage
 from flowcut.method import FlowCut
-from flowcut.pruner import Pruner, Trace
+from flowcut.pruner import Pruner
 from flowcut.stage import Stage
+from flowcut.trace import Trace
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -53,9 +53,10 @@ from transformers.initialization import no_init_weights
 from flowcut.attach import Handle, attach
 from flowcut.cost import decode_flops, encoder_flops, merging_encoder_flops, prefill_flops, projector_flops
 from flowcut.memory import peak_memory_mb
-from flowcut.pruner import Cut, LanguageView, Pruner, StageTrace, Trace, View
+from flowcut.pruner import Cut, LanguageView, Pruner, View
 from flowcut.registry import parse_pruner
 from flowcut.synthetic import GEOMETRIES, PLACEHOLDER, VOCABULARY, draw_weights, pictures, sharpen
+from flowcut.trace import StageTrace, Trace
 
 COMMANDS = {
     "encode": "the vision encoder",
@@ -193,14 +194,15 @@ class Bench:
         """FLOPs of the timed call by formula, for a trace's token counts or, not pruned, for all tokens."""
         config, total = self.model.config, 0.0
         vision = config if self.bare else config.vision_config
-        rows = zip(zip(*trace.entering, strict=True), trace.leaving[-1], strict=True)
+        inside = pruned and trace.inside
+        rows = zip(zip(*trace.entering, strict=True), zip(*trace.leaving, strict=True), strict=True)
         for entering, leaving in rows if self.args.command != "prefill" else ():
-            path, left = (entering, leaving) if pruned else (entering[:1] * len(entering), entering[0])
+            path, left = (entering, leaving[-1]) if pruned else (entering[:1] * len(entering), entering[0])
             if self.geometry.family == "Qwen2VL":
                 total += merging_encoder_flops(vision, path, left)
             else:
                 left += self.geometry.family == "VideoLlava"  # passes each frame's CLS on
-                total += encoder_flops(vision, path)
+                total += encoder_flops(vision, path, mlp_path=leaving if inside else None)
                 total += 0 if self.bare else projector_flops(left, vision.hidden_size, config.text_config.hidden_size)
         for visual in self.decoder_paths(trace if pruned else None):
             lengths = [self.args.text_tokens + count for count in visual]

@@ -38,6 +38,7 @@ def cost_of(
     path: Sequence[int] | None = None,
     visual_tokens: int | Sequence[int] | None = None,
     projector_layers: int = 2,
+    mlp_path: Sequence[int] | None = None,
 ) -> Cost:
     """FLOPs of answering one prompt about one image, up to the first new token's logits.
 
@@ -49,6 +50,8 @@ def cost_of(
         visual_tokens: those that reach the language model, or those that enter each of its layers where some are
             dropped inside; what enters the last encoder layer if None.
         projector_layers: linear layers of the projector; the first widens, the others keep the width.
+        mlp_path: visual tokens entering each encoder layer's MLP, where a method merges ahead of it
+            (`Pruner.merges_inside`): the counts that leave the layers.
     """
     patches = (vision.image_size // vision.patch_size) ** 2
     path = [patches] * vision.num_hidden_layers if path is None else path
@@ -56,19 +59,20 @@ def cost_of(
     if isinstance(visual_tokens, int):
         visual_tokens = [visual_tokens] * language.num_hidden_layers
     return Cost(
-        encoder=encoder_flops(vision, path),
+        encoder=encoder_flops(vision, path, mlp_path=mlp_path),
         projector=projector_flops(visual_tokens[0], vision.hidden_size, language.hidden_size, projector_layers),
         prefill=prefill_flops(language, [text_tokens + visual for visual in visual_tokens]),
     )
 
 
-def encoder_flops(config: Any, path: Sequence[int], prefix: int = 1) -> float:
-    """A ViT with two-layer MLPs. path: visual tokens entering each layer; prefix: special tokens beside them."""
+def encoder_flops(config: Any, path: Sequence[int], prefix: int = 1, mlp_path: Sequence[int] | None = None) -> float:
+    """A ViT with two-layer MLPs. path: visual tokens entering each layer (mlp_path: its MLP); prefix: special ones."""
     width, inner = config.hidden_size, config.intermediate_size
     patches = (config.image_size // config.patch_size) ** 2
     embedding = patches * config.num_channels * config.patch_size**2 * width
-    layers = sum(4 * n * width**2 + 2 * n * width * inner + 2 * n**2 * width for n in (p + prefix for p in path))
-    return 2.0 * (embedding + layers)
+    attention = sum(4 * n * width**2 + 2 * n**2 * width for n in (visual + prefix for visual in path))
+    mlp = sum(2 * (visual + prefix) * width * inner for visual in (path if mlp_path is None else mlp_path))
+    return 2.0 * (embedding + attention + mlp)
 
 
 def merging_encoder_flops(config: Any, path: Sequence[int], left: int) -> float:

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from flowcut.pruner import Cut, LanguageView, StageTrace, Trace
+from flowcut.ahead import Looked, look_ahead
+from flowcut.pruner import Cut, LanguageView
 from flowcut.sequence import IGNORE_INDEX, pack
 from flowcut.stage import Stage
 from flowcut.tap import LANGUAGE, tap
+from flowcut.trace import StageTrace, Trace
 
 if TYPE_CHECKING:
     from flowcut.anatomy import Decoder
@@ -87,6 +89,10 @@ class LanguageRun:
         self.index: Tensor | None = None
         self.renumber = False
         self.given: Any = None
+        self.call: dict[str, Any] = {}
+        self.rotary: Any = None
+        self.embedded: Tensor | None = None
+        self.looking = False
         self.made: dict[Any, Any] = {}
         self.states: list[tuple[int, Tensor | None, int, bool]] = []
         self.seen: tuple[Tensor, Tensor, Tensor, float] | None = None
@@ -117,6 +123,8 @@ class LanguageRun:
 
     def observe(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if self.looking:
+            raise Looked(query, key, value, scale)
         self.seen = (query.detach(), key.detach(), value.detach(), scale)
         if not self.handle.pruner.reads_hidden:
             self.ask(None)
@@ -149,12 +157,17 @@ class LanguageRun:
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the layer has to be called with, if not with what the decoder gives it."""
-        self.given = kwargs["position_embeddings"]
-        entry = self.past_of(layer)
-        if self.index is None and entry is None:
+        self.given, self.call = kwargs["position_embeddings"], kwargs
+        self.embedded = args[0].detach() if layer == 0 else None
+        if self.index is None and self.past_of(layer) is None:
+            self.rotary = self.given
             return None
-        hidden = args[0]
-        cached = self.cached(layer)
+        mask, self.rotary = self.surroundings(layer, args[0])
+        return args, {**kwargs, "attention_mask": mask, "position_embeddings": self.rotary, "position_ids": None}
+
+    def surroundings(self, layer: int, hidden: Tensor) -> tuple[Any, Any]:
+        """-> mask and position embeddings of a layer that is to be given `hidden`, the columns that are left."""
+        entry, cached = self.past_of(layer), self.cached(layer)
         renumber = self.renumber if self.index is not None else bool(entry and entry.renumbered)
         sliding = _slides(self.decoder.model.config, layer)
         key = (entry.first if entry is not None else -1, cached, hidden.shape[1], renumber, sliding)
@@ -169,8 +182,7 @@ class LanguageRun:
                 layer_idx=layer if self.cache is not None else None,
             )
             self.made[key] = mask, self.embeddings(hidden, whole, cached, renumber)
-        mask, embeddings = self.made[key]
-        return args, {**kwargs, "attention_mask": mask, "position_embeddings": embeddings, "position_ids": None}
+        return self.made[key]
 
     def embeddings(self, hidden: Tensor, whole: Tensor | None, cached: int, renumber: bool) -> Any:
         """Position embeddings of the columns that are left: their own, or counted anew by the layer's own entries."""
@@ -225,6 +237,10 @@ class LanguageRun:
             two_stage=self.handle.anatomy.two_stage,
             memory=self.memory,
             recorder=self.note if self.handle.signals else None,
+            rotary=self.rotary,
+            embeddings=self.embedded,
+            norm=getattr(self.decoder.model, "norm", None),
+            ahead=lambda view: look_ahead(self, view),
         )
         with torch.no_grad():
             self.cut = self.handle.pruner.language(view)
@@ -235,6 +251,9 @@ class LanguageRun:
         before, columns = self.columns, self.columns.gather(1, cut.keep)
         stays = torch.ones(hidden.shape[:2], dtype=torch.bool, device=self.device) if self.real is None else self.real
         stays = stays.clone()
+        # Where a method merges, an image's tokens stand in the order of its answer, in the places of those that stay.
+        places = torch.arange(hidden.shape[1], device=self.device).expand(self.rows, -1)
+        source = places.clone()
         if cut.hidden is not None:
             hidden = hidden.clone()
         for row, sample in enumerate(self.samples):
@@ -242,17 +261,24 @@ class LanguageRun:
             kept = columns[row, : counts[row]]
             stays[sample, kept] = True
             if cut.hidden is not None:
-                hidden[sample, kept] = cut.hidden[row, : counts[row]].to(hidden.dtype)
+                replacement = cut.hidden[row, : counts[row]].to(hidden.dtype)
+                changed = (replacement != hidden[sample, kept].detach()).any(dim=-1)
+                hidden[sample, kept[changed]] = replacement[changed]
+                slots = kept.sort().values
+                source[sample, slots] = kept
+                columns[row, : counts[row]] = slots
         self.positions = self.positions.gather(1, cut.keep)
         self.counts = counts
         self.trace.kept[layer] = [p[:count].clone() for p, count in zip(self.positions, counts, strict=True)]
-        if bool(stays.all()):
+        if bool(stays.all()) and torch.equal(source, places):
             return hidden
         # What layers up to this one hold is noted before it changes; `leave` puts it on the cache.
         self.states.append((layer, self.real, hidden.shape[1], self.renumber))
         index, real = pack(stays, self.left)
         ahead = index.shape[1] - stays.sum(dim=1, keepdim=True) if self.left else 0
         rank = stays.long().cumsum(dim=1) - 1 + ahead
+        index = source.gather(1, index)
+        self.made = {}
         self.columns = rank[torch.tensor(self.samples, device=self.device)[:, None], columns].clamp_min(0)
         self.index = index if self.index is None else self.index.gather(1, index)
         self.real = None if bool(real.all()) else real

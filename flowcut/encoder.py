@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,9 +22,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.masking_utils import create_bidirectional_mask
 
-from flowcut.pruner import CLS, Cut, Pruner, Trace, View, valid_mask
+from flowcut.ahead import Looked
+from flowcut.merging import SLIP, BranchHooks, Ledger, Slip, merge_of
+from flowcut.pruner import CLS, Cut, Pruner, View, valid_mask
 from flowcut.stage import Stage
 from flowcut.tap import VISION, Segments, tap
+from flowcut.text import Question, question_about
+from flowcut.trace import Trace
 
 if TYPE_CHECKING:
     from flowcut.anatomy import Encoder
@@ -84,8 +89,14 @@ class Run:
         self.positions: Tensor | None = None
         self.counts: tuple[int, ...] = ()
         self.groups: tuple[int, ...] = ()
+        self.grids: tuple[tuple[int, int], ...] = ()
+        self.question: Question | None = None
+        self.pixels: Any = kwargs.get("pixel_values", args[0] if args else None)
         self.packed = False
         self.mask: Any = None
+        self.ledger: Ledger | None = None
+        self.slip: Slip | None = None
+        self.looking = False
 
     def observes(self, module: nn.Module) -> bool:
         return any(module is attention for attention in self.encoder.attentions)
@@ -93,6 +104,8 @@ class Run:
     def observe(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
         """Called by the tap, more than once if a layer attends in pieces. When all are there, the pruner is asked."""
         self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if self.looking:
+            raise Looked(query, key, value, self.scaling)
         if self.positions is None:
             self.start(query)
         self.seen.append((query.detach(), key.detach(), value.detach()))
@@ -119,6 +132,11 @@ class Run:
         self.counts = (length,) * number
         groups = self.known.groups if self.known is not None else None
         self.groups = tuple(range(number)) if groups is None else groups
+        patch = getattr(self.encoder.model.config, "patch_size", None)
+        grid = (1, length)
+        if isinstance(patch, int) and isinstance(self.pixels, Tensor):
+            grid = (self.pixels.shape[-2] // patch, self.pixels.shape[-1] // patch)
+        self.grids = (grid if grid[0] * grid[1] == length else (1, length),) * number
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """The layer's output, shortened if the pruner says so."""
@@ -136,14 +154,44 @@ class Run:
     def ask(self, hidden: Tensor | None) -> None:
         """Show the layer under way to the pruner."""
         with torch.no_grad():
-            self.cut = self.pruner.vision(self.view(len(self.trace.entering), hidden))
+            self.cut = cut = self.pruner.vision(self.view(len(self.trace.entering), hidden))
+            if cut is not None and cut.inside:
+                assert self.slip is not None, "a pruner that merges inside has to say merges_inside = True"
+                counts = cut.counts or (cut.keep.shape[1],) * len(self.counts)
+                sizes = self.books().sizes
+                self.slip.merge = merge_of(cut, sizes, self.encoder.prefix, self.counts, counts, self.packed)
+
+    def books(self) -> Ledger:
+        """What the tokens are made of, from the first merge on."""
+        assert self.positions is not None
+        if self.ledger is None:
+            self.ledger = Ledger.of(self.positions, self.counts, max((*self.trace.entering, self.counts)[0]))
+        return self.ledger
+
+    def look_ahead(self, view: View, hidden: Tensor) -> View:
+        """`View.following`: the next layer is called, and stopped where its attention would begin."""
+        number = view.layer + 1
+        if number >= len(self.encoder.layers):
+            raise ValueError(f"no layer follows layer {view.layer}, the last one of this encoder")
+        self.looking = True
+        try:
+            self.encoder.layers[number].forward(hidden, attention_mask=self.mask)
+            raise AssertionError("the layer ran without calling its tapped attention")
+        except Looked as looked:
+            seen, scaling = [looked.query, looked.key, looked.value], looked.scaling
+        finally:
+            self.looking = False
+        if self.packed:
+            seen = [self.unpack(tensor[0]).transpose(1, 2) for tensor in seen]
+        query, key, value = (tensor.to(view.q.device) for tensor in seen)
+        return replace(view, layer=number, q=query, k=key, v=value, scaling=scaling, states=None, ahead=None)
 
     def view(self, layer: int, hidden: Tensor | None) -> View:
         assert self.positions is not None
         assert self.seen, "the layer ran without calling its tapped attention"
         pieces = list(zip(*self.seen, strict=True))
         query, key, value = (p[0] if len(p) == 1 else torch.cat(p, dim=2) for p in pieces)
-        self.seen = []
+        self.seen, given = [], hidden
         if self.packed:
             query, key, value = (self.unpack(tensor[0]).transpose(1, 2) for tensor in (query, key, value))
             if hidden is not None:
@@ -167,6 +215,12 @@ class Run:
             reserved=self.encoder.reserved,
             memory=self.memory,
             recorder=self.note if self.signals else None,
+            grids=self.grids,
+            read_after=self.encoder.whole_from,
+            project=self.encoder.project,
+            question=self.question,
+            sizes=None if self.ledger is None else self.ledger.sizes,
+            ahead=None if given is None or self.encoder.unit > 1 else partial(self.look_ahead, hidden=given),
         )
 
     def unpack(self, tokens: Tensor) -> Tensor:
@@ -183,19 +237,27 @@ class Run:
     def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
         """Apply a cut to a layer's output; one gather over all rows."""
         assert self.positions is not None
+        ledger = self.ledger if cut.into is None else self.books()
         before, prefix = self.counts, self.encoder.prefix
         counts = cut.counts or (cut.keep.shape[1],) * len(before)
         self.positions = self.positions.gather(1, cut.keep.clamp_min(0)).masked_fill(cut.keep == CLS, CLS)
         self.trace.kept[layer] = [p[:count].clone() for p, count in zip(self.positions, counts, strict=True)]
         if cut.hidden is None and counts == before and all(count == cut.keep.shape[1] for count in counts):
             return hidden
+        merge = None
+        if ledger is not None:
+            if cut.into is not None and not cut.inside:
+                merge = merge_of(cut, ledger.sizes, prefix, before, counts, self.packed)
+            ledger.update(cut, before, counts)
         starts = self.starts(hidden)
         ahead = torch.arange(prefix, device=hidden.device)
         index = [
             torch.cat([ahead + start, keep[:count] + (start + prefix)])
             for start, keep, count in zip(starts, cut.keep, counts, strict=True)
         ]
-        if cut.hidden is None:
+        if merge is not None:
+            flat = merge(hidden.flatten(0, -2))
+        elif cut.hidden is None:
             self.kept_flat = torch.cat(index)
             flat = hidden.flatten(0, -2)[self.kept_flat]
         else:
@@ -223,11 +285,19 @@ class Run:
 
     def before_layer(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the next layer has to be called with, if not with what the encoder gives it."""
-        if self.mask is None:
-            return None
-        return args[:1], {**kwargs, "attention_mask": self.mask}
+        mask = self.mask
+        if self.pruner.merges_inside:
+            if mask is None:
+                mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+            ledger = self.ledger
+            sizes = None if ledger is None else ledger.log_sizes(self.encoder.prefix, self.counts, self.packed)
+            mask = self.slip = Slip(mask, sizes)
+        return None if mask is None else (args[:1], {**kwargs, "attention_mask": mask})
 
     def finish(self) -> Trace:
+        if self.ledger is not None:
+            self.trace.sources = list(self.ledger.sources)
+            self.trace.inside = self.pruner.merges_inside
         return self.trace
 
 
@@ -245,6 +315,11 @@ class EncoderStage(Stage):
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
             self.undo.append(layer.register_forward_hook(_LayerHook(self, number), prepend=True).remove)
+        if self.handle.pruner.merges_inside:
+            hooks = BranchHooks()
+            for first, last in self.encoder.branches:
+                self.undo.append(first.register_forward_pre_hook(hooks.enter).remove)
+                self.undo.append(last.register_forward_hook(hooks.leave).remove)
 
     def running(self) -> Any:
         """This encoder's forward under way, if any."""
@@ -258,7 +333,9 @@ class EncoderStage(Stage):
             return
         pruner, signals = self.handle.pruner, self.handle.signals
         assert self.encoder.run is not None
-        VISION.set(self.encoder.run(pruner, self.encoder, signals, known, args, kwargs))
+        run = self.encoder.run(pruner, self.encoder, signals, known, args, kwargs)
+        run.question = question_about(self.handle)
+        VISION.set(run)
 
     @torch.compiler.disable
     def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -266,6 +343,7 @@ class EncoderStage(Stage):
         if run is None:
             return
         VISION.set(run.outer)
+        SLIP.set(None)
         if output is None:
             return
         trace = run.finish()

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from flowcut.decoder import IMAGE_INDEX, with_cache
-from flowcut.pruner import Trace
 from flowcut.sequence import IGNORE_INDEX, pack
 from flowcut.stage import Stage
+from flowcut.trace import Trace
 
 if TYPE_CHECKING:
     from flowcut.attach import Handle

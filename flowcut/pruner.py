@@ -7,7 +7,8 @@ leave the layer alone. It never touches the model; `flowcut.attach` does.
 What every pruner has to honour (tests/flowcut/test_laws.py holds all of them to it):
 
 1. a budget not below the number of tokens changes nothing, to the last bit;
-2. exactly `budget` visual tokens reach the language model, or its last layers where the method cuts there;
+2. exactly `budget` visual tokens reach the language model, or its last layers where the method cuts there, or an
+   average layer of it where the method says so;
 3. kept indices ascend unless the method merges, and special tokens ahead of the patches (CLS) and text always stay;
 4. a sample's result does not depend on its batch mates (unless a field asks for it, as `batch_coupling="max"`);
 5. whatever has to live from one layer to the next lies in `view.memory`, which dies with the forward.
@@ -24,12 +25,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from flowcut.anatomy import Anatomy
+    from flowcut.text import Question
 
 CLS = -1
-"""In place of a patch position: the CLS token, where a method sends it to the language model as a token of its own."""
+"""In place of a patch position: a visual token that is no patch, such as the CLS token where a method sends it on."""
 
 
 class LayerView:
@@ -87,6 +90,14 @@ class View(LayerView):
         reserved: special tokens that travel on to the language model and so count in the budget (CLS with LLaVA's
             `cls_patch`).
         memory: the pruner's own notebook for this forward.
+        grids: rows and columns of each row's whole grid, counted in tokens of the language model (patches, in Qwen2-VL
+            merge groups), which are numbered row by row.
+        read_after: the layer whose output goes to the language model; in an encoder alone the last but one.
+        project: what the model makes of visual hidden states [R, n, D]: [R, n / unit, D'], the language model's tokens;
+            None in an encoder alone. See `projected`.
+        question: what is asked about the images, where the caller says so with `flowcut.text.asked`; else None.
+        sizes: [R, n], how many patches each visual token stands for; None while no cut has merged any.
+        ahead: see `following`.
     """
 
     layer: int
@@ -107,6 +118,24 @@ class View(LayerView):
     reserved: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
     recorder: Callable[[str, Tensor, Any], None] | None = None
+    grids: tuple[tuple[int, int], ...] = ()
+    read_after: int | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+    question: Question | None = None
+    sizes: Tensor | None = None
+    ahead: Callable[[View], View] | None = None
+
+    def following(self) -> View:
+        """The same tokens as the next layer would see them: its number, q, k and v.
+
+        For pruners with `reads_hidden`; costs that layer's norm and projections, no attention.
+
+        Raises:
+            ValueError: the layer is the encoder's last, or the encoder attends in pieces (Qwen2-VL).
+        """
+        if self.ahead is None:
+            raise ValueError("a following layer is shown to pruners with reads_hidden, and not in Qwen2-VL's encoders")
+        return self.ahead(self)
 
     @property
     def key_valid(self) -> Tensor | None:
@@ -119,6 +148,21 @@ class View(LayerView):
     def visual(self, tokens: Tensor) -> Tensor:
         """The visual part of a [..., S, d] tensor: [..., n, d]."""
         return tokens[..., self.prefix :, :]
+
+    @property
+    def projected(self) -> Tensor:
+        """[R, n / unit, D'], float32: the visual tokens as the language model would get them after this layer.
+
+        For pruners with `reads_hidden`. In an encoder alone they are the layer's output. Computed at each access; what
+        the projector says of any layer but `read_after` means nothing.
+        """
+        states = self.visual(self.hidden)
+        return (states if self.project is None else self.project(states)).float()
+
+    @property
+    def token_valid(self) -> Tensor | None:
+        """[R, n / unit], `valid` for the tokens of `projected`."""
+        return None if self.valid is None else self.valid[:, :: self.unit]
 
     def global_token(self, tokens: Tensor) -> Tensor:
         """[R, H, S, d] -> [R, H, d]: the CLS token, or where there is none the mean of all tokens (section 3.1)."""
@@ -144,25 +188,31 @@ class View(LayerView):
             shares.append(max(tokens - self.reserved, 1) * self.unit)
         return shares
 
-    def once(self, budget: int) -> list[int] | None:
-        """How many patches each row keeps, for methods with a single cut: after the last layer but one.
+    def once(self, budget: int, layer: int | None = None) -> list[int] | None:
+        """How many patches each row keeps, for methods with a single cut: after `layer`, else after the last but one.
 
         None in every other layer, and where the budget leaves nothing to drop.
         """
         counts = [min(pair) for pair in zip(self.counts, self.share(budget), strict=True)]
-        return counts if self.layer == self.layers - 2 and counts != list(self.counts) else None
+        layer = self.layers - 2 if layer is None else layer
+        return counts if self.layer == layer and counts != list(self.counts) else None
 
     def best(self, score: Tensor, counts: Sequence[int]) -> Cut:
         """Keep the `counts[r]` patches of highest score [R, n]; merge groups stay whole, by their mean score."""
         if self.unit == 1:
             return Cut.best(score, counts, self.valid)
-        rows, length = score.shape
-        pooled = score.view(rows, length // self.unit, self.unit).mean(dim=2)
-        valid = self.valid
-        cut = Cut.best(
-            pooled, [count // self.unit for count in counts], None if valid is None else valid[:, :: self.unit]
-        )
-        inside = torch.arange(self.unit, device=score.device)
+        tokens = [count // self.unit for count in counts]
+        return self.whole_units(Cut.best(self.per_token(score), tokens, self.token_valid))
+
+    def per_token(self, values: Tensor) -> Tensor:
+        """[R, n] or [R, n, D] -> [R, n / unit, ..]: means over what becomes one token of the language model."""
+        return values if self.unit == 1 else values.unflatten(1, (-1, self.unit)).mean(dim=2)
+
+    def whole_units(self, cut: Cut) -> Cut:
+        """A cut among tokens of the language model (as in `projected`) as one among patches."""
+        if self.unit == 1:
+            return cut
+        inside = torch.arange(self.unit, device=cut.keep.device)
         keep = (cut.keep[:, :, None] * self.unit + inside).flatten(1)
         return Cut(keep, None if cut.counts is None else tuple(count * self.unit for count in cut.counts))
 
@@ -187,6 +237,10 @@ class LanguageView(LayerView):
         mrope: whether positions have axes for time, height and width (Qwen2-VL).
         two_stage: whether this family's pruners are expected to cut here.
         memory: the pruner's own notebook for this forward.
+        rotary: (cos, sin), each [B or 1, S, d], with which this layer turned q and k; halves of a head turn together.
+        embeddings: [B, S, D], what the language model was given; in its first layer only, else None.
+        norm: the model's norm behind the last layer, for methods that compare states as its head would see them.
+        ahead: see `following`.
     """
 
     layer: int
@@ -207,6 +261,19 @@ class LanguageView(LayerView):
     two_stage: bool = False
     memory: dict[str, Any] = field(default_factory=dict)
     recorder: Callable[[str, Tensor, Any], None] | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    embeddings: Tensor | None = None
+    norm: Callable[[Tensor], Tensor] | None = None
+    ahead: Callable[[LanguageView], LanguageView] | None = None
+
+    def following(self) -> LanguageView:
+        """The same tokens as the next layer would see them, for methods that rank in front of it: its number, q, k, v.
+
+        For pruners with `reads_hidden`; costs that layer's norm and projections, no attention. Training with sharded
+        weights (ZeRO-3) then needs an image on every rank, because all have to gather the same weights.
+        """
+        assert self.ahead is not None, "no decoder is under way"
+        return self.ahead(self)
 
     @property
     def past(self) -> int:
@@ -239,17 +306,26 @@ class Cut:
 
     Attributes:
         keep: [R, K] indices into the layer's own visual tokens. Ascending, unless `hidden` is given: then any order,
-            and in an encoder `CLS` for the CLS token as a visual token of its own.
+            and in an encoder `CLS` for the CLS token, or for a summary of many, as a visual token of its own.
         counts: how many entries of each row are meant; None when all K are. What lies beyond is padding.
         hidden: [R, K, D] to stand in for the kept tokens' hidden states, for methods that merge; None to take them as
-            they are.
+            they are. In a decoder what differs from the state it stands for passes no gradient back.
         renumber: in a decoder, count the positions of what is left anew; otherwise tokens keep theirs.
+        into: [R, n], in an encoder, for methods that merge each token into one other: the entry of `keep` that each of
+            the layer's visual tokens becomes part of, -1 to drop it. Entries of `keep` name themselves, in any order.
+            What is left is the mean of what it is made of, weighted by sizes; gradients flow back to all of it.
+        inside: merge between the layer's attention and its MLP, by a pruner with `merges_inside`; otherwise behind it.
+        proportional: from the next layer on, a token counts in attention as many times as it has patches: the
+            logarithm of its size is added at its key.
     """
 
     keep: Tensor
     counts: tuple[int, ...] | None = None
     hidden: Tensor | None = None
     renumber: bool = False
+    into: Tensor | None = None
+    inside: bool = False
+    proportional: bool = False
 
     @classmethod
     def best(cls, score: Tensor, counts: Sequence[int], valid: Tensor | None = None, renumber: bool = False) -> Cut:
@@ -264,89 +340,16 @@ class Cut:
         keep = keep.masked_fill(~full, score.shape[1] - 1 + longest).sort(dim=1).values
         return cls(keep.masked_fill(~full, 0), tuple(counts), renumber=renumber)
 
+    @classmethod
+    def first(cls, picks: Tensor, counts: Sequence[int]) -> Cut:
+        """Keep the first `counts[r]` of picks [R, K], indices in the order they were chosen, no index twice."""
+        return cls.rows([row[:count].sort().values for row, count in zip(picks, counts, strict=True)])
 
-@dataclass
-class StageTrace:
-    """What happened in one stage of the last forward that saw images.
-
-    Attributes:
-        kept: {layer: [LongTensor per image]}, for each layer after which the pruner selected.
-        entering: [layer][image], visual tokens that went into each layer.
-        leaving: [layer][image], visual tokens that came out of it.
-        signals: {layer: {name: values}}, with attach(..., signals=True). Per-token signals are lists with one tensor
-            per image, per-image ones an [R] tensor.
-    """
-
-    kept: dict[int, list[Tensor]] = field(default_factory=dict)
-    entering: list[tuple[int, ...]] = field(default_factory=list)
-    leaving: list[tuple[int, ...]] = field(default_factory=list)
-    signals: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    def path(self, sample: int = 0) -> list[int]:
-        """How many visual tokens of one image went into each layer; what `flowcut.cost` takes."""
-        return [counts[sample] for counts in self.entering]
-
-    @property
-    def final(self) -> list[Tensor]:
-        """What was left at the end, one LongTensor per image."""
-        if self.kept:
-            return self.kept[max(self.kept)]
-        return [torch.arange(count) for count in (self.entering[0] if self.entering else ())]
-
-    def join(self, other: StageTrace) -> None:
-        """Append the rows of another trace of the same layers: videos after images."""
-        ends = self.final, other.final
-        for layer in sorted({*self.kept, *other.kept}):
-            mine, theirs = (
-                trace.kept.get(layer) or [torch.arange(n) for n in trace.leaving[layer]] for trace in (self, other)
-            )
-            self.kept[layer] = [*mine, *theirs]
-        if self.kept:
-            self.kept[max(self.kept)] = [*ends[0], *ends[1]]
-        self.entering = [a + b for a, b in zip(self.entering, other.entering, strict=True)]
-        self.leaving = [a + b for a, b in zip(self.leaving, other.leaving, strict=True)]
-        for layer, signals in other.signals.items():
-            for name, values in signals.items():
-                there = self.signals.setdefault(layer, {}).get(name)
-                joined = values if there is None else [*there, *values]
-                self.signals[layer][name] = joined if isinstance(values, list) else torch.as_tensor(joined)
-
-    def note(self, name: str, values: Tensor, layer: int, counts: Sequence[int]) -> None:
-        rows: Any = values.detach().clone()
-        if values.ndim == 2:
-            rows = [row[:count] for row, count in zip(rows, counts, strict=True)]
-        self.signals.setdefault(layer, {})[name] = rows
-
-
-@dataclass
-class Trace(StageTrace):
-    """What happened in the vision encoder, and behind it. Counts leave out special tokens such as CLS.
-
-    `kept`, `entering`, `leaving`, `signals` and `final` speak of the encoder: one entry per encoder row (image, tile or
-    frame), kept patches by their position in that row's original grid, `CLS` for a CLS token sent on.
-
-    Attributes:
-        tokens: for each image as the language model sees it, [V, 2]: encoder row and grid position of every visual
-            token, in order. A position of -1 is no patch (CLS, or the end of an image row).
-        language: what happened inside the language model: one entry per image that is shown there, kept tokens by
-            their number in `tokens`. None where the pruner leaves the language model alone.
-        shown: the images (numbers into `tokens`) that the entries of `language` are about.
-    """
-
-    tokens: list[Tensor] = field(default_factory=list)
-    language: StageTrace | None = None
-    shown: tuple[int, ...] = ()
-
-    @property
-    def remaining(self) -> list[Tensor]:
-        """[T, 2] per image: encoder row and grid position of the visual tokens that were left in the very end."""
-        if self.language is None:
-            return self.tokens
-        remaining = list(self.tokens)
-        for image, kept in zip(self.shown, self.language.final, strict=True):
-            if image < len(remaining):
-                remaining[image] = self.tokens[image][kept.to(self.tokens[image].device)]
-        return remaining
+    @classmethod
+    def rows(cls, rows: Sequence[Tensor]) -> Cut:
+        """Keep these indices [K] of each row."""
+        counts = tuple(len(row) for row in rows)
+        return cls(pad_sequence(list(rows), batch_first=True), counts if len(set(counts)) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -366,6 +369,16 @@ class Pruner:
 
     budget: int
     reads_hidden: ClassVar[bool] = False
+
+    @property
+    def merges_inside(self) -> bool:
+        """Whether it merges between attention and MLP (`Cut.inside`); such a pruner reads no hidden states."""
+        return False
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether it needs `view.question`: the caller then wraps each call of the model in `flowcut.text.asked`."""
+        return False
 
     @property
     def keeps_groups(self) -> bool:

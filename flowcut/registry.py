@@ -7,13 +7,29 @@ Command lines and result files use text (`flowcut:budget=64`), a checkpoint's co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from flowcut.baselines.cdpruner import CDPruner
+from flowcut.baselines.dart import DART
+from flowcut.baselines.divprune import DivPrune
 from flowcut.baselines.fastervlm import FasterVLM
 from flowcut.baselines.fastv import FastV
+from flowcut.baselines.hiprune import HiPrune
+from flowcut.baselines.holov import HoloV
+from flowcut.baselines.pdrop import PyramidDrop
+from flowcut.baselines.pooling import Pooling
+from flowcut.baselines.prumerge import PruMerge
 from flowcut.baselines.random import Random
+from flowcut.baselines.rcom import RCom
+from flowcut.baselines.scope import SCOPE
+from flowcut.baselines.sparsevlm import SparseVLM
+from flowcut.baselines.tome import ToMe
+from flowcut.baselines.uniform import Uniform
 from flowcut.baselines.visionzip import VisionZip
+from flowcut.baselines.vispruner import VisPruner
+from flowcut.baselines.vtw import VTW
+from flowcut.fields import allowed, meanings, without_none
 from flowcut.method import FlowCut
 from flowcut.pruner import Pruner
 
@@ -34,9 +50,26 @@ METHODS: dict[str, Method] = {
         FlowCut, FlowCut.released_qwen2_vl, "FlowCut, arXiv 2505.19536, as released for Qwen2-VL"
     ),
     "fastv": Method(FastV, FastV, "FastV, arXiv 2403.06764"),
+    "sparsevlm": Method(SparseVLM, SparseVLM, "SparseVLM, arXiv 2410.04417, as in release 1.5"),
+    "sparsevlm-plus": Method(SparseVLM, SparseVLM.plus, "SparseVLM+, github.com/Gumpest/SparseVLMs, release 2.0"),
+    "pdrop": Method(PyramidDrop, PyramidDrop, "PyramidDrop, arXiv 2410.17247"),
+    "vtw": Method(VTW, VTW, "VTW, arXiv 2405.05803"),
+    "dart": Method(DART, DART, "DART, arXiv 2502.11494"),
     "visionzip": Method(VisionZip, VisionZip, "VisionZip, arXiv 2412.04467"),
     "fastervlm": Method(FasterVLM, FasterVLM, "FasterVLM, arXiv 2412.01818"),
+    "vispruner": Method(VisPruner, VisPruner, "VisPruner, arXiv 2412.01818 (version 2)"),
+    "hiprune": Method(HiPrune, HiPrune, "HiPrune, arXiv 2508.00553"),
+    "holov": Method(HoloV, HoloV, "HoloV, arXiv 2510.02912"),
+    "prumerge": Method(PruMerge, PruMerge, "LLaVA-PruMerge, arXiv 2403.15388"),
+    "prumerge_plus": Method(PruMerge, PruMerge.plus, "LLaVA-PruMerge+, arXiv 2403.15388"),
+    "tome": Method(ToMe, ToMe, "ToMe, arXiv 2210.09461"),
+    "rcom": Method(RCom, RCom, "Recoverable Compression, arXiv 2409.01179"),
+    "divprune": Method(DivPrune, DivPrune, "DivPrune, arXiv 2503.02175"),
+    "scope": Method(SCOPE, SCOPE, "SCOPE, arXiv 2510.24214"),
+    "cdpruner": Method(CDPruner, CDPruner, "CDPruner, arXiv 2506.10967"),
     "random": Method(Random, Random, "control: a random subset"),
+    "uniform": Method(Uniform, Uniform, "control: the middles of an even grid"),
+    "pooling": Method(Pooling, Pooling, "control: means over an even grid"),
 }
 
 
@@ -75,7 +108,12 @@ def pruner_to_text(pruner: Pruner | None) -> str:
         return "none"
     settings = pruner_to_config(pruner)
     name = settings.pop("method")
-    return f"{name}:{','.join(f'{key}={value}' for key, value in settings.items())}"
+    return f"{name}:{','.join(f'{key}={value_to_text(value)}' for key, value in settings.items())}"
+
+
+def value_to_text(value: object) -> str:
+    """A field's value as it stands in a pruner's text: "64", "2/8/16", "None"."""
+    return "/".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
 
 
 def pruner_to_config(pruner: Pruner) -> dict[str, Any]:
@@ -118,9 +156,39 @@ def pruner_from_config(config: object) -> Pruner:
         if key not in types:
             raise ValueError(f"{key!r} is no setting of {name}; choose from {', '.join(types)}")
         _check_json(name, key, value, types[key])
+        values[key] = tuple(value) if isinstance(value, list) else value
     if "budget" not in values:
         raise ValueError(f'pruner {dict(config)!r} has no budget; add "budget": 64')
     return METHODS[name].make(**values)
+
+
+class Setting(NamedTuple):
+    """A field of a method: its default as text, which values it takes, and what it is for."""
+
+    name: str
+    default: str | None
+    allowed: str
+    meaning: str
+
+
+def settings_of(name: str) -> list[Setting]:
+    """The fields of a registered method, as `python -m flowcut list` shows them.
+
+    `default` is None for a field that has to be given; `meaning` comes from the "Attributes" in the docstrings of the
+    method's class and of those it derives from, and is empty where they say nothing.
+    """
+    method = METHODS[name]
+    example = method.make(budget=1)  # a preset's settings, not the defaults of its class
+    types, said = _field_types(method), meanings(method.cls)
+    return [
+        Setting(
+            field.name,
+            None if field.default is MISSING else value_to_text(getattr(example, field.name)),
+            allowed(types[field.name]),
+            said.get(field.name, ""),
+        )
+        for field in fields(method.cls)
+    ]
 
 
 def _field_types(method: Method) -> dict[str, Any]:
@@ -129,18 +197,16 @@ def _field_types(method: Method) -> dict[str, Any]:
     return {field.name: types[field.name] for field in fields(method.cls)}
 
 
-def _optional(kind: Any) -> tuple[Any, bool]:
-    """`int | None` -> (int, True); `int` -> (int, False)."""
-    if type(None) not in get_args(kind):
-        return kind, False
-    [kind] = [option for option in get_args(kind) if option is not type(None)]
-    return kind, True
-
-
 def _from_text(name: str, key: str, text: str, kind: Any) -> object:
-    kind, optional = _optional(kind)
+    wanted = allowed(kind)
+    kind, optional = without_none(kind)
     if optional and text == "None":
         return None
+    if get_origin(kind) is tuple:
+        try:
+            return tuple(int(part) for part in text.split("/"))
+        except ValueError:
+            raise ValueError(f"{name}:{key}={text} are not whole numbers; write them as in {key}=2/8/16") from None
     if kind is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
@@ -148,15 +214,20 @@ def _from_text(name: str, key: str, text: str, kind: Any) -> object:
         try:
             return kind(text)
         except ValueError:
-            raise ValueError(f"{name}:{key}={text} is not a number") from None
+            raise ValueError(f"{name}:{key}={text} is not a number; {key} takes {wanted}") from None
+    elif get_origin(kind) is Literal:
+        for choice in get_args(kind):
+            if text == str(choice):
+                return choice
+        raise ValueError(f"{name}:{key}={text} is not allowed; {key} takes {wanted}")
     else:
         return text
-    raise ValueError(f"{name}:{key}={text} is neither true nor false")
+    raise ValueError(f"{name}:{key}={text} is neither true nor false; {key} takes {wanted}")
 
 
 def _check_json(name: str, key: str, value: object, kind: Any) -> None:
     """Raise ValueError when a value read from JSON is not of the kind that a field takes."""
-    kind, optional = _optional(kind)
+    kind, optional = without_none(kind)
     if optional and value is None:
         return
     number = isinstance(value, int) and not isinstance(value, bool)
@@ -169,6 +240,9 @@ def _check_json(name: str, key: str, value: object, kind: Any) -> None:
         fits, wanted = number or isinstance(value, float), "a number"
     elif kind is str:
         fits, wanted = isinstance(value, str), "text"
+    elif get_origin(kind) is tuple:
+        whole = isinstance(value, list | tuple) and all(type(part) is int for part in value)
+        fits, wanted = whole, "a list of whole numbers"
     elif get_origin(kind) is Literal:
         fits, wanted = value in get_args(kind), " or ".join(repr(choice) for choice in get_args(kind))
     if not fits:

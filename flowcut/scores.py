@@ -24,6 +24,23 @@ def softmax_row(query_BHD: Tensor, keys_BHND: Tensor, scale: float, valid_BN: Te
     return logits.softmax(dim=-1)
 
 
+def attention_received(
+    queries_BHND: Tensor, keys_BHND: Tensor, scale: float, valid_BN: Tensor | None = None, chunk: int = 64
+) -> Tensor:
+    """What each token gets of the attention of all N, mean over heads and queries. -> [B, N]. Memory O(N * chunk)."""
+    keys, batch, tokens = keys_BHND.float(), len(keys_BHND), keys_BHND.shape[2]
+    total = keys.new_zeros(batch, tokens)
+    for start in range(0, tokens, chunk):
+        logits = torch.einsum("bhqd,bhnd->bhqn", queries_BHND[:, :, start : start + chunk].float(), keys) * scale
+        if valid_BN is not None:
+            logits = logits.masked_fill(~valid_BN[:, None, None], -torch.inf)
+        rows = logits.softmax(dim=-1).mean(dim=1)
+        if valid_BN is not None:
+            rows = rows * valid_BN[:, start : start + chunk, None]
+        total += rows.sum(dim=1)
+    return total / (tokens if valid_BN is None else valid_BN.sum(dim=1, keepdim=True))
+
+
 def value_strength(values_BHND: Tensor) -> Tensor:
     """L1 norm of the value vector averaged over heads, sign included. -> [B, N]. Equation 4, information density."""
     return values_BHND.float().mean(dim=1).abs().sum(dim=-1)

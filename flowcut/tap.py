@@ -6,7 +6,8 @@ then calls that implementation. Without an observer a call goes straight through
 checkpointed layer, which happens outside of the forward.
 
 Rows of different length may come as one packed sequence: then the attention mask is a `Segments`, and each row is
-attended to by itself. Nothing is padded, and nothing is computed that a row alone would not compute.
+attended to by itself. Nothing is padded, and nothing is computed that a row alone would not compute. A mask may also
+come inside of a `flowcut.merging.Slip`, with the sizes that tokens have as keys.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from flowcut.merging import SLIP, Slip, weighed
 
 
 class Observer(Protocol):
@@ -87,6 +90,18 @@ def _tapped(base: str) -> Callable[..., Any]:
         for current in (VISION.get(), LANGUAGE.get()):
             if current is not None and current.observes(module):
                 current.observe(query, key, value, kwargs.get("scaling"))
+        width, log_sizes = value.shape[-1], None
+        if isinstance(attention_mask, Slip):
+            SLIP.set(attention_mask)
+            log_sizes, attention_mask = attention_mask.log_sizes, attention_mask.mask
+        if log_sizes is not None:
+            kwargs["scaling"] = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            query, key, value = weighed(query, key, value, log_sizes, kwargs["scaling"])
+            output, weights = attend(module, query, key, value, attention_mask, **kwargs)
+            return output[..., :width], weights
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
         function = _eager(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
         bare: Any = _Untapped(module, base) if "flash" in base else module
         if not isinstance(attention_mask, Segments):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from flowcut.attach import Handle
@@ -28,6 +28,8 @@ class Encoder:
         unit: patches, one after the other, that become one token of the language model.
         two_stage: whether pruners are expected to cut again in the language model.
         run: makes the state of one forward; `flowcut.encoder.Run` where rows are a batch [B, S, D].
+        project: what its owner makes of the visual tokens' features [R, n, D]: [R, n / unit, D'], which the language
+            model reads; None for an encoder alone.
     """
 
     model: Any
@@ -41,6 +43,8 @@ class Encoder:
     unit: int = 1
     two_stage: bool = False
     run: Callable[..., Any] | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+    branches: Sequence[tuple[nn.Module, nn.Module]] = ()
 
     def __post_init__(self) -> None:
         if self.run is None:
@@ -91,6 +95,11 @@ class Anatomy:
     decoder: Decoder | None = None
     two_stage: bool = False
     stages: tuple[Callable[[Handle], Any], ...] = ()
+
+    def refuse_merging(self, method: str) -> None:
+        """For `Pruner.check` of a method that merges patches: raise ValueError where the model merges 2 x 2 itself."""
+        if any(encoder.unit > 1 for encoder in self.encoders):
+            raise ValueError(f"{method} cannot merge patches where the model merges 2 x 2 of them itself (Qwen2-VL)")
 
 
 def anatomy_of(model: nn.Module) -> Anatomy:
@@ -146,6 +155,23 @@ def feature_layer(depth: int, indices: int | Sequence[int]) -> int:
     indices = [indices] if isinstance(indices, int) else indices
     # hidden_states[0] is the input of layer 0, so hidden_states[i] comes out of layer i - 1.
     return min(index if index >= 0 else depth + 1 + index for index in indices) - 1
+
+
+def projector(module: nn.Module, indices: int | Sequence[int] = -1) -> Callable[[Tensor], Tensor]:
+    """A multimodal projector as `Encoder.project`, for an owner that reads `hidden_states[indices]`."""
+
+    def project(states: Tensor) -> Tensor:
+        if not isinstance(indices, int) and len(indices) > 1:
+            raise ValueError(
+                f"this model projects features of layers {list(indices)} together; a method that reads projected "
+                "tokens needs a model that reads a single layer"
+            )
+        weight = next(module.parameters(), None)
+        if weight is not None:
+            states = states.to(weight.device, weight.dtype if weight.is_floating_point() else None)
+        return module(states)
+
+    return project
 
 
 def decoder_of(body: Any, head: Any = None, mrope: bool = False) -> Decoder:

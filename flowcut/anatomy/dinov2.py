@@ -21,4 +21,6 @@ def encoder_of(model: Any, **fields: Any) -> Encoder:
     layers = list(model.encoder.layer)
     attentions = [getattr(layer.attention, "attention", layer.attention) for layer in layers]
     prefix = 1 + getattr(model.config, "num_register_tokens", 0)
+    if not model.config.drop_path_rate:  # stochastic depth would scale what is merged
+        fields["branches"] = [(layer.norm2, layer.layer_scale2) for layer in layers]
     return Encoder(model, layers, attentions, model.config.num_hidden_layers, prefix=prefix, **fields)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, vision_encoder
+from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, projector, vision_encoder
 
 FAMILY = "LlavaLlamaForCausalLM, LlavaMistralForCausalLM (llava)"
 
@@ -30,7 +30,10 @@ def read(model: Any) -> Anatomy | None:
     two_stage = str(getattr(model.config, "image_aspect_ratio", None)).startswith("anyres")
     reserved = int(tower.select_feature == "cls_patch")
     read_after = feature_layer(vision_encoder(encoder).depth, tower.select_layer)
-    described = vision_encoder(encoder, reserved=reserved, feature_layer=read_after, two_stage=two_stage)
     body = model.get_model() if callable(getattr(model, "get_model", None)) else model
+    project = projector(body.mm_projector)
+    described = vision_encoder(
+        encoder, reserved=reserved, feature_layer=read_after, two_stage=two_stage, project=project
+    )
     head = model if "GenerationMixin" in class_names(model) else None
     return Anatomy("llava", (described,), decoder_of(body, head), two_stage=two_stage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowcut.anatomy import Anatomy, body_and_head, decoder_of, feature_layer, vision_encoder
+from flowcut.anatomy import Anatomy, body_and_head, decoder_of, feature_layer, projector, vision_encoder
 from flowcut.encoder import rows
 from flowcut.prompt import Modality, PromptStage, row_units
 
@@ -22,7 +22,8 @@ def read(model: Any) -> Anatomy | None:
     read_after = feature_layer(encoder.depth, config.vision_feature_layer)
     if not encoder.prefix:
         reserved = 0  # "full" is then the way to say that there is no CLS to drop
-    encoder = vision_encoder(inner.vision_tower, reserved=reserved, feature_layer=read_after)
+    project = projector(inner.multi_modal_projector, config.vision_feature_layer)
+    encoder = vision_encoder(inner.vision_tower, reserved=reserved, feature_layer=read_after, project=project)
     return Anatomy(
         "llava_hf",
         (encoder,),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcut.anatomy import Anatomy, body_and_head, class_names, decoder_of, feature_layer, vision_encoder
+from flowcut.anatomy import Anatomy, body_and_head, class_names, decoder_of, feature_layer, projector, vision_encoder
 from flowcut.encoder import Rows, rows
 from flowcut.prompt import Modality, PromptStage, Unit
 
@@ -34,7 +34,8 @@ def read(model: Any) -> Anatomy | None:
     if encoder.prefix and config.vision_feature_select_strategy == "full":
         raise ValueError("vision_feature_select_strategy='full' puts CLS tokens among tiles; use 'default' to prune")
     read_after = feature_layer(encoder.depth, config.vision_feature_layer)
-    encoder = vision_encoder(inner.vision_tower, feature_layer=read_after, two_stage=True)
+    project = projector(inner.multi_modal_projector, config.vision_feature_layer)
+    encoder = vision_encoder(inner.vision_tower, feature_layer=read_after, two_stage=True, project=project)
     modalities: list[Modality] = [Tiles()]
     if class_names(inner) & {"LlavaOnevisionModel"}:
         modalities = [Tiles(more=(*Tiles().more, "vision_aspect_ratio", "batch_num_images")), Frames()]

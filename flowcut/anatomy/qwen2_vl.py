@@ -17,9 +17,9 @@ from transformers.vision_utils import get_vision_window_index
 from flowcut.anatomy import Anatomy, Encoder, body_and_head, decoder_of, unwrap
 from flowcut.encoder import Run, rows
 from flowcut.prompt import Modality, PromptStage, Unit
-from flowcut.pruner import Trace
 from flowcut.stage import Stage
 from flowcut.tap import VISION
+from flowcut.trace import Trace
 
 FAMILY = "Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration and their models (transformers)"
 _HEADS = {"Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"}
@@ -39,10 +39,12 @@ def read(model: Any) -> Anatomy | None:
         [block.attn for block in blocks],
         len(blocks),
         prefix=0,
+        feature_layer=len(blocks) - 1,
         last_layer=-1,
         unit=tower.spatial_merge_size**2,
         two_stage=True,
         run=PackedRun,
+        project=lambda states: _merged(tower, states),
     )
     images = Vision("image", "get_image_features", "pixel_values", ("image_grid_thw",))
     videos = Vision("video", "get_video_features", "pixel_values_videos", ("video_grid_thw",), "video_token_id")
@@ -56,6 +58,15 @@ def read(model: Any) -> Anatomy | None:
             lambda handle: PromptStage(handle, model, inner, [images, videos], mrope=True),
         ),
     )
+
+
+def _merged(tower: Any, states: Tensor) -> Tensor:
+    """The merger's tokens [R, n / 4, D'] of patches [R, n, D], without `MergerStage` taking them for the encoder's."""
+    token = VISION.set(None)
+    try:
+        return tower.merger(states.flatten(0, 1)).unflatten(0, (len(states), -1))
+    finally:
+        VISION.reset(token)
 
 
 class PackedRun(Run):
@@ -74,6 +85,8 @@ class PackedRun(Run):
         ]
         self.counts = tuple(size for _, size in sizes)
         self.groups = tuple(image for image, _ in sizes)
+        side = self.encoder.model.spatial_merge_size
+        self.grids = tuple((height // side, width // side) for t, height, width in self.grid.tolist() for _ in range(t))
         self.total = sum(self.counts)
         order = torch.arange(self.total, device=query.device)
         tower = self.encoder.model

@@ -20,4 +20,5 @@ def encoder_of(model: Any, **fields: Any) -> Encoder:
     """The parts of a SiglipVisionModel. `fields`: what its owner knows, such as `feature_layer`."""
     layers = list(model.encoder.layers)
     attentions = [layer.self_attn for layer in layers]
+    fields["branches"] = [(layer.layer_norm2, layer.mlp) for layer in layers]
     return Encoder(model, layers, attentions, model.config.num_hidden_layers, prefix=0, **fields)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowcut.anatomy import Anatomy, body_and_head, decoder_of, feature_layer, vision_encoder
+from flowcut.anatomy import Anatomy, body_and_head, decoder_of, feature_layer, projector, vision_encoder
 from flowcut.encoder import rows
 from flowcut.prompt import Modality, PromptStage, row_units
 
@@ -25,9 +25,13 @@ def read(model: Any) -> Anatomy | None:
     config = inner.config
     read_after = feature_layer(config.vision_config.num_hidden_layers, config.vision_feature_layer)
     full = int(config.vision_feature_select_strategy == "full")
+    read: dict[str, Any] = {
+        "feature_layer": read_after,
+        "project": projector(inner.multi_modal_projector, config.vision_feature_layer),
+    }
     encoders = (
-        vision_encoder(inner.image_tower, reserved=full, feature_layer=read_after),
-        vision_encoder(inner.video_tower, reserved=1, feature_layer=read_after),
+        vision_encoder(inner.image_tower, reserved=full, **read),
+        vision_encoder(inner.video_tower, reserved=1, **read),
     )
     return Anatomy(
         "video_llava_hf",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from flowcut import scores
+from flowcut import schedule
 from flowcut.pruner import Cut, LanguageView, Pruner
+from flowcut.text_rows import last_row
 
 if TYPE_CHECKING:
     from flowcut.anatomy import Anatomy
@@ -24,6 +25,7 @@ class FastV(Pruner):
         budget: visual tokens an average decoder layer reads, per image: (layer * N + (L - layer) * kept) / L.
         layer: the first decoder layer that reads the kept tokens only.
         keep: tokens to keep, in place of those that follow from the budget.
+        positions: of what is left: as they were, or counted anew.
 
     Raises:
         ValueError: a field has a value that is not allowed, or the budget is not to be met after `layer` full layers.
@@ -31,13 +33,12 @@ class FastV(Pruner):
 
     layer: int = 2
     keep: int | None = None
+    positions: Literal["original", "renumbered"] = "original"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer < 1:
-            raise ValueError(f"layer={self.layer} is not a layer's number >= 1; the paper's is 2")
-        if self.keep is not None and self.keep < 1:
-            raise ValueError(f"keep={self.keep} is not a number of tokens >= 1")
+        schedule.check_single(self.layer, self.keep)
+        schedule.check_positions(self.positions)
 
     @classmethod
     def keeping(cls, tokens: int, **fields: Any) -> FastV:
@@ -45,10 +46,7 @@ class FastV(Pruner):
         return cls(budget=tokens, keep=tokens, **fields)
 
     def check(self, anatomy: Anatomy) -> None:
-        if anatomy.decoder is None:
-            raise ValueError("FastV cuts inside a language model, and this is a vision encoder alone")
-        if self.layer >= len(anatomy.decoder.layers):
-            raise ValueError(f"layer={self.layer} is not in this decoder of only {len(anatomy.decoder.layers)} layers")
+        schedule.check_decoder("FastV", anatomy, "layer", self.layer, spare=0)
 
     def kept(self, tokens: int, layers: int) -> int:
         """How many of an image's `tokens` stay in a decoder of that many layers."""
@@ -56,14 +54,11 @@ class FastV(Pruner):
             return tokens
         if self.keep is not None:
             return min(self.keep, tokens)
-        kept = round((layers * self.budget - self.layer * tokens) / (layers - self.layer))
-        if kept < 1:
-            least = -(-(self.layer * tokens + layers - self.layer) // layers)
-            raise ValueError(
-                f"budget={self.budget} is not to be met on average over {layers} layers when the first {self.layer} "
-                f"read all {tokens} tokens; use at least {least}, or keep="
-            )
-        return kept
+        return schedule.single(tokens, layers, self.layer, self.budget)
+
+    def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
+        """What becomes of an image of so many tokens in a decoder of so many layers."""
+        return schedule.build(tokens, layers, (self.layer - 1,), [self.kept(tokens, layers)])
 
     def language(self, view: LanguageView) -> Cut | None:
         if view.layer != self.layer - 1:
@@ -71,8 +66,6 @@ class FastV(Pruner):
         counts = [self.kept(count, view.layers) for count in view.counts]
         if counts == list(view.counts):
             return None
-        real = None if view.real is None else view.real[list(view.samples)]
-        row = scores.softmax_row(view.last_token(view.q), view.whole(view.k), view.scaling, real).mean(dim=1)
-        score = row.gather(1, view.columns + view.past)
+        score = last_row(view)
         view.record("score", score)
-        return Cut.best(score, counts, view.valid)
+        return Cut.best(score, counts, view.valid, renumber=self.positions == "renumbered" and not view.mrope)

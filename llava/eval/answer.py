@@ -6,7 +6,8 @@ through it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from flowcut import Trace, attach
+from flowcut import Handle, TextTower, Trace, asked, attach
 from flowcut.registry import pruner_to_text
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -169,8 +170,9 @@ class Answerer:
     pruner: "none", or text such as "flowcut:budget=64"; None takes the one that the checkpoint was trained with, if it
         remembers any. A warning tells when a checkpoint's own is taken, and when the text asks for something else.
 
-    `pruner` and `pruner_text` are what is really used. Raises ValueError for a pruner that is unknown or does not fit
-    the model.
+    `pruner` and `pruner_text` are what is really used. A pruner that chooses by the question is told each picture's,
+    and needs CLIP's text encoder: the one it names, or one beside the vision tower. Raises ValueError for a pruner that
+    is unknown or does not fit the model, and where that text encoder is missing.
     """
 
     def __init__(self, checkpoint: Checkpoint, pruner: str | None = None, generation: Generation | None = None) -> None:
@@ -178,8 +180,11 @@ class Answerer:
         self.pruner = pruner_to_use(pruner, checkpoint.model.config, checkpoint.name, switch_off="--pruner none")
         self.pruner_text = pruner_to_text(self.pruner) if pruner is None else pruner
         self.generation = generation or Generation()
+        self.text_tower: TextTower | None = None
         if self.pruner is not None:
             attach(checkpoint.model, self.pruner).remove()  # a misfit shows now, not after the first picture
+            if self.pruner.reads_question:
+                self.text_tower = TextTower.find(checkpoint.model, getattr(self.pruner, "text_tower", None))
 
     def settings(self) -> dict[str, Any]:
         """What decides about the answers, beside the questions."""
@@ -216,22 +221,17 @@ class Answerer:
         ids, mask = self._ids([self.prompt(text, len(own)) for text, own in zip(texts, pictures, strict=True)])
         shown = [picture for own in pictures for picture in own]
         pixels = self.checkpoint.batch(shown)
-        with torch.inference_mode(), Stopwatch(model) as watch:
-            handle = attach(model, self.pruner) if self.pruner else None
-            try:
-                watch.start()
-                output = model.generate(
-                    ids,
-                    images=pixels if shown else None,
-                    image_sizes=[picture.size for picture in shown],
-                    attention_mask=mask,
-                    pad_token_id=tokenizer.pad_token_id,
-                    **self.generation.arguments(),
-                )
-                total = watch.stop()
-            finally:
-                if handle is not None:
-                    handle.remove()
+        with torch.inference_mode(), Stopwatch(model) as watch, self.pruning(texts, pictures) as handle:
+            watch.start()
+            output = model.generate(
+                ids,
+                images=pixels if shown else None,
+                image_sizes=[picture.size for picture in shown],
+                attention_mask=mask,
+                pad_token_id=tokenizer.pad_token_id,
+                **self.generation.arguments(),
+            )
+            total = watch.stop()
         decoded = tokenizer.batch_decode(output, skip_special_tokens=True)
         visual = watch.visual_tokens[:: self.generation.num_beams]
         words = (mask.bool() & (ids != IMAGE_TOKEN_INDEX)).sum(dim=1).tolist()
@@ -255,6 +255,18 @@ class Answerer:
                 )
             )
         return replies
+
+    @contextmanager
+    def pruning(self, texts: Sequence[str], pictures: Sequence[Sequence[Any]]) -> Iterator[Handle | None]:
+        """The pruner attached, and told what is asked about each of the pictures; None where there is no pruner."""
+        if self.pruner is None:
+            yield None
+            return
+        about = [text.replace(IMAGE_PLACEHOLDER, " ") for text, own in zip(texts, pictures, strict=True) for _ in own]
+        with attach(self.checkpoint.model, self.pruner) as handle, ExitStack() as stack:
+            if self.text_tower is not None and about:
+                stack.enter_context(asked(handle, about, self.text_tower))
+            yield handle
 
     def _ids(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         tokenizer, device = self.checkpoint.tokenizer, self.checkpoint.model.device

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flowcut.pruner import Trace
+from flowcut.trace import Trace
 from llava.eval.answer import Checkpoint, encoder_tokens, language_tokens
 from llava.eval.stopwatch import Stopwatch
 from llava.mm_utils import picture_of

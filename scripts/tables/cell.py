@@ -134,6 +134,7 @@ class Plan:
         scores = [one for one in map(benchmark.score, joined.samples) if one.value is not None]
         tower = self.bench.checkpoint.model.get_vision_tower()
         pruner = self.answerer.pruner
+        inside = pruner is not None and pruner.merges_inside
         result = {
             "benchmark": self.cell.benchmark,
             "model": self.bench.checkpoint.name,
@@ -144,7 +145,7 @@ class Plan:
             **_accuracy(scores),
             "categories": {name: _accuracy(own) for name, own in by_part(scores, "category").items()},
             "missing": len(samples) - len(rows) + len(self.problems),
-            **_costs([row["metadata"] for row in rows], self.bench.checkpoint.model),
+            **_costs([row["metadata"] for row in rows], self.bench.checkpoint.model, inside),
             "identity": self.identity,
             "attention": self.bench.checkpoint.model.config._attn_implementation,
             "limit": self.bench.limit,
@@ -182,8 +183,11 @@ def _accuracy(scores: Sequence[Score]) -> dict[str, Any]:
     return {"n": len(known), "accuracy": value, "ci95": None if mean is None else [low, high]}
 
 
-def _costs(answers: Sequence[dict[str, Any]], model: Any) -> dict[str, Any]:
-    """Means of tokens and GFLOPs over the answers, and their measured times; None where nothing was answered."""
+def _costs(answers: Sequence[dict[str, Any]], model: Any, inside: bool) -> dict[str, Any]:
+    """Means of tokens and GFLOPs over the answers, and their measured times; None where nothing was answered.
+
+    inside: whether encoder layers merge ahead of their MLP.
+    """
     if not answers:
         return {"tokens": None, "gflops": None, "ms": None}
     vision, linear = model.get_vision_tower().config, nn.Linear
@@ -196,6 +200,7 @@ def _costs(answers: Sequence[dict[str, Any]], model: Any) -> dict[str, Any]:
             one["tokens"][:-1],
             one.get("language_tokens") or one["visual_tokens"],
             depth,
+            one["tokens"][1:] if inside else None,
         )
         for one in answers
     ]

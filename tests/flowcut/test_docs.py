@@ -1,7 +1,12 @@
-"""What docs/adding_a_model.md prints is the file it speaks of."""
+"""What the pages on adding a model and a method print is the file they speak of; tables are whole."""
 
 import re
 from pathlib import Path
+
+from flowcut import FasterVLM
+from flowcut.registry import METHODS
+from tests.flowcut.hosts import Clip
+from tests.flowcut.seen import kept_of, watch
 
 ROOT = Path(__file__).parents[2]
 
@@ -10,6 +15,34 @@ def test_the_example_of_a_new_family_is_the_real_file():
     text = (ROOT / "docs/adding_a_model.md").read_text()
     [shown] = re.findall(r"<!-- dinov2 -->\n```python\n(.*?)```", text, flags=re.DOTALL)
     assert shown == (ROOT / "flowcut/anatomy/dinov2.py").read_text()
+
+
+def test_the_example_of_a_new_method_is_the_real_file_and_short():
+    text = (ROOT / "docs/adding_a_method.md").read_text()
+    [shown] = re.findall(r"<!-- fastervlm -->\n```python\n(.*?)```", text, flags=re.DOTALL)
+    assert shown == (ROOT / "flowcut/baselines/fastervlm.py").read_text()
+    assert len(shown.splitlines()) < 60
+    for file in ("flowcut/registry.py", "tests/flowcut/test_laws.py"):
+        assert sum(line.startswith('"fastervlm"') and line in _lines(file) for line in text.splitlines()) == 1
+
+
+def test_the_test_shown_for_a_new_method_passes():
+    text = (ROOT / "docs/adding_a_method.md").read_text()
+    [shown] = re.findall(r"```python\n(def test_.*?)```", text, flags=re.DOTALL)
+    names = {"Clip": Clip, "FasterVLM": FasterVLM, "watch": watch, "kept_of": kept_of}
+    exec(shown, names)
+    names["test_on_what_a_model_computes"]()
+
+
+def _lines(file):
+    return [line.strip() for line in (ROOT / file).read_text().splitlines()]
+
+
+def test_every_method_has_a_row_in_the_table_of_methods():
+    rows = [line for line in (ROOT / "docs/baselines.md").read_text().splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(METHODS)
+    assert all(row.count("|") == 9 for row in rows)
 
 
 def test_every_family_is_in_the_table_of_families():

@@ -1,20 +1,15 @@
 """The released code's own numbers, recorded in tests/golden/."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from hosts import padded
-from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaForConditionalGeneration
 from transformers import LlavaConfig as HFLlavaConfig
 
-from flowcut import FasterVLM, FastV, FlowCut, VisionZip, attach
+from flowcut import FasterVLM, FlowCut, VisionZip, attach
 from llava import LlavaConfig, LlavaLlamaForCausalLM
+from tests.flowcut.recorded_clip import CASES, clip, features, names, near, recorded, weights
 
-GOLDEN = Path(__file__).parent.parent / "golden"
-CASES = json.loads((GOLDEN / "manifest.json").read_text())
 IMAGE = -200
 SIGNALS = {
     "cls_attn": "attention",
@@ -25,34 +20,6 @@ SIGNALS = {
     "entropy": "entropy",
     "prune_raw": "prune_number",
 }
-
-
-def names(family):
-    return [name for name, case in CASES.items() if case["family"] == family]
-
-
-def recorded(name):
-    return CASES[name], load_file(GOLDEN / CASES[name]["data_file"])
-
-
-def weights(case):
-    return {name: tensor.float() for name, tensor in load_file(GOLDEN / case["weights_file"]).items()}
-
-
-def clip(case):
-    """-> model, pixels of the case's images, their unpruned features."""
-    model = CLIPVisionModel(CLIPVisionConfig(**case["config"])).eval()
-    model.load_state_dict({name.removeprefix("vision_model."): tensor for name, tensor in weights(case).items()})
-    inputs = load_file(GOLDEN / case["inputs_file"])
-    return model, inputs["pixel_values"][case["images"]], inputs["vanilla_features"][case["images"]]
-
-
-def features(model, pixels):
-    return model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-
-
-def near(mine, theirs, tolerance=1e-4):
-    torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=0, check_dtype=False)
 
 
 def check_layers(trace, gold, prefix=""):
@@ -132,39 +99,6 @@ def test_visionzip(name):
     # the recorded score sums over heads
     heads = case["config"]["num_attention_heads"]
     near(torch.stack(handle.trace.signals[case["score_layer"]]["score"]) * heads, gold["score"])
-
-
-@pytest.mark.parametrize("name", names("fastv"))
-def test_fastv(name, tmp_path):
-    """The recorded runs are of a bare Llama; here it is the language model of a LLaVA, given embeddings."""
-    case, gold = recorded(name)
-    CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1)).save_pretrained(
-        tmp_path
-    )
-    config = LlavaConfig(**case["config"], mm_vision_tower=str(tmp_path), mm_vision_select_layer=-1, mm_hidden_size=8)
-    model = LlavaLlamaForCausalLM(config).eval()
-    model.get_vision_tower().load_model()
-    missing, unexpected = model.load_state_dict(weights(case), strict=False)
-    assert not unexpected
-    assert all("vision" in name or "projector" in name for name in missing)
-    embeds = gold["inputs_embeds"][None].float()
-    index = torch.full(embeds.shape[:2], -1)
-    index[:, case["image_start"] : case["image_start"] + case["n_visual"]] = 0
-    near(model(inputs_embeds=embeds).logits[0, -1], gold["vanilla.last_logits"], 1e-3)
-    with attach(model, FastV.keeping(case["keep"], layer=case["K"]), signals=True) as handle:
-        result = model(inputs_embeds=embeds, image_index=index, use_cache=True)
-        language = handle.trace.language
-        near(language.signals[case["K"] - 1]["score"][0], gold["score"], 1e-5)
-        assert torch.equal(language.final[0], gold["keep"])
-        near(result.logits[0], gold["prefill_logits"], 1e-3)
-        rows, cache = [result.logits[0, -1]], result.past_key_values
-        for step, token in enumerate(gold["generated_ids"][:-1]):
-            place = torch.tensor([[case["seq_len"] + step]])
-            step_logits = model(input_ids=token.view(1, 1), past_key_values=cache, position_ids=place).logits
-            rows.append(step_logits[0, -1])
-    assert torch.equal(torch.stack(rows).argmax(dim=1), gold["generated_ids"])
-    near(torch.stack(rows), gold["generated_logits"], 1e-3)
-    assert [cache.get_seq_length(layer) for layer in range(8)] == gold["cache_len_end"].tolist()
 
 
 def configs(case):

@@ -35,11 +35,14 @@ def test_show(llava_folder, image, tmp_path, capsys):
 def test_list(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"{name}: " in printed for name in METHODS)
-    assert "batch_coupling=none" in printed
-    as_released, literal = (printed.split(f"{name}: ")[1].splitlines()[1] for name in ("flowcut", "flowcut-paper"))
-    assert "semantic_scale=none" in as_released
-    assert "semantic_scale=head" in literal
+    assert all(f"{name}: {method.paper}\n" in printed for name, method in METHODS.items())
+    own = printed.split("flowcut: ")[1].split("flowcut-paper: ")[0]
+    assert "    semantic_scale=none (none or head): divide value products by" in own
+    assert "    budget (a whole number): visual tokens that reach the language model" in own
+    literal = printed.split("flowcut-paper: ")[1].splitlines()[1]
+    assert literal == "    as flowcut, with semantic_scale=head, entropy_over=all, steps_left=selections"
+    assert "    text_tower=None (text, or None): folder or Hub name of the CLIP" in printed
+    assert max(map(len, printed.splitlines())) <= 120
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from flowcut import FasterVLM, FlowCut, Pruner, Random, parse_pruner
-from flowcut.registry import METHODS, Method, pruner_from_config, pruner_to_config, pruner_to_text
+from flowcut.registry import METHODS, Method, pruner_from_config, pruner_to_config, pruner_to_text, settings_of
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,26 @@ def test_parse(text, pruner):
         ("flowcut:budget=many", "budget=many is not a number"),
         ("flowcut:budget=0", "budget=0 is not a whole number"),
         ("flowcut:budget=64,value=perhaps", "neither true nor false"),
-        ("flowcut:budget=64,batch_coupling=min", "batch_coupling='min' is not allowed"),
+        ("flowcut:budget=64,batch_coupling=min", "batch_coupling=min is not allowed; batch_coupling takes none or max"),
+        ("flowcut:budget=64,last_layer=x", "last_layer=x is not a number; last_layer takes a whole number, or None"),
         ("none:budget=64", "unknown pruner"),
     ],
 )
 def test_bad_text(text, message):
     with pytest.raises(ValueError, match=message):
         parse_pruner(text)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_field_says_what_it_takes_and_means(name):
+    settings = settings_of(name)
+    assert [setting.name for setting in settings] == [field.name for field in fields(METHODS[name].cls)]
+    assert settings[0].name == "budget"
+    assert settings[0].default is None
+    assert all(setting.meaning and setting.allowed for setting in settings)
+    given = {s.name: s.default for s in settings if s.default is not None}
+    text = ",".join(f"{key}={value}" for key, value in {"budget": 1, **given}.items())
+    assert parse_pruner(f"{name}:{text}") == METHODS[name].make(budget=1)
 
 
 def variants(pruner: Pruner) -> list[Pruner]:

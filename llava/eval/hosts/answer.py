@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flowcut import attach
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.conversation import conv_templates
 from llava.eval.answer import Answerer, Generation, Reply
@@ -88,21 +87,17 @@ class HostAnswerer(Answerer):
         batch = self.checkpoint.batch(prompts, [one for own in pictures for one in own])
         marks = preparation.marks
         anatomy = self.checkpoint.anatomy
-        with torch.inference_mode(), HostStopwatch(model, anatomy) as watch:
-            handle = attach(model, self.pruner) if self.pruner else None
-            try:
-                watch.start()
-                output = model.generate(
-                    **batch,
-                    pad_token_id=preparation.tokenizer.pad_token_id,
-                    repetition_penalty=1.0,
-                    suppress_tokens=marks,  # a placeholder is no text, and would be taken for a picture
-                    **self.generation.arguments(),
-                )
-                total = watch.stop()
-            finally:
-                if handle is not None:
-                    handle.remove()
+        timed = HostStopwatch(model, anatomy)
+        with torch.inference_mode(), timed as watch, self.pruning(texts, pictures) as handle:
+            watch.start()
+            output = model.generate(
+                **batch,
+                pad_token_id=preparation.tokenizer.pad_token_id,
+                repetition_penalty=1.0,
+                suppress_tokens=marks,  # a placeholder is no text, and would be taken for a picture
+                **self.generation.arguments(),
+            )
+            total = watch.stop()
         said = preparation.tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         ids, real = batch["input_ids"], batch["attention_mask"].bool()
         named = [(ids == mark).sum(dim=1).tolist() for mark in marks]

@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flowcut.encoder import rows
-from flowcut.pruner import Trace
+from flowcut.trace import Trace
 
 _VIT_LARGE: dict[str, Any] = {
     "hidden_size": 1024,

@@ -1,0 +1,120 @@
+"""What a pruner did in the last forward that saw images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class StageTrace:
+    """What happened in one stage of the last forward that saw images.
+
+    Attributes:
+        kept: {layer: [LongTensor per image]}, for each layer after which the pruner selected.
+        entering: [layer][image], visual tokens that went into each layer.
+        leaving: [layer][image], visual tokens that came out of it.
+        signals: {layer: {name: values}}, with attach(..., signals=True). Per-token signals are lists with one tensor
+            per image, per-image ones an [R] tensor.
+    """
+
+    kept: dict[int, list[Tensor]] = field(default_factory=dict)
+    entering: list[tuple[int, ...]] = field(default_factory=list)
+    leaving: list[tuple[int, ...]] = field(default_factory=list)
+    signals: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def path(self, sample: int = 0) -> list[int]:
+        """How many visual tokens of one image went into each layer; what `flowcut.cost` takes."""
+        return [counts[sample] for counts in self.entering]
+
+    @property
+    def final(self) -> list[Tensor]:
+        """What was left at the end, one LongTensor per image."""
+        if self.kept:
+            return self.kept[max(self.kept)]
+        return [torch.arange(count) for count in (self.entering[0] if self.entering else ())]
+
+    def join(self, other: StageTrace) -> None:
+        """Append the rows of another trace of the same layers: videos after images."""
+        ends = self.final, other.final
+        for layer in sorted({*self.kept, *other.kept}):
+            mine, theirs = (
+                trace.kept.get(layer) or [torch.arange(n) for n in trace.leaving[layer]] for trace in (self, other)
+            )
+            self.kept[layer] = [*mine, *theirs]
+        if self.kept:
+            self.kept[max(self.kept)] = [*ends[0], *ends[1]]
+        self.entering = [a + b for a, b in zip(self.entering, other.entering, strict=True)]
+        self.leaving = [a + b for a, b in zip(self.leaving, other.leaving, strict=True)]
+        for layer, signals in other.signals.items():
+            for name, values in signals.items():
+                there = self.signals.setdefault(layer, {}).get(name)
+                joined = values if there is None else [*there, *values]
+                self.signals[layer][name] = joined if isinstance(values, list) else torch.as_tensor(joined)
+
+    def note(self, name: str, values: Tensor, layer: int, counts: Sequence[int]) -> None:
+        rows: Any = values.detach().clone()
+        if values.ndim == 2:
+            rows = [row[:count] for row, count in zip(rows, counts, strict=True)]
+        self.signals.setdefault(layer, {})[name] = rows
+
+
+@dataclass
+class Trace(StageTrace):
+    """What happened in the vision encoder, and behind it. Counts leave out special tokens such as CLS.
+
+    `kept`, `entering`, `leaving`, `signals` and `final` speak of the encoder: one entry per encoder row (image, tile or
+    frame), kept patches by their position in that row's original grid, `CLS` for a CLS token sent on.
+
+    Attributes:
+        tokens: for each image as the language model sees it, [V, 2]: encoder row and grid position of every visual
+            token, in order. A position of -1 is no patch (CLS, or the end of an image row).
+        language: what happened inside the language model: one entry per image that is shown there, kept tokens by
+            their number in `tokens`. None where the pruner leaves the language model alone.
+        shown: the images (numbers into `tokens`) that the entries of `language` are about.
+        sources: one [N] per encoder row, if patches were merged one into the other: the number in `final` of the token
+            that each patch of the grid went into, -1 if it was dropped. Empty otherwise. See `members`.
+        inside: whether tokens were merged between attention and MLP, so that an MLP had what left its layer.
+    """
+
+    tokens: list[Tensor] = field(default_factory=list)
+    language: StageTrace | None = None
+    shown: tuple[int, ...] = ()
+    sources: list[Tensor] = field(default_factory=list)
+    inside: bool = False
+
+    def members(self, row: int = 0) -> list[Tensor]:
+        """For each token that an encoder row ended with, the grid positions of the patches it is made of."""
+        if not self.sources:
+            return [position[None] for position in self.final[row]]
+        return [(self.sources[row] == number).nonzero()[:, 0] for number in range(len(self.final[row]))]
+
+    def join(self, other: StageTrace) -> None:
+        """Append the rows of another trace of the same layers, and what they are made of."""
+        if isinstance(other, Trace) and (self.sources or other.sources):
+            self.sources = [*self._sources(), *other._sources()]
+        super().join(other)
+
+    def _sources(self) -> list[Tensor]:
+        if self.sources:
+            return self.sources
+        whole = self.entering[0] if self.entering else ()
+        return [
+            final.new_full((count,), -1).scatter(0, final, torch.arange(len(final), device=final.device))
+            for final, count in zip(self.final, whole, strict=True)
+        ]
+
+    @property
+    def remaining(self) -> list[Tensor]:
+        """[T, 2] per image: encoder row and grid position of the visual tokens that were left in the very end."""
+        if self.language is None:
+            return self.tokens
+        remaining = list(self.tokens)
+        for image, kept in zip(self.shown, self.language.final, strict=True):
+            if image < len(remaining):
+                remaining[image] = self.tokens[image][kept.to(self.tokens[image].device)]
+        return remaining

@@ -1,0 +1,154 @@
+"""Find the layer from which on a model can do without visual tokens: the search of VTW (see `flowcut.VTW`).
+
+For each candidate layer K the prompts are answered once more with all visual tokens withdrawn in front of it, and the
+next token's distribution is compared with the whole model's: KL(whole || withdrawn), mean over prompts. The first K at
+or under the threshold is taken. The paper uses about 20 prompts, candidates from layer 5 on, and a threshold of 0.003
+for LLaVA-1.5-7B (0.0005 for 13B, 0.0001 for LLaVA-1.6-7B).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowcut.anatomy import anatomy_of
+from flowcut.attach import attach
+from flowcut.baselines.vtw import VTW
+
+FIRST = 5
+THRESHOLD = 0.003
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found.
+
+    Attributes:
+        layer: the first layer whose divergence does not exceed the threshold; None if there is none.
+        divergence: {layer: mean KL in nats} of the layers that were tried; the last one is `layer`, if one was found.
+        prompts: how many were asked.
+    """
+
+    layer: int | None
+    divergence: dict[int, float]
+    prompts: int
+
+
+def divergence(whole: Tensor, withdrawn: Tensor) -> float:
+    """KL(whole || withdrawn) in nats, of two [V] vectors of logits."""
+    one, other = (logits.double().log_softmax(dim=-1) for logits in (whole, withdrawn))
+    return float((one.exp() * (one - other)).sum())
+
+
+@torch.no_grad()
+def search(
+    model: nn.Module, prompts: Sequence[Mapping[str, Any]], threshold: float = THRESHOLD, first: int = FIRST
+) -> Search:
+    """Try layers from `first` on.
+
+    Args:
+        model: of a family with a language model, without a pruner.
+        prompts: the arguments of one call of the model each: a batch of one prompt with at least one image, not padded.
+
+    Raises:
+        ValueError: no prompts, no decoder, a layer or threshold that cannot be, or a prompt without an image.
+    """
+    decoder = anatomy_of(model).decoder
+    if decoder is None:
+        raise ValueError("VTW withdraws tokens inside a language model, and this is a vision encoder alone")
+    layers = len(decoder.layers)
+    if not prompts:
+        raise ValueError("no prompts to compare on; give some, the paper takes about 20")
+    if not 1 <= first < layers:
+        raise ValueError(f"first={first} is not a layer from 1 to {layers - 1} of this decoder")
+    if threshold < 0:
+        raise ValueError(f"threshold={threshold} is no divergence >= 0; the paper's is {THRESHOLD}")
+    whole = [_next_token(model, prompt) for prompt in prompts]
+    tried: dict[int, float] = {}
+    for layer in range(first, layers):
+        with attach(model, VTW(budget=1, layer=layer)) as handle:
+            found = []
+            for prompt, logits in zip(prompts, whole, strict=True):
+                handle.trace = None
+                found.append(divergence(logits, _next_token(model, prompt)))
+                if handle.trace is None:
+                    raise ValueError("a prompt shows no image, so nothing can be withdrawn; leave it out")
+        tried[layer] = sum(found) / len(found)
+        if tried[layer] <= threshold:
+            return Search(layer, tried, len(prompts))
+    return Search(None, tried, len(prompts))
+
+
+def _next_token(model: nn.Module, prompt: Mapping[str, Any]) -> Tensor:
+    return model(**prompt).logits[0, -1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Search for a LLaVA checkpoint on a question file; the last line printed is one JSON document.
+
+    Returns 0, or 2 after one line on stderr when the input cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog="flowcut.vtw_search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model-path", required=True, help="LLaVA checkpoint")
+    parser.add_argument("--question-file", required=True, help="JSON lines with question_id, image, text")
+    parser.add_argument("--image-folder", default="", help="where the questions' images lie (default: here)")
+    parser.add_argument(
+        "--samples", type=int, default=20, help="how many questions to take, from the top (default: 20)"
+    )
+    parser.add_argument("--first", type=int, default=FIRST, help="first layer to try (default: %(default)s)")
+    parser.add_argument(
+        "--threshold", type=float, default=THRESHOLD, help="largest mean KL in nats (default: %(default)s)"
+    )
+    parser.add_argument("--conv-mode", help="conversation template (default: the checkpoint's)")
+    args = parser.parse_args(argv)
+    try:
+        model, prompts = _asked(args)
+        found = search(model, prompts, args.threshold, args.first)
+    except (ValueError, OSError) as error:
+        print(f"flowcut.vtw_search: {error}", file=sys.stderr)
+        return 2
+    for layer, value in found.divergence.items():
+        print(f"layer {layer}: {value:.6f}")
+    print(json.dumps({"threshold": args.threshold, **asdict(found)}))
+    return 0
+
+
+def _asked(args: argparse.Namespace) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The checkpoint's model, and its calls for the first questions of the file."""
+    from llava.eval.answer import Answerer, load_checkpoint
+    from llava.eval.questions import read_questions
+    from llava.mm_utils import tokenizer_image_token
+
+    if args.samples < 1:
+        raise ValueError(f"--samples {args.samples} is not a number of questions >= 1")
+    questions, problems = read_questions(args.question_file)
+    if problems:
+        raise ValueError(f"{problems[0].where}: {problems[0].what}")
+    checkpoint = load_checkpoint(args.model_path, conv_mode=args.conv_mode)
+    answerer = Answerer(checkpoint, "none")
+    prompts = []
+    for question in [question for question in questions if question.images][: args.samples]:
+        pictures = [checkpoint.reader(image, Path(args.image_folder)) for image in question.images]
+        ids = tokenizer_image_token(answerer.prompt(question.text, len(pictures)), checkpoint.tokenizer)
+        prompts.append(
+            {
+                "input_ids": torch.tensor([ids], device=checkpoint.model.device),
+                "images": checkpoint.batch(pictures),
+                "image_sizes": [picture.size for picture in pictures],
+            }
+        )
+    return checkpoint.model, prompts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Counts behind cuts inside the language model, and their two means."""
+
+import pytest
+
+from flowcut.schedule import build, check_kept, check_stages, shrinking, single
+
+
+def test_both_means_by_hand():
+    schedule = build(100, 4, (0, 2), (50, 10))
+    assert schedule.leaving == [50, 50, 10, 10]
+    assert schedule.entering == [100, 50, 50, 10]
+    assert (schedule.inputs, schedule.outputs) == (52.5, 30)
+    assert (schedule.mean("inputs"), schedule.mean("outputs")) == (52.5, 30)
+
+
+def test_merged_tokens_come_on_top_and_are_cut_again():
+    schedule = build(20, 3, (0, 1), (10, 10), merged=lambda dropped: dropped // 5)
+    assert (schedule.kept, schedule.left) == ((10, 10), (12, 10))
+
+
+def test_never_more_than_there_are_and_at_least_so_many_less():
+    assert build(5, 3, (0, 1), (9, 9)).left == (5, 5)
+    assert build(5, 3, (0, 1), (9, 9), least=1).left == (4, 3)
+    assert build(1, 3, (0, 1), (9, 9), least=1).left == (1, 1)
+
+
+@pytest.mark.parametrize("counted", ["inputs", "outputs"])
+def test_the_budget_is_met_within_a_step(counted):
+    """A step of the last cut moves the mean by at most its share of the layers, and several cuts may step at once."""
+    for tokens in (144, 576):
+        for budget in range(tokens // 8, tokens, 7):
+            schedule = shrinking(tokens, 32, (1, 7, 15), budget, counted)
+            assert abs(schedule.mean(counted) - budget) <= 1
+            assert list(schedule.left) == sorted(schedule.left, reverse=True)
+
+
+def test_budgets_out_of_reach():
+    with pytest.raises(ValueError, match=r"budget=20 .* 32 layers with 576 .* 1/7/15; use at least 37, or cut"):
+        shrinking(576, 32, (1, 7, 15), 20)
+    with pytest.raises(ValueError, match="when the first 2 read all 576 tokens; use at least 37, or keep="):
+        single(576, 32, 2, 20)
+    assert single(576, 32, 2, 37) == 1
+
+
+@pytest.mark.parametrize("bad", [(), (3, 3), (4, 2), (0,), 5, None])
+def test_layers_that_are_none(bad):
+    with pytest.raises(ValueError, match="no ascending layer numbers >= 1; write layers=2/8/16"):
+        check_stages("layers", bad, lowest=1)
+
+
+def test_kept_that_does_not_fit():
+    check_kept("keep", None, 3)
+    check_kept("keep", (3, 2, 1), 3)
+    for bad in ((3, 2), (3, 2, 0)):
+        with pytest.raises(ValueError, match="is not one number of tokens >= 1 for each of the 3 cuts"):
+            check_kept("keep", bad, 3)
