@@ -79,11 +79,3 @@ def test_embedded_script_with_two_devices(llava_folder, tmp_path):
     [merged] = tmp_path.rglob("merge.jsonl")
     answered = [json.loads(line)["question_id"] for line in merged.read_text().splitlines()]
     assert answered == ["test-0", "test-1", "test-2", "test-3", "test-4"]
-
-    (tmp_path / "embedded" / "images" / "test_0000.png").write_text("damaged")
-    merged.parent.joinpath("2_0.jsonl").unlink()
-    failed = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, check=False
-    )
-    assert failed.returncode == 1
-    assert "not every question was answered" in failed.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from llava.eval.confidence import bootstrap_interval
 from llava.eval.provenance import model_fingerprint
-from scripts.tables import embed
+from scripts.tables import embed, methods
 
 ROOT = Path(__file__).parents[3]
 
@@ -61,3 +61,17 @@ def test_tables_in_the_documentation_are_those_of_the_cells():
 def test_the_cells_are_of_the_weights_that_ship(cells):
     shipped = model_fingerprint(ROOT / "playground/embedded")
     assert {cell["identity"]["model_hash"] for cell in cells.values()} == {shipped}
+
+
+def test_the_page_of_all_methods_is_that_of_the_cells():
+    command = [sys.executable, "-m", "scripts.tables.methods", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_differences_are_paired(cells):
+    one, other = cells["random_64"], cells["flowcut_64"]
+    mean, low, high = methods.difference(one, other)
+    assert mean == pytest.approx(100 * (one["accuracy"] - other["accuracy"]), abs=0.02)
+    assert low < mean < high
+    assert methods.difference(one, one | {"scenes": "0 1"}) is None
