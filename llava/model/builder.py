@@ -104,6 +104,8 @@ def load_pretrained_model(
     if pruner is None or asked is not None:
         chosen = pruner_to_use(pruner, source.fields, source.folder, switch_off='pruner="none"')
 
+    if source.kind is Kind.DELTA and "quantization_config" in kwargs:
+        raise ValueError(f"{source.folder} is a delta, which cannot be added in 4 or 8 bit; apply_delta makes it whole")
     tokenizer = _load_tokenizer(source)
     extra = _weights_beside_the_base(source)
     model = _load_model(source, extra, dtype, kwargs)
@@ -265,7 +267,10 @@ def _attach(model: Any, pruner: Pruner, folder: Path) -> None:
 def _load_language_model(source: Source, target: torch.device, dtype: Any, kwargs: dict[str, Any]) -> Any:
     """A plain language model, perhaps with an adapter: no vision tower, hence no image processor."""
     weight_names(source.weights)
-    model: Any = AutoModelForCausalLM.from_pretrained(source.weights, dtype=dtype, **kwargs)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(source.weights, dtype=dtype, **kwargs)
+    except DAMAGE as error:
+        raise ValueError(f"the weights in {source.weights} cannot be loaded: {one_line(error)}") from error
     if is_lora_folder(source.folder):
         model = merge_adapter(model, source.folder, keep_apart="quantization_config" in kwargs)
     if "device_map" not in kwargs:

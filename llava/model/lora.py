@@ -35,7 +35,11 @@ def language_targets(names: list[str]) -> str:
 
 def base_of(folder: Path) -> str | None:
     """The base model's folder or name that the adapter was trained on, as its config tells."""
-    return json.loads((folder / ADAPTER_CONFIG).read_text("utf-8")).get("base_model_name_or_path")
+    file = folder / ADAPTER_CONFIG
+    try:
+        return json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not readable JSON ({error}); copy the adapter again") from error
 
 
 def read_other_weights(folder: Path) -> dict[str, Tensor]:

@@ -245,6 +245,7 @@ def cut(file):
         (lambda lora: cut(lora / "adapter_model.bin"), "the adapter in .* cannot be put on this model"),
         (lambda lora: cut(lora / "non_lora_trainables.bin"), r"non_lora_trainables\.bin is damaged"),
         (lambda lora: (lora / "non_lora_trainables.bin").unlink(), r"lacks 4 weights .*non_lora_trainables\.bin has"),
+        (lambda lora: (lora / "adapter_config.json").write_text("{"), r"adapter_config\.json is not readable JSON"),
         (lambda lora: edit(lora / "config.json", hidden_size=128), "trained on a model with hidden_size 128, but"),
         (lambda lora: edit(lora / "adapter_config.json", r=8), "the adapter in .* cannot be put on this model"),
         (lambda lora: torch.save({"base_model.model.x": torch.zeros(1)}, lora / "non_lora_trainables.bin"), "lacks 4"),
@@ -280,6 +281,21 @@ def test_wrong_base_of_a_delta(plain, llama_folder, tmp_path):
     bigger = other_base(llama_folder, tmp_path / "bigger", vocab_size=600)
     with pytest.raises(ValueError, match=r"is another base: its .* has shape \(600, 64\)"):
         load(tmp_path / "delta", bigger)
+
+
+def test_a_delta_is_not_added_to_quantised_weights(plain, llama_folder, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    write_delta(tmp_path / "delta", plain, llama_folder)
+    with pytest.raises(ValueError, match="is a delta, which cannot be added in 4 or 8 bit"):
+        load(tmp_path / "delta", llama_folder, load_4bit=True)
+
+
+def test_a_truncated_language_model_says_so(llama_folder, tmp_path):
+    folder = shutil.copytree(llama_folder, tmp_path / "cut")
+    cut(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged|cannot be loaded") as error:
+        load(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_attention_code_holds_for_the_tower(llava_folder):
