@@ -53,13 +53,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For files: blind, none, flowcut_64, flowcut_64_interval=4."""
+        """For files: blind, none, flowcut_64, pdrop_192_layers=1-2-3."""
         if self.blind:
             return "blind"
         settings = [
             part.strip().removeprefix("budget=") for part in self.pruner.split(":")[1:] for part in part.split(",")
         ]
-        return "_".join([self.method, *settings])
+        return "_".join([self.method, *settings]).replace("/", "-")
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ class Plan:
             **environment(self.bench.checkpoint.model.device),
             "answers": str(self.answers.relative_to(self.file.parent)),
             # enough to compare two cells question by question without their answers files
+            "questions": " ".join(str(one.question_id) for one in scores),
             "scenes": " ".join(str(one.parts["scene"]) for one in scores),
             "scores": " ".join(f"{one.value:g}" for one in scores),
         }

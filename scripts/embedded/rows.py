@@ -1,0 +1,56 @@
+"""What is measured on the embedded model: every method, its layers moved into a language model of four.
+
+    python -m scripts.embedded.rows 64          (prints the rows of a budget as words for scripts.tables.cell)
+
+The first layer alone reads 576 / 4 = 144 visual tokens on average. Methods that cut behind it can therefore not reach
+a mean below that; for smaller budgets they are given the number of tokens that are left behind their last cut. The page
+of results tells both means for every row.
+"""
+
+from __future__ import annotations
+
+import sys
+
+PATCHES, LAYERS = 576, 4
+BUDGETS = (192, 128, 64, 32)
+CONTROLS = ("random", "uniform", "pooling")
+IN_ENCODER = (
+    *("flowcut", "flowcut-paper", "fastervlm", "visionzip", "vispruner", "divprune", "cdpruner", "scope", "hiprune"),
+    *("holov", "prumerge", "prumerge_plus", "tome", "rcom"),
+)
+IN_LANGUAGE_MODEL = ("fastv", "dart", "pdrop", "sparsevlm", "sparsevlm-plus")
+# The tower has no text encoder, so methods that read the question go without it.
+SETTINGS = {
+    "fastv": "layer=1",
+    "dart": "layer=1",
+    "pdrop": "layers=1/2/3",
+    "sparsevlm": "layers=0/1/2",
+    "sparsevlm-plus": "layers=0/1/2",
+    "vtw": "layer=1",
+    "cdpruner": "condition=false",
+    "rcom": "condition=false",
+}
+
+
+def fitted(method: str, budget: int) -> str:
+    """The method's text form for the embedded model."""
+    parts = [f"budget={budget}"]
+    if method in SETTINGS:
+        parts.append(SETTINGS[method])
+    if budget * LAYERS <= PATCHES:
+        if method in ("fastv", "dart"):
+            parts.append(f"keep={budget}")
+        elif method == "pdrop":
+            ratio = (budget / PATCHES) ** (1 / 3)
+            parts.append("keep=" + "/".join(str(round(PATCHES * ratio**step)) for step in (1, 2, 3)))
+    return f"{method}:{','.join(parts)}"
+
+
+def rows(budget: int) -> list[str]:
+    """All methods at a budget. VTW has a single row, at 128: behind layer 1 nothing visual is left, whatever is asked."""
+    methods = [*CONTROLS, *IN_ENCODER, *IN_LANGUAGE_MODEL]
+    return [fitted(method, budget) for method in methods + ["vtw"] * (budget == 128)]
+
+
+if __name__ == "__main__":
+    print(*(f"--pruner {row}" for budget in sys.argv[1:] for row in rows(int(budget))))
