@@ -47,7 +47,7 @@ def fitted(method: str, budget: int) -> str:
 
 
 def rows(budget: int) -> list[str]:
-    """All methods at a budget. VTW has a single row, at 128: behind layer 1 nothing visual is left, whatever is asked."""
+    """All methods at a budget. VTW has a single row, at 128: behind layer 1 nothing is left, whatever is asked."""
     methods = [*CONTROLS, *IN_ENCODER, *IN_LANGUAGE_MODEL]
     return [fitted(method, budget) for method in methods + ["vtw"] * (budget == 128)]
 
