@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
 # 7. The committed cells: blind, unpruned, every method at four budgets. Two processes of one thread each, side by side,
-# which on two cores takes half as long as one of two threads. Resumable; LIMIT=n for fewer questions.
+# which on two cores takes half as long as one of two threads. Resumable; LIMIT=n for fewer questions, MORE=n for those
+# of the methods beside random, fastervlm and flowcut.
 export OMP_NUM_THREADS=1
 source "$(dirname "$0")/common.sh"
 LIMIT=${LIMIT:-1000}
+MORE=${MORE:-500}
 [ -e playground/data/embedded/answers.jsonl ] || $PYTHON -m scripts.embedded.data --out playground/data/embedded
-cells() { $PYTHON -m scripts.tables.cell --limit "$LIMIT" --out results "$@"; }
+cells() { $PYTHON -m scripts.tables.cell --limit "$@" --out results; }
+rows() { $PYTHON -m scripts.embedded.rows "$1"; }
 # shellcheck disable=SC2046 # the rows are words
-budget() { cells $($PYTHON -m scripts.embedded.rows "$1") "${@:2}"; }
-{ budget 64 --blind --pruner none && budget 192; } &
+{
+    cells "$LIMIT" --blind --pruner none $(rows random)
+    cells "$MORE" $(rows 64)
+    cells "$MORE" $(rows 192)
+} &
 first=$!
-budget 128
-budget 32
+# shellcheck disable=SC2046
+{
+    cells "$LIMIT" $(rows fastervlm) $(rows flowcut)
+    cells "$MORE" $(rows 128)
+    cells "$MORE" $(rows 32)
+}
 wait "$first"

@@ -1,6 +1,7 @@
 """What is measured on the embedded model: every method, its layers moved into a language model of four.
 
     python -m scripts.embedded.rows 64          (prints the rows of a budget as words for scripts.tables.cell)
+    python -m scripts.embedded.rows flowcut     (those of a method)
 
 The first layer alone reads 576 / 4 = 144 visual tokens on average. Methods that cut behind it can therefore not reach
 a mean below that; for smaller budgets they are given the number of tokens that are left behind their last cut. The page
@@ -13,12 +14,11 @@ import sys
 
 PATCHES, LAYERS = 576, 4
 BUDGETS = (192, 128, 64, 32)
-CONTROLS = ("random", "uniform", "pooling")
-IN_ENCODER = (
-    *("flowcut", "flowcut-paper", "fastervlm", "visionzip", "vispruner", "divprune", "cdpruner", "scope", "hiprune"),
-    *("holov", "prumerge", "prumerge_plus", "tome", "rcom"),
+MAIN = ("random", "fastervlm", "flowcut")  # on more questions than the others
+OTHERS = (
+    *("uniform", "pooling", "flowcut-paper", "visionzip", "vispruner", "divprune", "cdpruner", "scope", "hiprune"),
+    *("holov", "prumerge", "prumerge_plus", "tome", "rcom", "fastv", "dart", "pdrop", "sparsevlm", "sparsevlm-plus"),
 )
-IN_LANGUAGE_MODEL = ("fastv", "dart", "pdrop", "sparsevlm", "sparsevlm-plus")
 # The tower has no text encoder, so methods that read the question go without it.
 SETTINGS = {
     "fastv": "layer=1",
@@ -47,10 +47,15 @@ def fitted(method: str, budget: int) -> str:
 
 
 def rows(budget: int) -> list[str]:
-    """All methods at a budget. VTW has a single row, at 128: behind layer 1 nothing is left, whatever is asked."""
-    methods = [*CONTROLS, *IN_ENCODER, *IN_LANGUAGE_MODEL]
-    return [fitted(method, budget) for method in methods + ["vtw"] * (budget == 128)]
+    """The methods beside MAIN. VTW has a single row, at 128: behind layer 1 nothing is left, whatever is asked."""
+    return [fitted(method, budget) for method in (*OTHERS, *["vtw"] * (budget == 128))]
+
+
+def main(asked: list[str]) -> None:
+    for word in asked:
+        texts = rows(int(word)) if word.isdecimal() else [fitted(word, budget) for budget in BUDGETS]
+        print(*(f"--pruner {text}" for text in texts))
 
 
 if __name__ == "__main__":
-    print(*(f"--pruner {row}" for budget in sys.argv[1:] for row in rows(int(budget))))
+    main(sys.argv[1:])
