@@ -26,6 +26,7 @@ from flowcut.baselines.visionzip import VisionZip
 from flowcut.baselines.vispruner import VisPruner
 from flowcut.baselines.vtw import VTW
 from flowcut.method import FlowCut
+from flowcut.paper_rows import paper_row
 from flowcut.pruner import Cut, LanguageView, Pruner, View
 from flowcut.registry import parse_pruner
 from flowcut.text import TextTower, asked
@@ -63,5 +64,6 @@ __all__ = [
     "attach",
     "detach",
     "flowcut",
+    "paper_row",
     "parse_pruner",
 ]

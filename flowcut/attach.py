@@ -12,7 +12,7 @@ from flowcut.anatomy import anatomy_of
 from flowcut.decoder import LanguageStage
 from flowcut.encoder import EncoderStage
 from flowcut.method import FlowCut
-from flowcut.pruner import Pruner
+from flowcut.pruner import Budget, Pruner
 from flowcut.stage import Stage
 from flowcut.trace import Trace
 
@@ -53,19 +53,19 @@ class Handle:
 
     def _check(self, pruner: Pruner) -> None:
         for encoder in self.anatomy.encoders:
-            if pruner.budget <= encoder.reserved:
+            if isinstance(pruner.budget, int) and pruner.budget <= encoder.reserved:
                 raise ValueError(
                     f"budget={pruner.budget} leaves no patch beside the CLS token this model passes on; use >= 2"
                 )
         pruner.check(self.anatomy)
 
     @property
-    def budget(self) -> int:
-        """Visual tokens that reach the language model; may be set between calls."""
+    def budget(self) -> Budget:
+        """Visual tokens that reach the language model, or their share; may be set between calls."""
         return self.pruner.budget
 
     @budget.setter
-    def budget(self, budget: int) -> None:
+    def budget(self, budget: Budget) -> None:
         pruner = replace(self.pruner, budget=budget)
         self._check(pruner)
         self.pruner = pruner
@@ -120,11 +120,11 @@ def detach(model: nn.Module) -> None:
     handle.remove()
 
 
-def flowcut(model: Model, target_num: int = 64) -> Model:
+def flowcut(model: Model, target_num: Budget = 64) -> Model:
     """Attach FlowCut and return the same model; `detach(model)` undoes it.
 
     Args:
-        target_num: visual tokens that reach the language model, per image.
+        target_num: visual tokens that reach the language model, per image; 0.333 for that share of each image's own.
     """
     attach(model, FlowCut(budget=target_num))
     return model

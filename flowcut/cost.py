@@ -1,8 +1,9 @@
-"""Floating point operations of a LLaVA by formula, from how many tokens go into each layer.
+"""Floating point operations and KV cache of a LLaVA by formula, from how many tokens go into each layer.
 
 Conventions: one multiply-accumulate is 2 FLOPs; attention is counted in full, 2 n^2 d multiply-accumulates a layer,
 causal or not; only matrix products count (no norms, activations, softmax, nor a pruner's scores, which take O(n d));
-the language model's head is left out, because a prefill needs it for one position only.
+the language model's head is left out, as a prefill needs it for one position only. docs/cost.md has the formulas, and
+what other counts in print are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+TokenPath = Sequence[int] | Sequence[Sequence[int]]
+"""Visual tokens entering each encoder layer: of an image, or of each of its tiles."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,19 @@ def cost_of(
     vision: Any,
     language: Any,
     text_tokens: int,
-    path: Sequence[int] | None = None,
+    path: TokenPath | None = None,
     visual_tokens: int | Sequence[int] | None = None,
     projector_layers: int = 2,
-    mlp_path: Sequence[int] | None = None,
+    mlp_path: TokenPath | None = None,
+    tiles: int | None = None,
+    projected: int | None = None,
 ) -> Cost:
     """FLOPs of answering one prompt about one image, up to the first new token's logits.
+
+    Several tiles (anyres), images or frames are as many runs of the encoder. Give a path for each of them; or sums over
+    them and `tiles`, which are then taken as spread evenly. That is exact where all tiles keep equally many, and else a
+    little too low: attention is quadratic, so a layer's real multiply-accumulates are more by 2 width times the sum of
+    squared distances of the tiles' counts from their mean.
 
     Args:
         vision: the encoder's config (CLIPVisionConfig or alike).
@@ -51,18 +62,63 @@ def cost_of(
             dropped inside; what enters the last encoder layer if None.
         projector_layers: linear layers of the projector; the first widens, the others keep the width.
         mlp_path: visual tokens entering each encoder layer's MLP, where a method merges ahead of it
-            (`Pruner.merges_inside`): the counts that leave the layers.
+            (`Pruner.merges_inside`): the counts that leave the layers. In the form of `path`.
+        tiles: over how many tiles `path` sums; 1 if None, and there `path` may hold one path for each tile.
+        projected: tokens that the projector works on; as many as enter the language model if None. Others where padding
+            of tiles is taken off, or line ends are put in, behind it.
+
+    Raises:
+        ValueError: `tiles` is no number >= 1 or not that of the paths, paths differ in length, or hold more tokens than
+            there are patches.
     """
     patches = (vision.image_size // vision.patch_size) ** 2
-    path = [patches] * vision.num_hidden_layers if path is None else path
-    visual_tokens = path[-1] if visual_tokens is None else visual_tokens
+    if path is None:
+        path = [[patches] * vision.num_hidden_layers] * _checked_tiles(tiles)
+    paths = _tile_paths(path, tiles, patches, "path")
+    mlp_paths = [None] * len(paths) if mlp_path is None else _tile_paths(mlp_path, tiles, patches, "mlp_path")
+    if len(mlp_paths) != len(paths):
+        raise ValueError(
+            f"path is of {len(paths)} tiles and mlp_path of {len(mlp_paths)}; give both for the same tiles"
+        )
+    visual_tokens = sum(tile[-1] for tile in paths) if visual_tokens is None else visual_tokens
     if isinstance(visual_tokens, int):
         visual_tokens = [visual_tokens] * language.num_hidden_layers
+    projected = visual_tokens[0] if projected is None else projected
     return Cost(
-        encoder=encoder_flops(vision, path, mlp_path=mlp_path),
-        projector=projector_flops(visual_tokens[0], vision.hidden_size, language.hidden_size, projector_layers),
+        encoder=sum(
+            encoder_flops(vision, tile, mlp_path=inside) for tile, inside in zip(paths, mlp_paths, strict=True)
+        ),
+        projector=projector_flops(projected, vision.hidden_size, language.hidden_size, projector_layers),
         prefill=prefill_flops(language, [text_tokens + visual for visual in visual_tokens]),
     )
+
+
+def _checked_tiles(tiles: int | None) -> int:
+    if tiles is not None and tiles < 1:
+        raise ValueError(f"tiles={tiles} is not a number of tiles >= 1; leave it out for a single one")
+    return tiles or 1
+
+
+def _tile_paths(path: TokenPath, tiles: int | None, patches: int, name: str) -> list[Sequence[int]]:
+    """One path for each tile, from such paths or from their sum."""
+    number, several = _checked_tiles(tiles), [one for one in path if isinstance(one, Sequence)]
+    if several:
+        if len(several) != len(path) or len({len(one) for one in several}) > 1:
+            raise ValueError(
+                f"{name} mixes numbers and paths, or paths of several lengths; give one path for each tile"
+            )
+        if tiles is not None and len(several) != number:
+            raise ValueError(f"tiles={tiles}, but {name} holds {len(several)} paths; leave tiles out")
+        paths = several
+    else:
+        totals = [one for one in path if not isinstance(one, Sequence)]
+        paths = [[(total + tile) // number for total in totals] for tile in range(number)]
+    most = max((count for one in paths for count in one), default=0)
+    if most > patches:
+        raise ValueError(
+            f"{name} puts {most} tokens into an encoder of {patches} patches; give tiles= for sums over several tiles"
+        )
+    return paths
 
 
 def encoder_flops(config: Any, path: Sequence[int], prefix: int = 1, mlp_path: Sequence[int] | None = None) -> float:
@@ -100,9 +156,32 @@ def decode_flops(config: Any, path: Sequence[int], steps: int) -> float:
     return 2.0 * sum(steps * matrices + 2 * inner * (steps * n + steps * (steps + 1) // 2) for n in path)
 
 
+def kv_cache_bytes(config: Any, path: Sequence[int], bytes_per_value: float = 2) -> float:
+    """Bytes of a decoder's KV cache for one sequence: the keys and values, grouped or not, of what entered each layer.
+
+    A layer caches what it reads, tokens that a cut behind it drops too; each further token adds one to every layer.
+
+    Args:
+        path: text and visual tokens entering each layer, as for `prefill_flops`.
+        bytes_per_value: 2 in half precision, 4 in float32, below 1 for packed caches (without their scales).
+
+    Raises:
+        ValueError: `bytes_per_value` is not above 0.
+    """
+    if bytes_per_value <= 0:
+        raise ValueError(f"bytes_per_value={bytes_per_value} is not above 0; 2 is half precision, 4 float32")
+    head, _, key_values = _heads(config)
+    return 2 * head * key_values * sum(path) * bytes_per_value
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """-> width of a head, number of heads, number of key and value heads."""
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return head, heads, getattr(config, "num_key_value_heads", None) or heads
+
+
 def _decoder_layer(config: Any) -> tuple[int, int]:
     """-> multiply-accumulates of a layer's linear maps for one token, and the width of all its heads."""
-    width, heads = config.hidden_size, config.num_attention_heads
-    head = getattr(config, "head_dim", None) or width // heads
-    key_values = getattr(config, "num_key_value_heads", None) or heads
+    width, (head, heads, key_values) = config.hidden_size, _heads(config)
     return 2 * width * head * (heads + key_values) + 3 * width * config.intermediate_size, heads * head

@@ -113,10 +113,18 @@ class LanguageRun:
         self.samples = tuple(row for _, row, _ in order)
         self.counts = tuple(len(columns) for _, _, columns in order)
         self.initial = self.counts
+        self.own = tuple(self.encoded(*entry) for entry in zip(self.images, self.counts, strict=True))
         self.columns = nn.utils.rnn.pad_sequence([columns for *_, columns in order], batch_first=True)
         self.positions = torch.arange(max(self.counts), device=self.device).expand(len(order), -1)
         self.last = last_columns(self.real, self.rows, self.length, self.device)
         self.trace = StageTrace()
+
+    def encoded(self, image: int, count: int) -> int:
+        """`LanguageView.own` of an image that enters with `count` tokens."""
+        trace = self.handle.trace
+        if trace is None or image >= len(trace.tokens) or len(trace.tokens[image]) != count:
+            return count  # its features came from elsewhere
+        return trace.own[int(trace.tokens[image][:, 0].max())]
 
     def observes(self, module: nn.Module) -> bool:
         return self.trace is not None and any(module is attention for attention in self.decoder.attentions)
@@ -241,6 +249,7 @@ class LanguageRun:
             embeddings=self.embedded,
             norm=getattr(self.decoder.model, "norm", None),
             ahead=lambda view: look_ahead(self, view),
+            own=self.own,
         )
         with torch.no_grad():
             self.cut = self.handle.pruner.language(view)

@@ -41,12 +41,14 @@ class Rows:
 
     Attributes:
         skip: leave this call alone.
+        alone: how many tokens a row is for the unpruned language model; None for as many as its grid has.
         trace: filled by the encoder's forward, if a pruner is attached.
     """
 
     groups: tuple[int, ...] | None = None
     tiles: tuple[int, ...] = ()
     skip: bool = False
+    alone: int | None = None
     trace: Trace | None = None
 
 
@@ -54,15 +56,18 @@ _ROWS: ContextVar[Rows | None] = ContextVar("flowcut_rows", default=None)
 
 
 @contextmanager
-def rows(groups: Sequence[int] | None = None, spread: bool = False, skip: bool = False) -> Iterator[Rows]:
+def rows(
+    groups: Sequence[int] | None = None, spread: bool = False, skip: bool = False, alone: int | None = None
+) -> Iterator[Rows]:
     """Tell an attached pruner, around a call of an encoder, which rows belong to one image.
 
     Args:
         groups: number of the image or video of each row; every row by itself if None.
         spread: whether the rows of a group are tiles that share one image's budget (else frames, with a budget each).
         skip: do not prune in this call.
+        alone: how many tokens a row is for the unpruned language model, if not as many as its grid has.
     """
-    known = Rows(None if groups is None else tuple(groups), skip=skip)
+    known = Rows(None if groups is None else tuple(groups), skip=skip, alone=alone)
     if groups is not None:
         known.tiles = tuple(list(groups).count(group) if spread else 1 for group in groups)
     token = _ROWS.set(known)
@@ -119,6 +124,19 @@ class Run:
 
     def note(self, name: str, values: Tensor, view: View) -> None:
         self.trace.note(name, values, view.layer, view.counts)
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """See `View.own`."""
+        alone = None if self.known is None else self.known.alone
+        sizes = [height * width + self.encoder.reserved if alone is None else alone for height, width in self.grids]
+        tiles = (self.known.tiles if self.known is not None else ()) or (1,) * len(sizes)
+        whole: dict[int, int] = {}
+        for group, size in zip(self.groups, sizes, strict=True):
+            whole[group] = whole.get(group, 0) + size
+        return tuple(
+            whole[group] if count > 1 else size for group, count, size in zip(self.groups, tiles, sizes, strict=True)
+        )
 
     @property
     def lengths(self) -> list[int]:
@@ -221,6 +239,7 @@ class Run:
             question=self.question,
             sizes=None if self.ledger is None else self.ledger.sizes,
             ahead=None if given is None or self.encoder.unit > 1 else partial(self.look_ahead, hidden=given),
+            own=self.own,
         )
 
     def unpack(self, tokens: Tensor) -> Tensor:
@@ -347,6 +366,7 @@ class EncoderStage(Stage):
         if output is None:
             return
         trace = run.finish()
+        trace.own = run.own
         trace.tokens = [
             torch.stack([torch.full_like(final, row), final], dim=1) for row, final in enumerate(trace.final)
         ]

@@ -7,6 +7,11 @@ import itertools
 import re
 from typing import Any, Literal, get_args, get_origin
 
+from flowcut.pruner import Budget
+
+SHARE_TOO = "a whole number, or a share between 0 and 1"
+"""What a `Budget` takes."""
+
 
 def without_none(kind: Any) -> tuple[Any, bool]:
     """`int | None` -> (int, True); `int` -> (int, False)."""
@@ -19,7 +24,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
 def allowed(kind: Any) -> str:
     """In words, which values a field of this type takes."""
     kind, optional = without_none(kind)
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Budget: SHARE_TOO}
     if get_origin(kind) is Literal:
         said = " or ".join(map(str, get_args(kind)))
     elif get_origin(kind) is tuple:

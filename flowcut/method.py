@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowcut import scores
-from flowcut.pruner import Cut, LanguageView, Pruner, View
+from flowcut.pruner import Budget, Cut, LanguageView, Pruner, View
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FlowCut(Pruner):
 
     Attributes:
         budget: visual tokens that reach the language model (in two-stage families: its third and later layers), per
-            image or video frame.
+            image or video frame; as a float, a share of the tokens that each of them has as `View.own` counts them.
         interval: select after every `interval`-th layer, counted back from `last_layer`. One longer than the encoder
             selects a single time.
         last_layer: encoder layer after whose output the budget is met, counted from the end. None takes the family's:
@@ -96,7 +96,7 @@ class FlowCut(Pruner):
             raise ValueError(f"language_layer={self.language_layer} is not a layer's number >= 0; the paper's is 1")
 
     @classmethod
-    def paper(cls, budget: int, **fields: Any) -> FlowCut:
+    def paper(cls, budget: Budget, **fields: Any) -> FlowCut:
         """The paper's equations 1 to 6 to the letter; where they are silent, the released code's choice.
 
         Equation 4 divides value products by sqrt(D_v), equation 2 sums over all N tokens of the sequence and so takes
@@ -106,7 +106,7 @@ class FlowCut(Pruner):
         return cls(budget=budget, **{**literal, **fields})
 
     @classmethod
-    def released_qwen2_vl(cls, budget: int, **fields: Any) -> FlowCut:
+    def released_qwen2_vl(cls, budget: Budget, **fields: Any) -> FlowCut:
         """What the released code does in Qwen2-VL, where the default does better.
 
         It scores patches by attention and value alone, merges survivors four by four though they are no neighbours,
@@ -147,10 +147,11 @@ class FlowCut(Pruner):
         """
         if not view.two_stage:
             return view.share(self.budget)
+        budgets = view.budgets(self.budget)
         if view.unit > 1:
-            return [2 * self.budget * view.unit] * len(view.counts)
+            return [2 * budget * view.unit for budget in budgets]
         tiles = view.tiles or (1,) * len(view.counts)
-        return [max(self.budget // 2, 1) if count > 1 else self.budget for count in tiles]
+        return [max(budget // 2, 1) if count > 1 else budget for count, budget in zip(tiles, budgets, strict=True)]
 
     def vision(self, view: View) -> Cut | None:
         last = view.layers + (view.last_layer if self.last_layer is None else self.last_layer)
@@ -171,7 +172,10 @@ class FlowCut(Pruner):
 
     def language(self, view: LanguageView) -> Cut | None:
         """After decoder layer `language_layer`: keep the budget by what the last token attends to and resembles."""
-        if not view.two_stage or view.layer != self.language_layer or max(view.counts) <= self.budget:
+        if not view.two_stage or view.layer != self.language_layer:
+            return None
+        counts = [min(pair) for pair in zip(view.counts, view.budgets(self.budget), strict=True)]
+        if counts == list(view.counts):
             return None
         keys, values = view.visual(view.k), view.visual(view.v)
         attention = scores.softmax_row(view.last_token(view.q), keys, view.scaling, view.valid).mean(dim=1)
@@ -181,7 +185,6 @@ class FlowCut(Pruner):
         score = (scores.normalise(attention) + scores.normalise(semantic)) * value
         for name, signal in {"attention": attention, "semantic": semantic, "value": value, "score": score}.items():
             view.record(name, signal)
-        counts = [min(count, self.budget) for count in view.counts]
         return Cut.best(score, counts, view.valid, renumber=not view.mrope)
 
     def importance(self, view: View) -> tuple[Tensor, Tensor]:

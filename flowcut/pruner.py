@@ -7,8 +7,8 @@ leave the layer alone. It never touches the model; `flowcut.attach` does.
 What every pruner has to honour (tests/flowcut/test_laws.py holds all of them to it):
 
 1. a budget not below the number of tokens changes nothing, to the last bit;
-2. exactly `budget` visual tokens reach the language model, or its last layers where the method cuts there, or an
-   average layer of it where the method says so;
+2. exactly `budget` visual tokens (a share: that of the image's own number, see `whole_budget`) reach the language
+   model, or its last layers where the method cuts there, or an average layer of it where the method says so;
 3. kept indices ascend unless the method merges, and special tokens ahead of the patches (CLS) and text always stay;
 4. a sample's result does not depend on its batch mates (unless a field asks for it, as `batch_coupling="max"`);
 5. whatever has to live from one layer to the next lies in `view.memory`, which dies with the forward.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 
 CLS = -1
 """In place of a patch position: a visual token that is no patch, such as the CLS token where a method sends it on."""
+Budget: TypeAlias = int | float
+"""Visual tokens of an image, >= 1; or, as a float between 0 and 1, the share of its own number of them."""
+
+
+def whole_budget(budget: Budget, tokens: int) -> int:
+    """A budget as a whole number: a share of `tokens` is rounded to the nearest (halves to even), at least 1."""
+    return max(round(budget * tokens), 1) if isinstance(budget, float) else budget
 
 
 class LayerView:
@@ -42,7 +49,14 @@ class LayerView:
     states: Tensor | None
     positions: Tensor
     counts: tuple[int, ...]
+    own: tuple[int, ...]
     recorder: Callable[[str, Tensor, Any], None] | None
+
+    def budgets(self, budget: Budget) -> list[int]:
+        """`budget` as a whole number for each row; a share is one of the row's `own` tokens."""
+        if isinstance(budget, int):
+            return [budget] * len(self.counts)
+        return [whole_budget(budget, tokens) for tokens in self.own]
 
     @property
     def valid(self) -> Tensor | None:
@@ -98,6 +112,9 @@ class View(LayerView):
         question: what is asked about the images, where the caller says so with `flowcut.text.asked`; else None.
         sizes: [R, n], how many patches each visual token stands for; None while no cut has merged any.
         ahead: see `following`.
+        own: for each row, the language model's tokens that its image or video frame has where nothing is dropped: all
+            patches (merge groups) of all its tiles together, tokens on their padding too and none that end image rows,
+            and `reserved` ones. What a budget that is a share refers to.
     """
 
     layer: int
@@ -124,6 +141,7 @@ class View(LayerView):
     question: Question | None = None
     sizes: Tensor | None = None
     ahead: Callable[[View], View] | None = None
+    own: tuple[int, ...] = ()
 
     def following(self) -> View:
         """The same tokens as the next layer would see them: its number, q, k and v.
@@ -175,20 +193,22 @@ class View(LayerView):
         weight = valid[:, None, :, None].to(tokens.dtype)
         return (tokens * weight).sum(dim=2) / weight.sum(dim=2)
 
-    def share(self, budget: int) -> list[int]:
+    def share(self, budget: Budget) -> list[int]:
         """How many patches each row may keep so that its image has `budget` tokens in the language model.
 
+        A budget that is a share becomes a number by `budgets`; the special tokens in it leave room for one patch.
         An anyres image's budget is spread evenly over its tiles, the first ones taking what does not divide.
         """
         seen: dict[int, int] = {}
         shares = []
-        for group, tiles in zip(self.groups, self.tiles or (1,) * len(self.groups), strict=True):
+        spread = self.tiles or (1,) * len(self.groups)
+        for group, tiles, whole in zip(self.groups, spread, self.budgets(budget), strict=True):
             number = seen[group] = seen.get(group, -1) + 1
-            tokens = budget // tiles + (number < budget % tiles) if tiles > 1 else budget
+            tokens = whole // tiles + (number < whole % tiles) if tiles > 1 else whole
             shares.append(max(tokens - self.reserved, 1) * self.unit)
         return shares
 
-    def once(self, budget: int, layer: int | None = None) -> list[int] | None:
+    def once(self, budget: Budget, layer: int | None = None) -> list[int] | None:
         """How many patches each row keeps, for methods with a single cut: after `layer`, else after the last but one.
 
         None in every other layer, and where the budget leaves nothing to drop.
@@ -241,6 +261,9 @@ class LanguageView(LayerView):
         embeddings: [B, S, D], what the language model was given; in its first layer only, else None.
         norm: the model's norm behind the last layer, for methods that compare states as its head would see them.
         ahead: see `following`.
+        own: tokens of each image where nothing is dropped, counted as the encoder's view counts them (`View.own`);
+            `initial` where no encoder of this forward told. For methods that cut in the encoder too; others take
+            shares of `initial`.
     """
 
     layer: int
@@ -265,6 +288,7 @@ class LanguageView(LayerView):
     embeddings: Tensor | None = None
     norm: Callable[[Tensor], Tensor] | None = None
     ahead: Callable[[LanguageView], LanguageView] | None = None
+    own: tuple[int, ...] = ()
 
     def following(self) -> LanguageView:
         """The same tokens as the next layer would see them, for methods that rank in front of it: its number, q, k, v.
@@ -361,13 +385,16 @@ class Pruner:
 
     Attributes:
         budget: visual tokens that reach the language model (its last layers, if the method cuts there), per image or
-            video frame.
+            video frame. A float between 0 and 1 is a share of each image's (frame's) own tokens, so that images of
+            different size keep different numbers. Methods that cut in the encoder take it of `View.own`, where an
+            image in tiles has the patches of all of them; methods that cut in the language model alone take it of
+            what enters there, unpadded and with the tokens that end image rows.
 
     Raises:
-        ValueError: the budget is not a whole number of at least 1.
+        ValueError: the budget is neither a whole number of at least 1 nor a share between 0 and 1.
     """
 
-    budget: int
+    budget: Budget
     reads_hidden: ClassVar[bool] = False
 
     @property
@@ -391,8 +418,16 @@ class Pruner:
         return True
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, bool) or not isinstance(self.budget, int) or self.budget < 1:
-            raise ValueError(f"budget={self.budget!r} is not a whole number of tokens >= 1; try budget=64")
+        whole = isinstance(self.budget, int) and not isinstance(self.budget, bool) and self.budget >= 1
+        if not whole and not (isinstance(self.budget, float) and 0 < self.budget < 1):
+            raise ValueError(
+                f"budget={self.budget!r} is not a whole number of tokens >= 1, nor a share of an image's own tokens "
+                "between 0 and 1; try budget=64 or budget=0.333"
+            )
+
+    def tokens_of(self, tokens: int) -> int:
+        """The budget of an image (or video frame) of so many tokens, as a whole number; see `whole_budget`."""
+        return whole_budget(self.budget, tokens)
 
     def check(self, anatomy: Anatomy) -> None:
         """Called before attaching: raise a ValueError of one line if the method cannot work on this model."""

@@ -1,12 +1,14 @@
 """Pruners by name, and their two written forms.
 
-Command lines and result files use text (`flowcut:budget=64`), a checkpoint's config.json a dict
-(`{"method": "flowcut", "budget": 64}`). Either can be made from a pruner and read back.
+Command lines and result files use text (`flowcut:budget=64`; as a share of each image's tokens `flowcut:budget=0.333`),
+a checkpoint's config.json a dict (`{"method": "flowcut", "budget": 64}`). Either can be made from a pruner and read
+back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -29,9 +31,9 @@ from flowcut.baselines.uniform import Uniform
 from flowcut.baselines.visionzip import VisionZip
 from flowcut.baselines.vispruner import VisPruner
 from flowcut.baselines.vtw import VTW
-from flowcut.fields import allowed, meanings, without_none
+from flowcut.fields import SHARE_TOO, allowed, meanings, without_none
 from flowcut.method import FlowCut
-from flowcut.pruner import Pruner
+from flowcut.pruner import Budget, Pruner
 
 
 @dataclass(frozen=True)
@@ -210,11 +212,11 @@ def _from_text(name: str, key: str, text: str, kind: Any) -> object:
     if kind is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
-    elif kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"{name}:{key}={text} is not a number; {key} takes {wanted}") from None
+    elif kind in (int, float, Budget):
+        for number in get_args(kind) or (kind,):
+            with suppress(ValueError):  # text that is no whole number may be a share
+                return number(text)
+        raise ValueError(f"{name}:{key}={text} is not a number; {key} takes {wanted}")
     elif get_origin(kind) is Literal:
         for choice in get_args(kind):
             if text == str(choice):
@@ -238,6 +240,8 @@ def _check_json(name: str, key: str, value: object, kind: Any) -> None:
         fits, wanted = number, "a whole number"
     elif kind is float:
         fits, wanted = number or isinstance(value, float), "a number"
+    elif kind == Budget:
+        fits, wanted = number or (isinstance(value, float) and 0 < value < 1), SHARE_TOO
     elif kind is str:
         fits, wanted = isinstance(value, str), "text"
     elif get_origin(kind) is tuple:

@@ -79,6 +79,7 @@ class Trace(StageTrace):
         sources: one [N] per encoder row, if patches were merged one into the other: the number in `final` of the token
             that each patch of the grid went into, -1 if it was dropped. Empty otherwise. See `members`.
         inside: whether tokens were merged between attention and MLP, so that an MLP had what left its layer.
+        own: for each encoder row, the tokens its image or frame has where nothing is dropped; see `View.own`.
     """
 
     tokens: list[Tensor] = field(default_factory=list)
@@ -86,6 +87,7 @@ class Trace(StageTrace):
     shown: tuple[int, ...] = ()
     sources: list[Tensor] = field(default_factory=list)
     inside: bool = False
+    own: tuple[int, ...] = ()
 
     def members(self, row: int = 0) -> list[Tensor]:
         """For each token that an encoder row ended with, the grid positions of the patches it is made of."""
@@ -97,6 +99,7 @@ class Trace(StageTrace):
         """Append the rows of another trace of the same layers, and what they are made of."""
         if isinstance(other, Trace) and (self.sources or other.sources):
             self.sources = [*self._sources(), *other._sources()]
+        self.own += other.own if isinstance(other, Trace) else ()
         super().join(other)
 
     def _sources(self) -> list[Tensor]:

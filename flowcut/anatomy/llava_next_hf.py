@@ -148,7 +148,7 @@ class Frames(Modality):
         side = inner.config.vision_config.image_size // inner.config.vision_config.patch_size
         pooled = ((side + 1) // 2) ** 2
         groups = [video for video in range(videos) for _ in range(frames)]
-        with rows(groups, skip=handle.budget >= pooled) as known:
+        with rows(groups, skip=handle.pruner.tokens_of(pooled) >= pooled, alone=pooled) as known:
 
             def pool(features: Tensor) -> Tensor:
                 cut = known.trace is not None and known.trace.kept

@@ -70,9 +70,9 @@ class DART(Pruner):
 
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers."""
-        kept = tokens
-        if tokens > self.budget:
-            kept = self.keep or schedule.single(tokens, layers, self.layer, self.budget)
+        kept, budget = tokens, self.tokens_of(tokens)
+        if tokens > budget:
+            kept = self.keep or schedule.single(tokens, layers, self.layer, budget)
         return schedule.build(tokens, layers, (self.layer - 1,), [kept])
 
     def language(self, view: LanguageView) -> Cut | None:

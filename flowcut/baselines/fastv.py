@@ -50,11 +50,12 @@ class FastV(Pruner):
 
     def kept(self, tokens: int, layers: int) -> int:
         """How many of an image's `tokens` stay in a decoder of that many layers."""
-        if tokens <= self.budget:
+        budget = self.tokens_of(tokens)
+        if tokens <= budget:
             return tokens
         if self.keep is not None:
             return min(self.keep, tokens)
-        return schedule.single(tokens, layers, self.layer, self.budget)
+        return schedule.single(tokens, layers, self.layer, budget)
 
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers."""

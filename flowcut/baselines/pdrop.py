@@ -64,14 +64,15 @@ class PyramidDrop(Pruner):
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers."""
         after = tuple(layer - 1 for layer in self.layers)
-        if tokens <= self.budget:
+        budget = self.tokens_of(tokens)
+        if tokens <= budget:
             return schedule.build(tokens, layers, after, [tokens] * len(after))
         if self.keep is not None:
             return schedule.build(tokens, layers, after, self.keep)
         if self.ratio is not None:
             kept = [max(int(tokens * self.ratio**step), 1) for step in range(1, len(after) + 1)]
             return schedule.build(tokens, layers, after, kept)
-        return schedule.shrinking(tokens, layers, after, self.budget)
+        return schedule.shrinking(tokens, layers, after, budget)
 
     def language(self, view: LanguageView) -> Cut | None:
         if view.layer + 1 not in self.layers:

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from flowcut import scores
-from flowcut.pruner import CLS, Cut, Pruner, View
+from flowcut.pruner import CLS, Budget, Cut, Pruner, View
 
 if TYPE_CHECKING:
     from flowcut.anatomy import Anatomy
@@ -123,7 +123,7 @@ class PruMerge(Pruner):
             raise ValueError(f"batch_coupling={self.batch_coupling!r} is not allowed; choose none or shared")
 
     @classmethod
-    def plus(cls, budget: int, **fields: Any) -> PruMerge:
+    def plus(cls, budget: Budget, **fields: Any) -> PruMerge:
         """PruMerge+."""
         return cls(budget=budget, **{"spatial": True, **fields})
 

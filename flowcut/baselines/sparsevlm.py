@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from flowcut import schedule
-from flowcut.pruner import Cut, LanguageView, Pruner
+from flowcut.pruner import Budget, Cut, LanguageView, Pruner
 from flowcut.text_rows import position_prior, rows_of, text_behind, text_columns
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class SparseVLM(Pruner):
         schedule.check_positions(self.positions or "renumbered")
 
     @classmethod
-    def plus(cls, budget: int, **fields: Any) -> SparseVLM:
+    def plus(cls, budget: Budget, **fields: Any) -> SparseVLM:
         """SparseVLM+: version 2."""
         return cls(budget=budget, **{"version": "2", **fields})
 
@@ -106,13 +106,14 @@ class SparseVLM(Pruner):
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers; tells both means."""
         merged = clusters_of if self.recycles else None
-        if tokens <= self.budget:
+        budget = self.tokens_of(tokens)
+        if tokens <= budget:
             return schedule.build(tokens, layers, self.layers, [tokens] * len(self.layers))
         published = (tokens, layers, self.layers) == (576, 32, (2, 6, 15))
-        kept = self.keep or (PUBLISHED[self.version].get(self.budget) if published else None)
+        kept = self.keep or (PUBLISHED[self.version].get(budget) if published else None)
         if kept is not None:
             return schedule.build(tokens, layers, self.layers, kept, merged, least=1)
-        return schedule.shrinking(tokens, layers, self.layers, self.budget, "outputs", merged, least=1)
+        return schedule.shrinking(tokens, layers, self.layers, budget, "outputs", merged, least=1)
 
     def language(self, view: LanguageView) -> Cut | None:
         if view.layer == 0:

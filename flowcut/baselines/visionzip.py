@@ -39,7 +39,7 @@ class VisionZip(Pruner):
             5 of 32, and 5/32 of any other budget, rounded, at least 1.
 
     Raises:
-        ValueError: `contextual` leaves no dominant token.
+        ValueError: `contextual` leaves no dominant token, or comes with a budget that is a share.
     """
 
     reads_hidden: ClassVar[bool] = True
@@ -48,6 +48,11 @@ class VisionZip(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.contextual is not None and isinstance(self.budget, float):
+            raise ValueError(
+                f"contextual={self.contextual} is for one number of tokens, and budget={self.budget} is a share, of "
+                "another number in each image; leave contextual out, or give a whole number as budget"
+            )
         if self.contextual is not None and not 0 <= self.contextual < self.budget:
             raise ValueError(f"contextual={self.contextual} is not in 0 ... {self.budget - 1}, below the budget")
 

@@ -51,8 +51,9 @@ class VTW(Pruner):
 
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers."""
-        layer = self.layer or max(round(self.budget * layers / tokens), 1)
-        left = (tokens if tokens <= self.budget or layer >= layers else 0,)
+        budget = self.tokens_of(tokens)
+        layer = self.layer or max(round(budget * layers / tokens), 1)
+        left = (tokens if tokens <= budget or layer >= layers else 0,)
         return schedule.Schedule(tokens, layers, (layer - 1,), left, left)
 
     def language(self, view: LanguageView) -> Cut | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flowcut import scores
 from flowcut.attach import attach
 from flowcut.flow.measures import Array, Whole, attention_rows, follow
-from flowcut.pruner import Cut, Pruner, View
+from flowcut.pruner import Budget, Cut, Pruner, View
 
 if TYPE_CHECKING:
     from flowcut.anatomy import Anatomy
@@ -33,7 +33,7 @@ class Recorder(Pruner):
         inner: the pruner that is watched at work.
     """
 
-    budget: int = sys.maxsize
+    budget: Budget = sys.maxsize
     take: Callable[[View], None] = lambda view: None
     inner: Pruner | None = None
 

@@ -22,7 +22,7 @@ from flowcut.flow import measures
 from flowcut.flow.measures import Array
 from flowcut.flow.record import ImageFlow, WatchedRun, record, watch
 from flowcut.flow.subject import Subject
-from flowcut.pruner import Pruner
+from flowcut.pruner import Budget, Pruner
 from flowcut.registry import parse_pruner
 
 Recorded = TypeVar("Recorded", ImageFlow, WatchedRun)
@@ -134,7 +134,7 @@ class Study:
 _FACTS = ("model", "question", "names", "grid", "special", "read_after", "chosen", "answers")
 
 
-def compared_with(budget: int, depth: int) -> list[str]:
+def compared_with(budget: Budget, depth: int) -> list[str]:
     """What a pruner is compared with by default: one early cut by FlowCut's score, and two late ones by attention."""
     early = depth // 2 + 1  # layers from the end
     return [

@@ -89,6 +89,7 @@ def patches_left(pruner: Pruner, patches: int, tiles: int) -> list[int]:
         states=None,
         prefix=1,
         positions=nothing,
+        own=(patches * tiles,) * tiles,
     )
     # FlowCut cuts again inside the language model, hence leaves more here
     targets = pruner.targets(view) if isinstance(pruner, FlowCut) else view.share(pruner.budget)

@@ -38,7 +38,7 @@ def test_list(capsys):
     assert all(f"{name}: {method.paper}\n" in printed for name, method in METHODS.items())
     own = printed.split("flowcut: ")[1].split("flowcut-paper: ")[0]
     assert "    semantic_scale=none (none or head): divide value products by" in own
-    assert "    budget (a whole number): visual tokens that reach the language model" in own
+    assert "    budget (a whole number, or a share between 0 and 1): visual tokens that reach the language model" in own
     literal = printed.split("flowcut-paper: ")[1].splitlines()[1]
     assert literal == "    as flowcut, with semantic_scale=head, entropy_over=all, steps_left=selections"
     assert "    text_tower=None (text, or None): folder or Hub name of the CLIP" in printed
