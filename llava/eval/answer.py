@@ -126,8 +126,8 @@ class Reply(NamedTuple):
 
     tokens: visual tokens before the encoder's first layer and after each of its layers, CLS left out.
     visual_tokens, text_tokens: what the language model read. language_tokens: visual tokens that went into each of its
-    layers, for pruners that cut there; else None. ms: from pixels to the decoded end; the time of a batch
-    is shared out evenly among its questions.
+    layers, for pruners that cut there; else None. ms: from pixels to the decoded end; encode_ms, projector_ms,
+    prefill_ms, decode_ms: of it, see `Stopwatch`. The time of a batch is shared out evenly among its questions.
     """
 
     text: str
@@ -138,6 +138,8 @@ class Reply(NamedTuple):
     encode_ms: float
     prefill_ms: float
     language_tokens: list[int] | None = None
+    projector_ms: float | None = None
+    decode_ms: float = 0.0
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the text, for the answer line."""
@@ -252,6 +254,8 @@ class Answerer:
                     ms=total / len(texts),
                     encode_ms=watch.encode_ms / len(texts),
                     prefill_ms=watch.prefill_ms / len(texts),
+                    projector_ms=watch.projector_ms / len(texts) if watch.projector_ms is not None else None,
+                    decode_ms=watch.decode_ms / len(texts),
                 )
             )
         return replies

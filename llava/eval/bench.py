@@ -59,6 +59,21 @@ def ways_of(args: argparse.Namespace) -> list[Way]:
     return [Way(*way) for way in itertools.product(["none", *args.pruner], args.batch, args.workers)]
 
 
+def questions_of(file: Path | None, images: Path | None, limit: int) -> tuple[list[Question], Path, Path]:
+    """-> questions, spread evenly over the file, the folder of their pictures, and the file; None: the embedded ones.
+
+    Raises ValueError, one line, for a file that is missing or has bad rows.
+    """
+    if file is None:
+        file, images = EMBEDDED / "questions.jsonl", images or EMBEDDED / "images"
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist; make it by python -m scripts.embedded.data --out {EMBEDDED}")
+    rows, problems = read_questions(file)
+    if problems:
+        raise ValueError(f"{problems[0].where}: {problems[0].what}; mend it, or give another question file")
+    return subset(rows, limit), images or Path(), file
+
+
 def answer_once(answerer: Answerer, questions: Sequence[Question], images: Path, way: Way) -> tuple[float, list[str]]:
     """Seconds for all questions, and the answers."""
     with tempfile.TemporaryDirectory() as folder:
@@ -145,16 +160,9 @@ def main(argv: list[str] | None = None) -> None:
     """Prints a table and, as the last line, the report as JSON."""
     args = build_parser().parse_args(argv)
     args.pruner = args.pruner or ["flowcut:budget=64"]
-    file = args.question_file or EMBEDDED / "questions.jsonl"
-    images = args.image_folder or (EMBEDDED / "images" if args.question_file is None else Path())
     try:
         ways = ways_of(args)
-        if args.question_file is None and not file.is_file():
-            raise ValueError(f"{file} does not exist; make it by python -m scripts.embedded.data --out {EMBEDDED}")
-        rows, problems = read_questions(file)
-        if problems:
-            raise ValueError(f"{problems[0].where}: {problems[0].what}; mend it, or give another question file")
-        questions = subset(rows, args.limit)
+        questions, images, _ = questions_of(args.question_file, args.image_folder, args.limit)
         checkpoint = load_checkpoint(args.model_path, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
         results = measure(checkpoint, questions, images, ways, args)
     except ValueError as error:

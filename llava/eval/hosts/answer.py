@@ -114,6 +114,7 @@ class HostAnswerer(Answerer):
                 encode_ms=watch.encode_ms / len(texts),
                 prefill_ms=watch.prefill_ms / len(texts),
                 language_tokens=costs.language_tokens(index),
+                decode_ms=watch.decode_ms / len(texts),
             )
             for index, text in enumerate(said)
         ]

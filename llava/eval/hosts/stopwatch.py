@@ -13,14 +13,14 @@ class HostStopwatch(Stopwatch):
 
     encode_ms: from `start` until the language model begins, that is vision tower, projector, and putting the visual
         tokens into the prompt. prefill_ms: from there to the first logits. Both 0.0 while nothing was seen.
-    `visual_tokens` stays empty.
+    `projector_ms` is None and `visual_tokens` stays empty: neither is watched.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
         super().__init__(model)
         assert anatomy.decoder is not None
         self.decoder = anatomy.decoder
-        self._begun = False
+        self.projector_ms = None
 
     def __enter__(self) -> HostStopwatch:
         head = self.decoder.head if self.decoder.head is not None else self.decoder.model
@@ -31,8 +31,5 @@ class HostStopwatch(Stopwatch):
         return self
 
     def _begins(self, *_: object) -> None:
-        if self._begun:  # a later forward pass: one token of the answer
-            return
-        self._begun = True
-        self._prefill_begin = self._now()
-        self.encode_ms = self._prefill_begin - self._begin
+        if self._prefill_begin is None:  # else a later forward pass: one token of the answer
+            self._prefill_begin = self._encoded = self.clock.mark()

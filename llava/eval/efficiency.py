@@ -1,0 +1,200 @@
+"""What an answer costs, stage by stage, with and without pruning: python -m llava.eval.efficiency
+
+    python -m llava.eval.efficiency --model-path playground/embedded --pruner flowcut:budget=64 \\
+        --pruner visionzip:budget=64 --batch 1 8 --attention sdpa eager --out efficiency.json
+
+A row is one way to answer: `none` or a pruner, a batch size, an attention implementation. All rows answer the same real
+questions with the same loaded model and take turns, batch by batch, so that whatever else the machine does falls on all
+alike; questions that do not fill a last batch are left out. Each row warms up first, which is not counted.
+
+Milliseconds are a question's share of its batch. Stages: encode (vision tower), projector, prefill (the language
+model's first pass), decode (everything after the first logits); ttft is from pixels on the device to the first logits,
+total to the end of the answer. wall is the whole loop, from the picture's file to the answer's text, with the model
+loaded; pictures are read in line, so wall without reading is what a loop with enough reading workers takes. On a GPU
+stages are taken by events in its stream, which do not hold up the work.
+
+Speed-ups are against `none` of the same batch size and attention: the ratio of medians, and quartiles of the ratios
+over pairs of turns about the same questions. Peak memory is that of activations, in a run of its own over the first
+batch, as in flowcut.bench. GFLOPs are by formula (flowcut.cost) from the measured tokens, up to the first logits.
+
+The last line printed is the report as JSON; --out writes it with every turn's times (`raw`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import is_flash_attn_2_available
+
+from flowcut import parse_pruner
+from flowcut.bench import device_name, keep_freed_memory
+from llava.eval.answer import DTYPES, load_checkpoint
+from llava.eval.bench import questions_of
+from llava.eval.efficiency_report import Result, Way, row_of, table
+from llava.eval.efficiency_turns import Bench
+from llava.eval.journal import write_aside
+from llava.eval.measures import Sizes
+from llava.eval.power import check_power
+from llava.eval.provenance import environment, fingerprint
+from llava.eval.questions import Question
+
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+
+def ways_of(args: argparse.Namespace) -> list[Way]:
+    """The rows. Raises ValueError, one line, for flags that cannot be."""
+    if min(args.batch) < 1:
+        raise ValueError(f"--batch {min(args.batch)} cannot be; give whole numbers of at least 1")
+    if args.questions < max(args.batch):
+        raise ValueError(f"--questions {args.questions} do not fill a batch of {max(args.batch)}; ask at least as many")
+    if args.warm_up < 0:
+        raise ValueError(f"--warm-up {args.warm_up} cannot be; give a whole number of at least 0")
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {args.max_new_tokens} cannot be; give a whole number of at least 1")
+    if args.price_per_hour is not None and not 0 < args.price_per_hour < math.inf:
+        raise ValueError(f"--price-per-hour {args.price_per_hour:g} is no price; give a number above 0")
+    if args.out is not None and args.out.is_dir():
+        raise ValueError(
+            f"--out {args.out} is a folder; give the file to write, such as {args.out / 'efficiency.json'}"
+        )
+    for pruner in args.pruner:
+        parse_pruner(pruner)
+    pruners = dict.fromkeys(["none", *args.pruner])
+    return [Way(*way) for way in itertools.product(pruners, dict.fromkeys(args.batch), dict.fromkeys(args.attention))]
+
+
+def check_attention(attention: Sequence[str], device: torch.device, dtype: torch.dtype) -> None:
+    """Raises ValueError, one line, where flash attention cannot run."""
+    if "flash_attention_2" not in attention:
+        return
+    leave = "or leave it out of --attention"
+    if device.type != "cuda":
+        raise ValueError(
+            f"flash_attention_2 needs a CUDA GPU and the package flash-attn; this is a {device.type}; {leave}"
+        )
+    if not is_flash_attn_2_available():
+        raise ValueError(f"flash_attention_2 needs a package: pip install 'llava-flowcut[flash]' (flash-attn); {leave}")
+    if dtype == torch.float32:
+        raise ValueError(f"flash_attention_2 does not take float32; give --dtype float16 or bfloat16, {leave}")
+
+
+def check_out(file: Path) -> None:
+    """Make the folder of the file to write. Raises ValueError, one line, where that cannot be."""
+    if file.is_dir():
+        raise ValueError(f"--out {file} is a folder; give the file to write, such as {file / 'efficiency.json'}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {file} cannot be written ({error.strerror}); give another file") from error
+
+
+def data_of(args: argparse.Namespace) -> tuple[list[Question], Path, str]:
+    """-> questions, folder of their pictures, and 16 hex digits over question file and pictures.
+
+    Raises ValueError, one line, for a file that is missing or has bad rows, and for too few questions.
+    """
+    questions, images, file = questions_of(args.question_file, args.image_folder, args.questions)
+    if len(questions) < max(args.batch):
+        raise ValueError(f"{file} has {len(questions)} questions, not the {max(args.batch)} of a batch; lower --batch")
+    shown = sorted({images / str(name) for question in questions for name in question.images})
+    return questions, images, fingerprint([file, *(picture for picture in shown if picture.is_file())])
+
+
+def report(bench: Bench, results: dict[Way, Result], args: argparse.Namespace, command: str) -> dict[str, Any]:
+    checkpoint, sizes = bench.checkpoint, Sizes.of(bench.checkpoint.model)
+    rows = []
+    for way, result in results.items():
+        pruner = bench.answerers[way.pruner].pruner
+        inside = pruner is not None and pruner.merges_inside
+        rows.append(row_of(way, result, results[way.unpruned], sizes, inside, args.price_per_hour))
+    return {
+        "model": args.model_path,
+        "model_hash": checkpoint.fingerprint,
+        "conv_mode": checkpoint.mode,
+        "questions": len(bench.questions),
+        "data_hash": args.data_hash,
+        "warm_up": args.warm_up,
+        "max_new_tokens": args.max_new_tokens,
+        "reading": "in line",
+        "price_per_hour": args.price_per_hour,
+        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "device": device_name(bench.device),
+        "device_type": bench.device.type,
+        "command": command,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **environment(bench.device),
+        "rows": rows,
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", default="playground/embedded", help="a LLaVA checkpoint (default: %(default)s)")
+    parser.add_argument("--model-base", help="base model under a LoRA adapter or a projector")
+    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else vicuna_v1)")
+    parser.add_argument("--question-file", type=Path, help="JSON lines (default: the embedded benchmark)")
+    parser.add_argument("--image-folder", type=Path, help="folder the questions' image paths start from")
+    parser.add_argument(
+        "--pruner", action="append", help="compared with none; several times (default: flowcut:budget=64)"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="questions at a time (default: 1)")
+    parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=["sdpa"], help="(default: sdpa)")
+    parser.add_argument("--questions", type=int, default=64, help="so many, spread evenly over the file (default: 64)")
+    parser.add_argument("--warm-up", type=int, default=20, help="questions a row that do not count (default: 20)")
+    parser.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=16, help="(default: %(default)s)")
+    parser.add_argument("--power", action="store_true", help="measure the GPU's power too, in loops of their own")
+    parser.add_argument(
+        "--price-per-hour", type=float, help="of the machine, in any currency, for a price of 1000 questions"
+    )
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    parser.add_argument("--out", type=Path, help="JSON file for the report with every turn's times")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints a table and, as the last line, the report as JSON."""
+    args = build_parser().parse_args(argv)
+    args.pruner = args.pruner or ["flowcut:budget=64"]
+    command = "python -m llava.eval.efficiency " + shlex.join(sys.argv[1:] if argv is None else argv)
+    try:
+        ways = ways_of(args)
+        if args.out is not None:
+            check_out(args.out)
+        questions, images, args.data_hash = data_of(args)
+        checkpoint = load_checkpoint(
+            args.model_path, args.model_base, args.conv_mode, args.device, args.dtype, "vicuna_v1"
+        )
+        device = checkpoint.model.device
+        check_attention(args.attention, device, checkpoint.model.dtype)
+        if args.power and device.type == "cuda":
+            check_power(device)
+        elif args.power:
+            print(f"power is not measured: a {device.type} does not tell it", file=sys.stderr)
+        keep_freed_memory()
+        bench = Bench(checkpoint, questions, images, ways, args.max_new_tokens)
+        results = bench.measure(args.warm_up, args.power and device.type == "cuda")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    found = report(bench, results, args, command)
+    if args.out is not None:
+        write_aside(args.out, json.dumps(found, indent=1) + "\n")
+    print(f"{found['questions']} questions, {found['device']}, {found['dtype']}, {found['threads']} threads; median ms")
+    print(table(found["rows"]))
+    brief = [{key: value for key, value in row.items() if key != "raw"} for row in found["rows"]]
+    print(json.dumps({**found, "rows": brief}))
+
+
+if __name__ == "__main__":
+    main()
