@@ -31,5 +31,9 @@ docs: setup
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
+# The paper's tables: make table1 MODEL=liuhaotian/llava-v1.5-7b; MODEL=embedded for the small model; FLAGS="--limit 200".
+table%: setup
+	$(PY) -m scripts.tables.make $* $(if $(MODEL),--model $(MODEL)) $(FLAGS)
+
 clean-demo:
 	rm -rf results/demo playground/data/embedded

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 
+from flowcut.registry import parse_pruner
+
 PATCHES, LAYERS = 576, 4
 BUDGETS = (192, 128, 64, 32)
 MAIN = ("random", "fastervlm", "flowcut")  # on more questions than the others
@@ -44,6 +46,22 @@ def fitted(method: str, budget: int) -> str:
             ratio = (budget / PATCHES) ** (1 / 3)
             parts.append("keep=" + "/".join(str(round(PATCHES * ratio**step)) for step in (1, 2, 3)))
     return f"{method}:{','.join(parts)}"
+
+
+def transferred(text: str, tokens: int) -> str:
+    """A row of a 7B model, with `tokens` visual tokens a picture, at the same share of the embedded model's.
+
+    Fields that name layers of the language model become those of SETTINGS; the others stay.
+    """
+    pruner = parse_pruner(text)
+    if pruner is None:
+        return "none"
+    method, _, written = text.partition(":")
+    share = pruner.budget if isinstance(pruner.budget, float) else pruner.budget / tokens
+    base = fitted(method, round(PATCHES * share))
+    if method in SETTINGS:
+        return base
+    return ",".join([base, *(part for part in written.split(",") if not part.strip().startswith("budget="))])
 
 
 def rows(budget: int) -> list[str]:

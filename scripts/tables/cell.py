@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +19,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from tqdm import tqdm
 
 from flowcut import parse_pruner
-from flowcut.cost import cost_of
 from llava.eval.answer import DTYPES, Answerer, Checkpoint, Generation, load_checkpoint
 from llava.eval.benchmarks import embedded
 from llava.eval.benchmarks.contract import Score
@@ -32,6 +29,7 @@ from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.tally import by_part
 from llava.eval.confidence import mean_with_interval
 from llava.eval.journal import Journal, write_aside
+from llava.eval.measures import Sizes, flops_of, mean_gflops, mean_tokens, spread
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Problem, Question, read_questions, subset
 from llava.eval.run import Run
@@ -78,7 +76,7 @@ class Bench:
 class Plan:
     """A cell on its way: its files, and whether what lies there is still true.
 
-    `run` answers what is missing; None when the cell's JSON is there and up to date.
+    `run` answers what is missing; None when the cell's JSON is there and up to date, for these questions or for more.
 
     Raises ValueError for missing files and pruners that do not fit.
     """
@@ -86,36 +84,43 @@ class Plan:
     def __init__(self, bench: Bench, cell: Cell) -> None:
         self.bench, self.cell = bench, cell
         self.benchmark = BENCHMARKS[cell.benchmark]
-        question_file = bench.data / (self.benchmark.BLIND if cell.blind else self.benchmark.QUESTIONS)
+        self.question_file = bench.data / (self.benchmark.BLIND if cell.blind else self.benchmark.QUESTIONS)
         self.truth_file = bench.data / self.benchmark.TRUTH
         self.images = bench.data / self.benchmark.IMAGES
-        rows, self.problems = read_questions(question_file)
-        self.questions: list[Question] = subset(rows, bench.limit)
+        self.rows, self.problems = read_questions(self.question_file)
+        self.questions: list[Question] = subset(self.rows, bench.limit)
         generation = Generation(max_new_tokens=self.benchmark.MAX_NEW_TOKENS)
         self.answerer = Answerer(bench.checkpoint, cell.pruner, generation)
-        self.identity = {
-            **self.answerer.settings(),
-            "benchmark": cell.benchmark,
-            "blind": cell.blind,
-            "data_hash": fingerprint([question_file, self.truth_file, *self._pictures()]),
-            "questions": len(self.questions),
-            "batch_size": bench.batch_size,
-            "device": bench.checkpoint.model.device.type,
-        }
+        self.identity = self._identity(self.questions)
         folder = bench.out / cell.benchmark
         self.file = folder / f"{cell.name}.json"
         self.answers = folder / "answers" / f"{cell.name}.jsonl"
         self.run = self._start() if bench.fresh or self._stale() else None
 
-    def _pictures(self) -> list[Path]:
-        named = sorted({self.images / str(name) for question in self.questions for name in question.images})
-        return [picture for picture in named if picture.is_file()]
+    def _identity(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """What decides about the answers to these questions."""
+        named = sorted({self.images / str(name) for question in questions for name in question.images})
+        pictures = [picture for picture in named if picture.is_file()]
+        return {
+            **self.answerer.settings(),
+            "benchmark": self.cell.benchmark,
+            "blind": self.cell.blind,
+            "data_hash": fingerprint([self.question_file, self.truth_file, *pictures]),
+            "questions": len(questions),
+            "batch_size": self.bench.batch_size,
+            "device": self.bench.checkpoint.model.device.type,
+        }
 
     def _stale(self) -> bool:
         if not self.file.is_file():
             return True
         there = json.loads(self.file.read_text("utf-8"))
-        return there["identity"] != self.identity or there["missing"] > 0
+        asked = subset(self.rows, there["limit"])
+        return (
+            not {one.question_id for one in self.questions} <= {one.question_id for one in asked}
+            or there["identity"] != self._identity(asked)
+            or there["missing"] > 0
+        )
 
     def _start(self) -> Run:
         fresh = self.bench.fresh or not Journal.fits(self.answers, self.identity)
@@ -156,6 +161,7 @@ class Plan:
             # enough to compare two cells question by question without their answers files
             "questions": " ".join(str(one.question_id) for one in scores),
             "scenes": " ".join(str(one.parts["scene"]) for one in scores),
+            "types": " ".join(str(one.parts["category"]) for one in scores),
             "scores": " ".join(f"{one.value:g}" for one in scores),
         }
         write_aside(self.file, json.dumps(result, indent=1) + "\n")
@@ -191,64 +197,14 @@ def _costs(answers: Sequence[dict[str, Any]], model: Any, inside: bool) -> dict[
     """
     if not answers:
         return {"tokens": None, "gflops": None, "ms": None}
-    vision, linear = model.get_vision_tower().config, nn.Linear
-    depth = sum(isinstance(part, linear) for part in model.get_model().mm_projector.modules())
-    costs = [
-        cost_of(
-            vision,
-            model.config,
-            one["text_tokens"],
-            one["tokens"][:-1],
-            one.get("language_tokens") or one["visual_tokens"],
-            depth,
-            one["tokens"][1:] if inside else None,
-        )
-        for one in answers
-    ]
-    layers = [statistics.fmean(column) for column in zip(*(one["tokens"] for one in answers), strict=True)]
-
-    def mean(values: Sequence[float], digits: int = 4) -> float:
-        return round(statistics.fmean(values), digits)
-
     return {
-        "tokens": {
-            "llm": mean([one["visual_tokens"] for one in answers], 2),
-            # The two means in use: SparseVLM counts what leaves a layer, FLOPs follow from what enters it.
-            "llm_inputs": mean([statistics.fmean(_decoder_tokens(one)) for one in answers], 2),
-            "llm_outputs": mean([statistics.fmean(_left(_decoder_tokens(one))) for one in answers], 2),
-            "text": mean([one["text_tokens"] for one in answers], 2),
-            "encoder_inputs": mean(layers[:-1], 2),
-            "encoder_outputs": mean(layers[1:], 2),
-            "by_layer": [round(value, 2) for value in layers],
-        },
-        "gflops": {
-            part: mean([getattr(cost, part) / 1e9 for cost in costs])
-            for part in ("encoder", "projector", "prefill", "total")
-        },
+        "tokens": mean_tokens(answers),
+        "gflops": mean_gflops(flops_of(answers, Sizes.of(model), inside)),
         "ms": {
-            **_spread([one["ms"] for one in answers]),
-            "encode": _spread([one["encode_ms"] for one in answers]),
-            "prefill": _spread([one["prefill_ms"] for one in answers]),
+            **spread([one["ms"] for one in answers]),
+            "encode": spread([one["encode_ms"] for one in answers]),
+            "prefill": spread([one["prefill_ms"] for one in answers]),
         },
-    }
-
-
-def _decoder_tokens(answer: dict[str, Any]) -> list[int]:
-    """Visual tokens that went into each layer of the language model; one number where nothing was cut there."""
-    return answer.get("language_tokens") or [answer["visual_tokens"]]
-
-
-def _left(entering: list[int]) -> list[int]:
-    """Those that came out of each layer: what the next one got. A cut after the last layer changes nothing any more."""
-    return [*entering[1:], entering[-1]]
-
-
-def _spread(times: Sequence[float]) -> dict[str, float]:
-    quartiles = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else [times[0]] * 3
-    names = ("p25", "median", "p75")
-    return {
-        "mean": round(statistics.fmean(times), 3),
-        **dict(zip(names, (round(q, 3) for q in quartiles), strict=True)),
     }
 
 

@@ -9,8 +9,12 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from scripts.tables.grid import NOTHING
+from scripts.tables.times import EFFICIENCY, how_taken, times_of
 
 ROWS = ["blind", "none", *(f"{m}_{b}" for b in (192, 128, 64, 32) for m in ("random", "fastervlm", "flowcut"))]
 
@@ -27,26 +31,24 @@ def _label(cell: dict[str, Any]) -> str:
     return "blind (another picture)" if cell["blind"] else {"none": "no pruning"}.get(cell["method"], cell["method"])
 
 
-def main_table(cells: dict[str, dict[str, Any]]) -> str:
-    full = cells["none"]["ms"]["median"]
+def main_table(cells: dict[str, dict[str, Any]], times: Mapping[str, Mapping[str, float]], how: str) -> str:
     lines = [
         "| tokens to the LLM | method | accuracy | 95 % CI | GFLOPs encoder | GFLOPs prefill | ms a question | speed |",
         "|---:|---|---:|---|---:|---:|---:|---:|",
     ]
     for cell in cells.values():
         low, high = (f"{100 * end:.1f}" for end in cell["ci95"])
-        gflops, ms = cell["gflops"], cell["ms"]["median"]
+        gflops, own = cell["gflops"], times.get("" if cell["blind"] else cell["pruner"])
+        ms, speed = (NOTHING, NOTHING) if own is None else (f"{own['total']:.0f}", f"{own['total_speedup']:.2f}x")
         lines.append(
             f"| {cell['tokens']['llm']:.0f} | {_label(cell)} | {100 * cell['accuracy']:.1f} | {low}-{high} "
-            f"| {gflops['encoder']:.2f} | {gflops['prefill']:.2f} | {ms:.0f} | {full / ms:.2f}x |"
+            f"| {gflops['encoder']:.2f} | {gflops['prefill']:.2f} | {ms} | {speed} |"
         )
     none = cells["none"]
     lines += [
         "",
-        f"{none['n']} held-out questions; intervals bootstrapped over scenes. Median milliseconds from pixels to "
-        f"answer at batch 1 in {none['identity']['dtype']} on {none['hardware']['threads']} thread of an "
-        f"{none['hardware']['cpu']}, a second process of the same kind on the other core. Each number's full story is "
-        "in `results/embedded/`.",
+        f"{none['n']} held-out questions; intervals bootstrapped over scenes. {how} Each number's full story is in "
+        "`results/embedded/`.",
     ]
     return "\n".join(lines)
 
@@ -75,7 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         cells = read_cells(args.results)
-        tables = {"results": main_table(cells), "types": category_table(cells)}
+        times = args.results / EFFICIENCY
+        tables = {"results": main_table(cells, times_of(times), how_taken(times)), "types": category_table(cells)}
         stale = []
         for file, markers in {"README.md": ["results"], "docs/embedded.md": ["results", "types"]}.items():
             old = new = Path(file).read_text("utf-8")

@@ -11,91 +11,80 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.confidence import bootstrap_interval
+from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
+from scripts.tables.cell import Cell
 from scripts.tables.embed import embed
+from scripts.tables.grid import NOTHING
+from scripts.tables.paired import Mean, Shared
+from scripts.tables.times import EFFICIENCY, how_taken, times_of
 
 PAGE = Path("docs/results.md")
 REFERENCE = "flowcut"
-BUDGETS = (192, 128, 64, 32)
 
 
 def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """All cells in the folder but the blind one. Raises ValueError when there is none."""
-    cells = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
-    if not cells:
-        raise ValueError(f"{folder} holds no cells; make them with scripts/embedded/evaluate.sh")
-    return [cell for cell in cells if not cell["blind"]]
+    """The unpruned cell, and what there is of `scripts.embedded.rows`. Raises ValueError without the former."""
+    texts = ["none", *(fitted(method, budget) for budget in BUDGETS for method in MAIN)]
+    texts += [text for budget in BUDGETS for text in rows(budget)]
+    files = [folder / f"{Cell('embedded', text).name}.json" for text in texts]
+    cells = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
+    if not any(cell["pruner"] == "none" for cell in cells):
+        raise ValueError(f"{folder} holds no unpruned cell; make the cells with scripts/embedded/evaluate.sh")
+    return cells
 
 
-def difference(cell: dict[str, Any], other: dict[str, Any]) -> tuple[float, float, float] | None:
-    """Mean and 95 % interval of accuracy less the other's, in points; None where other questions were asked."""
-    if cell["scenes"] != other["scenes"]:
-        return None
-    pairs = zip(cell["scores"].split(), other["scores"].split(), strict=True)
-    values = [100 * (float(one) - float(two)) for one, two in pairs]
-    low, high = bootstrap_interval(values, cell["scenes"].split())
-    return sum(values) / len(values), low, high
-
-
-def row(cell: dict[str, Any], reference: dict[str, Any] | None) -> str:
-    low, high = (f"{100 * end:.1f}" for end in cell["ci95"])
-    tokens, gflops, ms = cell["tokens"], cell["gflops"], cell["ms"]
-    beside = "-"
-    if reference is not None and cell is not reference:
-        found = difference(cell, reference)
-        if found is not None:
-            beside = f"{found[0]:+.1f} ({found[1]:+.1f} to {found[2]:+.1f})"
-    inputs, outputs = (tokens.get(name, tokens["llm"]) for name in ("llm_inputs", "llm_outputs"))
+def line(cell: dict[str, Any], accuracy: Mean, beside: str, times: Mapping[str, Any] | None) -> str:
+    tokens, gflops = cell["tokens"], cell["gflops"]
     parts = [
         f"`{cell['pruner']}`",
-        f"{100 * cell['accuracy']:.1f}",
-        f"{low}-{high}",
+        f"{accuracy.value:.1f}",
+        f"{accuracy.low:.1f}-{accuracy.high:.1f}",
         beside,
         f"{tokens['encoder_inputs']:.0f} / {tokens['encoder_outputs']:.0f}",
         f"{tokens['llm']:.0f}",
-        f"{inputs:.0f} / {outputs:.0f}",
+        f"{tokens['llm_inputs']:.0f} / {tokens['llm_outputs']:.0f}",
         f"{gflops['encoder']:.2f}",
         f"{gflops['prefill']:.2f}",
         f"{gflops['total']:.2f}",
-        f"{ms['encode']['median']:.0f}",
-        f"{ms['prefill']['median']:.0f}",
-        f"{ms['median']:.0f}",
+        *(NOTHING if times is None else f"{times[name]:.0f}" for name in ("encode", "prefill", "total")),
     ]
     return "| " + " | ".join(parts) + " |"
 
 
-def table(cells: Sequence[dict[str, Any]]) -> str:
-    """The cells of one budget, best first."""
-    reference = next(
-        (cell for cell in cells if cell["pruner"].startswith(REFERENCE + ":budget=") and "," not in cell["pruner"]),
-        None,
-    )
+def table(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
+    """The cells of one budget, best first, on the questions they share; and how many these are."""
+    shared = Shared.of(cells)
+    accuracies = [shared.accuracy(index) for index in range(len(cells))]
+    reference = next((i for i, cell in enumerate(cells) if cell["pruner"].startswith(REFERENCE + ":budget=")), None)
     head = (
         "| method | accuracy | 95 % | less FlowCut's | encoder, in / out | to the LLM | LLM layers, in / out "
         "| GF encoder | GF prefill | GF in all | encode ms | prefill ms | ms |"
     )
-    ordered = sorted(cells, key=lambda cell: -cell["accuracy"])
-    return "\n".join(
-        [head, "|---|---:|---|---|---|---:|---|" + "---:|" * 6, *(row(cell, reference) for cell in ordered)]
-    )
+    lines = [head, "|---|---:|---|---|---|---:|---|" + "---:|" * 6]
+    for index in sorted(range(len(cells)), key=lambda index: -accuracies[index].value):
+        beside = NOTHING
+        if reference is not None and index != reference:
+            beside = shared.difference(index, reference).signed
+        cell = cells[index]
+        lines.append(line(cell, accuracies[index], beside, times.get(cell["pruner"])))
+    return "\n".join(lines), len(shared.questions)
 
 
-def render(cells: Sequence[dict[str, Any]]) -> str:
+def render(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]], how: str) -> str:
     parts = []
     none = next(cell for cell in cells if cell["pruner"] == "none")
     for budget in BUDGETS:
         own = [cell for cell in cells if cell["pruner"] != "none" and cell["budget"] == budget]
         if own:
-            parts.append(f"### {budget} of {none['budget']}\n\n{table([none, *own])}")
-    stated = sorted(
-        {(cell["n"], cell["identity"]["dtype"], cell["hardware"]["threads"], cell["hardware"]["cpu"]) for cell in cells}
-    )
-    made = "; ".join(f"{n} questions, {dtype}, {threads} thread(s) of an {cpu}" for n, dtype, threads, cpu in stated)
-    return "\n\n".join([*parts, f"{made}; batch 1; medians. Each number's full story is in `results/embedded/`."])
+            lines, questions = table([none, *own], times)
+            parts.append(
+                f"### {budget} of {none['budget']}\n\n{lines}\n\n{questions} questions, the same in every row."
+            )
+    return "\n\n".join([*parts, how])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -105,7 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         old = PAGE.read_text("utf-8")
-        new = embed(old, "methods", render(read_cells(args.results)))
+        times = args.results / EFFICIENCY
+        new = embed(old, "methods", render(read_cells(args.results), times_of(times), how_taken(times)))
     except ValueError as error:
         sys.exit(f"error: {error}")
     if args.check and new != old:

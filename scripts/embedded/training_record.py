@@ -1,0 +1,45 @@
+"""How long the runs of train_pruned.sh took: python -m scripts.embedded.training_record --runs runs/embedded --out FILE
+
+Reads each run's trainer_state.json. A run that was interrupted tells only the time since it went on, and is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.eval.journal import write_aside
+from llava.eval.provenance import environment
+from scripts.tables.training import training_run
+
+TOKENS = (576, 192, 128)
+
+
+def record(runs: Path) -> dict[str, Any]:
+    rows = []
+    for tokens in TOKENS:
+        steps, seconds = training_run(runs / f"trained_{tokens}")
+        rows.append({"tokens": tokens, "steps": steps, "seconds": round(seconds, 1)})
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"rows": rows, "date": date, **environment(torch.device("cpu"))}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/embedded"))
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    try:
+        write_aside(args.out, json.dumps(record(args.runs), indent=1) + "\n")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The JSON of a benchmark's cell, out of what the evaluation scripts left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llava.eval import launch
+from llava.eval.benchmarks.contract import Benchmark, Row, Score, Split
+from llava.eval.benchmarks.files import read_json, read_rows
+from llava.eval.benchmarks.tally import DIGITS
+from llava.eval.measures import flops_of, mean_gflops, mean_tokens, spread
+from llava.eval.provenance import environment
+from scripts.tables import origin
+from scripts.tables.intervals import interval_of
+from scripts.tables.model_flops import sizes_in
+
+if TYPE_CHECKING:
+    from scripts.tables.benchmark_cell import BenchmarkCell
+
+
+def document(cell: BenchmarkCell, question_file: Path) -> dict[str, Any]:
+    """What stands in a cell's file.
+
+    question_file: the one that was asked. `missing` counts the asked questions without an answer. Tokens, GFLOPs and
+    times are means over the answers about pictures, `pictured` says how many those are.
+
+    Raises ValueError, one line, when files of the run are missing or damaged.
+    """
+    merged = cell.answers_folder / "merge.jsonl"
+    summary = read_json(merged.with_name("merge.scores.json"))
+    answers = read_rows(merged, "answers")
+    rows = cell.bench.rows(cell.folder, cell.split)
+    asked = len(rows if cell.limit is None else cell.bench.subset(rows, cell.limit))
+    settings = origin.recorded_settings(cell)
+    marks = origin.data_hash(cell)
+    return {
+        "benchmark": cell.benchmark,
+        "family": cell.family,
+        "model": settings["model"],
+        "pruner": cell.pruner,
+        "method": cell.pruner.partition(":")[0],
+        "budget": cell.parsed_pruner.budget if cell.parsed_pruner else None,
+        "value": summary["main"],
+        **_interval(cell, merged, rows, summary),
+        "n": summary["n"],
+        "missing": asked - len(answers),
+        **{name: summary[name] for name in ("metric", "reported", "paper", "split", "labels", "parts", "judge")},
+        "limit": cell.limit,
+        **_costs(cell, [row["metadata"] for row in answers]),
+        "identity": {**settings, **origin.chosen(cell), "data_hash": marks},
+        "data_hash": marks,
+        "command": cell.command,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **environment(_device(cell)),
+        "answers": os.path.relpath(merged, cell.file.parent),
+        "scores": os.path.relpath(merged.with_name("merge.scores.json"), cell.file.parent),
+    }
+
+
+def _device(cell: BenchmarkCell) -> torch.device:
+    return torch.device("cpu" if launch.share(cell.arguments).devices[0] == "cpu" else "cuda")
+
+
+def _costs(cell: BenchmarkCell, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """None where no picture was shown, and GFLOPs where there is no formula for the model."""
+    shown = [one for one in answers if one["tokens"]]
+    if not shown:
+        return {"pictured": 0, "tokens": None, "gflops": None, "ms": None}
+    folder = origin.folder_here(cell.model)
+    sizes = None if folder is None else sizes_in(folder, cell.answering.model_base)
+    inside = cell.parsed_pruner is not None and cell.parsed_pruner.merges_inside
+    stages = {name: spread([one[f"{name}_ms"] for one in shown]) for name in ("encode", "prefill")}
+    return {
+        "pictured": len(shown),
+        "tokens": mean_tokens(shown),
+        "gflops": None if sizes is None else mean_gflops(flops_of(shown, sizes, inside)),
+        "ms": {**spread([one["ms"] for one in shown]), **stages},
+    }
+
+
+def _interval(cell: BenchmarkCell, merged: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """`ci95`, and whether pictures or questions were drawn; the benchmark's own where it has one.
+
+    None for numbers that do not follow from the answers alone: a judge's.
+    """
+    if "ci95" in summary:
+        return {"ci95": summary["ci95"], "ci95_over": "scenes"}
+    scores = [cell.bench.score(one) for one in cell.bench.read(cell.folder, merged, cell.split).samples]
+    if summary["main"] is None or cell.bench.aggregate(scores)["main"] != summary["main"]:
+        return {"ci95": None, "ci95_over": None}
+    pictures = _pictures(cell.bench, cell.split, rows)
+    groups: list[Hashable] = [pictures.get(str(one.question_id), (one.question_id,)) for one in scores]
+    found = interval_of(scores, groups, summary["main"], lambda part: _main(cell.bench, part))
+    ends = None if found is None else [round(end, DIGITS) for end in found]
+    drawn = "pictures" if all(str(one.question_id) in pictures for one in scores) else "questions"
+    return {"ci95": ends, "ci95_over": drawn if ends else None}
+
+
+def _main(bench: Benchmark, scores: Sequence[Score]) -> float | None:
+    return bench.aggregate(scores)["main"]
+
+
+def _pictures(bench: Benchmark, split: Split, rows: Sequence[Row]) -> dict[str, Hashable]:
+    """Question id -> its picture, or where pictures are in the question file, the questions that belong together."""
+    named: dict[str, Hashable] = {}
+    for row in rows:
+        picture = row.get("image") if split.images else None
+        named[str(row.get("question_id", row.get("id")))] = str(picture) if picture else str(bench.group(row))
+    return named
