@@ -95,7 +95,8 @@ class LlavaMetaModel(_Mixin):
             config.unfreeze_mm_vision_tower = True  # from now on every checkpoint has to carry the tower
 
         config.use_mm_proj = True
-        config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
+        if getattr(self, "mm_projector", None) is None:  # the flag's default must not rename one that is there
+            config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
         config.mm_hidden_size = tower.hidden_size
         config.mm_vision_select_layer = tower.select_layer = model_args.mm_vision_select_layer
         config.mm_vision_select_feature = tower.select_feature = model_args.mm_vision_select_feature

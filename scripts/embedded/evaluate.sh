@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # 7. The committed cells: blind, unpruned, every method at four budgets. Two processes of one thread each, side by side,
 # which on two cores takes half as long as one of two threads. Resumable; LIMIT=n for fewer questions, MORE=n for those
-# of the methods beside random, fastervlm and flowcut.
+# of the methods beside random, fastervlm and flowcut. Their times come last, in a run of their own.
 export OMP_NUM_THREADS=1
 source "$(dirname "$0")/common.sh"
 LIMIT=${LIMIT:-1000}
@@ -23,3 +23,5 @@ first=$!
     cells "$MORE" $(rows 32)
 }
 wait "$first"
+
+OMP_NUM_THREADS=$(nproc) $PYTHON -m scripts.embedded.times

@@ -3,8 +3,8 @@
 # model that ships, with all tokens and with FlowCut at 192 and 128, on the same fresh scenes; then the cells of what
 # comes out, into results/trained_<tokens>/. Resumable.
 source "$(dirname "$0")/common.sh"
-STEPS=${STEPS:-100}
-LIMIT=${LIMIT:-500}
+STEPS=${STEPS:-40}
+LIMIT=${LIMIT:-250}
 [ -e "$RUNS/more/finetune.json" ] ||
     $PYTHON -m scripts.embedded.data --split train --first 6400 --scenes $((8 * STEPS)) --out "$RUNS/more"
 for pruner in none flowcut:budget=192 flowcut:budget=128; do
@@ -13,8 +13,9 @@ for pruner in none flowcut:budget=192 flowcut:budget=128; do
     [ -e "$RUNS/trained_$tokens/trainer_state.json" ] ||
         $PYTHON -m llava.train.train --model_name_or_path playground/embedded --version v1 --pruner "$pruner" \
             --data_path "$RUNS/more/finetune.json" --image_folder "$RUNS/more/images" --image_aspect_ratio pad \
+            --mm_projector_type mlp2x_gelu --mm_vision_select_layer -2 \
             --mm_use_im_start_end False --mm_use_im_patch_token False \
-            --bf16 True --use_cpu True --attn_implementation eager \
+            --bf16 False --use_cpu True \
             --output_dir "$RUNS/trained_$tokens" --num_train_epochs 1 --per_device_train_batch_size 8 \
             --save_strategy steps --save_steps 50 --save_total_limit 1 --learning_rate 2e-4 --weight_decay 0. \
             --warmup_ratio 0.03 --lr_scheduler_type cosine --logging_steps 10 --model_max_length 2048 \

@@ -43,7 +43,7 @@ def how_taken(file: Path) -> str:
     run = json.loads(file.read_text("utf-8"))
     return (
         f"Times: medians over {run['questions']} questions, rows in turn, {run['dtype']}, batch 1, "
-        f"{run['threads']} thread(s) of an {run['device']}, nothing beside it, pixels to the end of the answer; encode "
+        f"{run['threads']} thread(s) of an {run['device']}, pixels to the end of the answer; encode "
         f"includes the projector. `{file.name}` has quartiles."
     )
 

@@ -107,6 +107,19 @@ def test_a_pretrained_projector_is_read_whatever_stands_before_its_keys(make_tin
         target.get_model().initialize_vision_modules(model_arguments(clip_folder, tmp_path / "other.bin"))
 
 
+def test_a_projector_that_is_there_keeps_its_name(make_tiny_llava, clip_folder):
+    """Training goes on from a checkpoint with the flag at its default, which is linear: what is saved has to load."""
+    model = make_tiny_llava()
+    assert model.config.mm_projector_type == "mlp2x_gelu"
+    arguments = model_arguments(clip_folder, None)
+    arguments.mm_projector_type = "linear"
+    model.get_model().initialize_vision_modules(arguments)
+    assert model.config.mm_projector_type == "mlp2x_gelu"
+    assert (
+        build_vision_projector(model.config).state_dict().keys() == model.get_model().mm_projector.state_dict().keys()
+    )
+
+
 def token_arguments(**chosen):
     flags = dict.fromkeys(("mm_use_im_patch_token", "mm_use_im_start_end", "tune_mm_mlp_adapter"), False)
     return SimpleNamespace(**(flags | {"pretrain_mm_mlp_adapter": None} | chosen))

@@ -1,14 +1,20 @@
 """What is claimed of the embedded model, held against the committed cells."""
 
+import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from flowcut.registry import METHODS
 from llava.eval.confidence import bootstrap_interval
 from llava.eval.provenance import model_fingerprint
+from scripts.embedded.rows import BUDGETS, transferred
 from scripts.tables import embed, methods
+from scripts.tables.cell import Cell
+from scripts.tables.make import table_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,15 +69,64 @@ def test_the_cells_are_of_the_weights_that_ship(cells):
     assert {cell["identity"]["model_hash"] for cell in cells.values()} == {shipped}
 
 
-def test_the_page_of_all_methods_is_that_of_the_cells():
-    command = [sys.executable, "-m", "scripts.tables.methods", "--check"]
+@pytest.mark.parametrize("page", ["methods", "page"])
+def test_pages_are_those_of_the_cells(page):
+    command = [sys.executable, "-m", f"scripts.tables.{page}", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_differences_are_paired(cells):
-    one, other = cells["random_64"], cells["flowcut_64"]
-    mean, low, high = methods.difference(one, other)
-    assert mean == pytest.approx(100 * (one["accuracy"] - other["accuracy"]), abs=0.02)
-    assert low < mean < high
-    assert methods.difference(one, one | {"scenes": "0 1"}) is None
+def test_every_method_is_in_the_table_of_every_budget():
+    """VTW, which knows no budget in a model of four layers, once; presets of FlowCut for other models not at all."""
+    cells = methods.read_cells(ROOT / "results/embedded")
+    for budget in BUDGETS:
+        own = {cell["method"] for cell in cells if cell["budget"] == budget and cell["method"] != "none"}
+        assert own | {"vtw"} == set(METHODS) - {"flowcut-qwen2-vl-released"}
+    assert sum(cell["method"] == "vtw" for cell in cells) == 1
+
+
+def test_all_cells_are_of_the_same_weights_data_and_settings():
+    kept = ("model_hash", "conv_mode", "dtype", "max_new_tokens", "temperature", "batch_size")
+    cells = [json.loads(file.read_text()) for file in (ROOT / "results/embedded").glob("*.json")]
+    measured = [cell for cell in cells if "identity" in cell]
+    assert len(measured) > 100
+    assert len({tuple(cell["identity"][name] for name in kept) for cell in measured}) == 1
+    by_size = {}
+    for cell in measured:
+        if not cell["blind"]:
+            assert by_size.setdefault(cell["n"], cell["identity"]["data_hash"]) == cell["identity"]["data_hash"]
+        assert cell["missing"] == 0
+        assert not cell["commit"].endswith("+")
+
+
+def test_trained_models_are_asked_as_they_were_trained():
+    record = json.loads((ROOT / "results/embedded/training.json").read_text())
+    for run in record["rows"]:
+        [file] = (ROOT / f"results/trained_{run['tokens']}/embedded").glob("*.json")
+        cell = json.loads(file.read_text())
+        assert cell["tokens"]["llm"] == run["tokens"]
+        assert cell["budget"] == run["tokens"]
+
+
+def test_a_table_on_the_embedded_model_says_what_the_cells_say():
+    """Table 1 recomputed from scores and types alone, on the questions that its rows share."""
+    with (ROOT / "results/embedded/tables/table01.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    texts = [row.pruner for row in table_of(1).rows]
+    cells = {}
+    for text, line in zip(texts, lines, strict=True):
+        name = Cell("embedded", transferred(text, 576)).name
+        cells[name] = (json.loads((ROOT / f"results/embedded/{name}.json").read_text()), line)
+    scores = {
+        name: dict(zip(cell["questions"].split(), map(float, cell["scores"].split()), strict=True))
+        for name, (cell, _) in cells.items()
+    }
+    shared = set.intersection(*map(set, scores.values()))
+    none = cells["none"][0]
+    types = dict(zip(none["questions"].split(), none["types"].split(), strict=True))
+    counts = [question for question in shared if types[question] == "count"]
+    for name, (_, line) in cells.items():
+        mean = sum(scores[name][question] for question in shared) / len(shared)
+        assert float(line["all"]) == pytest.approx(100 * mean, abs=0.051)
+        counted = sum(scores[name][question] for question in counts) / len(counts)
+        assert float(line["count"]) == pytest.approx(100 * counted, abs=0.51)

@@ -1,0 +1,31 @@
+"""Times of the unpruned model and every row, in one run: python -m scripts.embedded.times
+
+Takes about seven minutes; nothing should run beside it. `results/embedded/efficiency.json` is made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
+from scripts.tables.embedded_run import DATA, MODEL, QUICK
+from scripts.tables.times import EFFICIENCY, measure_times
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    args = parser.parse_args(argv)
+    texts = [text for budget in BUDGETS for text in [*(fitted(name, budget) for name in MAIN), *rows(budget)]]
+    file = args.results / "embedded" / EFFICIENCY
+    file.unlink(missing_ok=True)
+    try:
+        measure_times(MODEL, texts, file, DATA / "questions.jsonl", DATA / "images", QUICK)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
