@@ -111,7 +111,11 @@ def test_what_does_not_fit_says_so(capsys):
     assert [row["method"] for row in found if row["ours"] == "-"] == ["SparseVLM", "PDrop", "ST3"]
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line.count and line.solvable], ids=str)
+@pytest.mark.parametrize(
+    "line",
+    [line for line in LINES if line.count and line.solvable],
+    ids=lambda line: f"{line.table.number} {line.method} {line.how}",
+)
 def test_no_neighbour_comes_nearer_to_the_printed_number(line):
     case = Case(*tflops.configs(), 62, 0.95, line.tiles)
     best = tflops.solve(line, case)
