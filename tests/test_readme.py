@@ -47,4 +47,5 @@ def test_what_the_readme_points_to_is_there():
 def test_its_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in re.findall(r"make (\w+)", README):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        rule = re.sub(r"^table\d+$", "table%", target)
+        assert re.search(rf"^{rule}:", makefile, re.MULTILINE), target
