@@ -5,15 +5,13 @@ python -m scripts.tables.embed            (--check: change nothing, fail if a ta
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scripts.tables.grid import NOTHING
+from scripts.tables.pages import fill, keep_pages
 from scripts.tables.times import EFFICIENCY, how_taken, times_of
 
 ROWS = ["blind", "none", *(f"{m}_{b}" for b in (192, 128, 64, 32) for m in ("random", "fastervlm", "flowcut"))]
@@ -62,37 +60,22 @@ def category_table(cells: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def embed(text: str, marker: str, table: str) -> str:
-    """`text` with what stands between the two comments of `marker` replaced by `table`."""
-    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"the text has no <!-- {marker} --> ... <!-- /{marker} --> to fill")
-    return pattern.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text)
+def texts(results: Path) -> dict[Path, str]:
+    """README and the embedded model's page, with their tables."""
+    cells = read_cells(results / "embedded")
+    times = results / "embedded" / EFFICIENCY
+    tables = {"results": main_table(cells, times_of(times), how_taken(times)), "types": category_table(cells)}
+    pages = {}
+    for file, markers in {"README.md": ["results"], "docs/embedded.md": ["results", "types"]}.items():
+        text = Path(file).read_text("utf-8")
+        for marker in markers:
+            text = fill(text, marker, tables[marker])
+        pages[Path(file)] = text
+    return pages
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("results/embedded"))
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file is out of date")
-    args = parser.parse_args(argv)
-    try:
-        cells = read_cells(args.results)
-        times = args.results / EFFICIENCY
-        tables = {"results": main_table(cells, times_of(times), how_taken(times)), "types": category_table(cells)}
-        stale = []
-        for file, markers in {"README.md": ["results"], "docs/embedded.md": ["results", "types"]}.items():
-            old = new = Path(file).read_text("utf-8")
-            for marker in markers:
-                new = embed(new, marker, tables[marker])
-            if new != old:
-                stale.append(file)
-                if not args.check:
-                    Path(file).write_text(new, "utf-8")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if args.check and stale:
-        sys.exit(f"error: out of date: {', '.join(stale)}; run python -m scripts.tables.embed")
-    print("changed:" if stale else "up to date", *stale)
+    keep_pages("scripts.tables.embed", __doc__, texts, argv)
 
 
 if __name__ == "__main__":

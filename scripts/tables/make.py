@@ -152,7 +152,8 @@ class Maker:
         if column.source == "efficiency":
             assert one.pruner is not None
             times = times_of(self.args.results / get_model_name_from_path(self.checkpoint(one)) / EFFICIENCY)
-            return Reading(times[one.pruner][column.key]) if one.pruner in times else None
+            own = times.get(one.pruner)
+            return None if own is None else Reading(own[column.key], int(own["questions"]))
         if column.source == "flops":
             cells = (self.cell(one, other.key).read() for other in self.table.columns if other.source == "cell")
             known = [cell["gflops"][column.key] / 1000 for cell in cells if cell and cell["gflops"]]
@@ -187,6 +188,11 @@ def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, s
         if unknown := sorted(set(given or ()) - known):
             raise ValueError(f"{flag} {' '.join(unknown)}: table {table.number} has {', '.join(sorted(known))}")
     if args.model in EMBEDDED:
+        if launch_flags or args.columns or args.methods:
+            given = [*launch_flags, *(f"--{name}" for name in ("columns", "methods") if getattr(args, name))]
+            raise ValueError(
+                f"{' '.join(given)}: not with the embedded model, which takes --limit, --results and --render"
+            )
         command = "python -m scripts.tables.make " + shlex.join([str(args.number), "--model", "embedded"])
         return embedded_grid(table, args.results, args.limit, args.render, command), "embedded", []
     maker = Maker(table, args, launch_flags)

@@ -8,17 +8,15 @@ questions, its interval bootstrapped over scenes; where the interval holds 0, th
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
 from scripts.tables.cell import Cell
-from scripts.tables.embed import embed
 from scripts.tables.grid import NOTHING
+from scripts.tables.pages import fill, keep_pages
 from scripts.tables.paired import Mean, Shared
 from scripts.tables.times import EFFICIENCY, how_taken, times_of
 
@@ -87,22 +85,14 @@ def render(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any
     return "\n\n".join([*parts, how])
 
 
+def texts(results: Path) -> dict[Path, str]:
+    times = results / "embedded" / EFFICIENCY
+    table = render(read_cells(results / "embedded"), times_of(times), how_taken(times))
+    return {PAGE: fill(PAGE.read_text("utf-8"), "methods", table)}
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("results/embedded"))
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is out of date")
-    args = parser.parse_args(argv)
-    try:
-        old = PAGE.read_text("utf-8")
-        times = args.results / EFFICIENCY
-        new = embed(old, "methods", render(read_cells(args.results), times_of(times), how_taken(times)))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if args.check and new != old:
-        sys.exit(f"error: {PAGE} is out of date; run python -m scripts.tables.methods")
-    if not args.check:
-        PAGE.write_text(new, "utf-8")
-    print("up to date" if new == old else f"changed: {PAGE}")
+    keep_pages("scripts.tables.methods", __doc__, texts, argv)
 
 
 if __name__ == "__main__":

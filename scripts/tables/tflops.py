@@ -19,8 +19,8 @@ from transformers import AutoConfig
 
 from flowcut.cost import Cost
 from flowcut.synthetic import GEOMETRIES
-from scripts.tables.embed import embed
 from scripts.tables.grid import NOTHING, Grid
+from scripts.tables.pages import fill
 from scripts.tables.tflops_lines import LINES, NEXT, ONE, PATCHES, BudgetNotMet, Case, Line
 
 PAGE = Path("docs/cost.md")
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     grid = table(args.text_tokens, args.entropy_ratio, footnotes=not args.csv)
     if args.write:
         try:
-            PAGE.write_text(embed(PAGE.read_text("utf-8"), "tflops", grid.markdown()), "utf-8")
+            PAGE.write_text(fill(PAGE.read_text("utf-8"), "tflops", grid.markdown()), "utf-8")
         except (OSError, ValueError) as error:
             sys.exit(f"error: {error}")
     else:

@@ -16,7 +16,8 @@ EFFICIENCY = "efficiency.json"
 
 
 def times_of(file: Path) -> dict[str, dict[str, float]]:
-    """Medians at batch 1 by text form: encode (with projector), prefill, ttft and total in ms a question, speed-ups.
+    """Medians at batch 1 by text form: encode (with projector), prefill, ttft and total in ms a question, speed-ups,
+    TFLOPs, and over how many questions.
 
     Empty where there is no such file.
     """
@@ -32,6 +33,7 @@ def times_of(file: Path) -> dict[str, dict[str, float]]:
                 "total_speedup": row["speed_up"]["total"]["ratio"],
                 "ttft_speedup": row["speed_up"]["ttft"]["ratio"],
                 "tflops": row["gflops"]["total"] / 1000,
+                "questions": row["questions"],
             }
     return found
 

@@ -86,6 +86,12 @@ def test_names_that_a_table_does_not_have_are_refused(root, flags, said):
         ask(root, *flags)
 
 
+@pytest.mark.parametrize("flags", [("--columns", "POPE"), ("--methods", "FlowCut"), ("--judge-model", "x")])
+def test_flags_that_the_embedded_model_would_not_heed_are_refused(flags):
+    with pytest.raises(SystemExit, match=f"{flags[0]}.*: not with the embedded model, which takes --limit"):
+        make.main(["1", "--model", "embedded", "--render", *flags])
+
+
 def test_hours_come_from_the_runs(root, tmp_path):
     def trained(name, steps, seconds, per_second):
         end = {"train_runtime": seconds, "train_steps_per_second": per_second}

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from flowcut import FlowCut, attach, scores
 from scripts.tables import tflops
-from scripts.tables.embed import embed
+from scripts.tables.pages import fill
 from scripts.tables.tflops_lines import (
     FIVE,
     LINES,
@@ -35,7 +35,7 @@ def rows(argv, capsys):
 def test_the_page_is_what_the_program_prints(capsys):
     tflops.main([])
     page = (ROOT / tflops.PAGE).read_text("utf-8")
-    assert embed(page, "tflops", capsys.readouterr().out.rstrip("\n")) == page
+    assert fill(page, "tflops", capsys.readouterr().out.rstrip("\n")) == page
 
 
 def test_it_writes_the_page(tmp_path, monkeypatch, capsys):
