@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +29,17 @@ def bootstrap_interval(
     index = np.array([number[group] for group in groups])
     totals = np.bincount(index, weights=np.asarray(values, dtype=float))
     sizes = np.bincount(index)
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(len(number), np.full(len(number), 1 / len(number)), size=draws)  # [draws, groups]
+    times = _drawn(len(number), draws, seed)
     means = (times @ totals) / (times @ sizes)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+@lru_cache(maxsize=4)
+def _drawn(groups: int, draws: int, seed: int) -> np.ndarray:
+    """[draws, groups]: how often each group is drawn. Kept: tables take hundreds of intervals over the same groups."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
 
 
 def mean_with_interval(values: Sequence[float], groups: Sequence[int]) -> tuple[float, float, float] | None:
