@@ -72,6 +72,10 @@ def rows(budget: int) -> list[str]:
 def main(asked: list[str]) -> None:
     for word in asked:
         texts = rows(int(word)) if word.isdecimal() else [fitted(word, budget) for budget in BUDGETS]
+        try:
+            parse_pruner(texts[0])
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         print(*(f"--pruner {text}" for text in texts))
 
 
