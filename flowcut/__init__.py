@@ -25,12 +25,15 @@ from flowcut.baselines.uniform import Uniform
 from flowcut.baselines.visionzip import VisionZip
 from flowcut.baselines.vispruner import VisPruner
 from flowcut.baselines.vtw import VTW
+from flowcut.compat import check_versions
 from flowcut.method import FlowCut
 from flowcut.paper_rows import paper_row
 from flowcut.pruner import Cut, LanguageView, Pruner, View
 from flowcut.registry import parse_pruner
 from flowcut.text import TextTower, asked
 from flowcut.trace import Trace
+
+check_versions()
 
 __all__ = [
     "DART",

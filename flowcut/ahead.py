@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowcut.compat import CACHE
+
 if TYPE_CHECKING:
     from flowcut.decoder import LanguageRun
     from flowcut.pruner import LanguageView
@@ -38,7 +40,7 @@ def look_ahead(run: LanguageRun, view: LanguageView) -> LanguageView:
     if run.index is not None or run.past_of(number) is not None:
         _, embeddings = run.surroundings(number, hidden)
     call: dict[str, Any] = {**run.call, "position_embeddings": embeddings, "position_ids": None}
-    call |= {"attention_mask": None, "past_key_values": None, "use_cache": False}
+    call |= {"attention_mask": None, CACHE: None, "use_cache": False}
     run.looking = True
     try:
         run.decoder.layers[number].forward(hidden, **call)

@@ -55,7 +55,7 @@ from flowcut.cost import decode_flops, encoder_flops, merging_encoder_flops, pre
 from flowcut.memory import peak_memory_mb
 from flowcut.pruner import Cut, LanguageView, Pruner, View
 from flowcut.registry import parse_pruner
-from flowcut.synthetic import GEOMETRIES, PLACEHOLDER, VOCABULARY, draw_weights, pictures, sharpen
+from flowcut.synthetic import GEOMETRIES, PLACEHOLDER, VOCABULARY, draw_weights, media, sharpen
 from flowcut.trace import StageTrace, Trace
 
 COMMANDS = {
@@ -112,21 +112,12 @@ class Bench:
             return cls._from_config(config, attn_implementation=self.args.attention, dtype=dtype).eval()
 
     def media(self, samples: int, seed: int) -> dict[str, Tensor]:
-        """Keyword arguments that bring one image, or one video, per sample."""
-        family, side, rows = self.geometry.family, self.geometry.side, self.geometry.rows
-        images = pictures(samples * rows, side, seed).to(self.device, self.model.dtype)
-        if family == "Llava":
-            return {"pixel_values": images}
-        if family == "VideoLlava":
-            return {"pixel_values_videos": images.view(samples, rows, 3, side, side)}
-        if family == "LlavaNext":
-            sizes = torch.tensor([[2 * side, 2 * side]] * samples)
-            return {"pixel_values": images.view(samples, rows, 3, side, side), "image_sizes": sizes}
-        # 2 x 2 merge groups one after the other; a patch as [channel, time, height, width]
-        patches = images.view(samples, 3, side // 28, 2, 14, side // 28, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)
-        pixels = torch.stack([patches, patches], dim=6).reshape(-1, 3 * 2 * 14 * 14)
-        grid = torch.tensor([[1, side // 14, side // 14]] * samples, device=self.device)
-        return {"pixel_values": pixels, "image_grid_thw": grid}
+        """Keyword arguments that bring one image, or one video, per sample, on the model's device."""
+        found = media(self.geometry, samples, seed)
+        return {
+            name: tensor.to(self.device, self.model.dtype if tensor.is_floating_point() else None)
+            for name, tensor in found.items()
+        }
 
     def encode(self, media: dict[str, Tensor]) -> Any:
         if self.bare:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from flowcut.ahead import Looked, look_ahead
+from flowcut.compat import CACHE, causal_mask, checkpoints_layers, rename_cache
 from flowcut.pruner import Cut, LanguageView
 from flowcut.sequence import IGNORE_INDEX, pack
 from flowcut.stage import Stage
@@ -68,7 +68,7 @@ class LanguageRun:
         self.handle = handle
         self.decoder = decoder
         self.outer = LANGUAGE.get()
-        self.cache = call.get("past_key_values")
+        self.cache = call.get(CACHE)
         self.past: list[PastLayers] = getattr(self.cache, PAST_LAYERS, [])
         self.mask: Tensor | None = call.get("attention_mask")
         tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call["input_ids"]
@@ -181,14 +181,7 @@ class LanguageRun:
         key = (entry.first if entry is not None else -1, cached, hidden.shape[1], renumber, sliding)
         if key not in self.made:
             whole = self.whole(layer, cached, hidden.shape[1])
-            make = create_sliding_window_causal_mask if sliding else create_causal_mask
-            mask = make(
-                config=self.decoder.model.config,
-                inputs_embeds=hidden,
-                attention_mask=None if whole is None else whole.long(),
-                past_key_values=self.cache,
-                layer_idx=layer if self.cache is not None else None,
-            )
+            mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, sliding)
             self.made[key] = mask, self.embeddings(hidden, whole, cached, renumber)
         return self.made[key]
 
@@ -359,10 +352,11 @@ class LanguageStage(Stage):
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         image_index = call.pop(IMAGE_INDEX, None)
         call.pop(KEPT, None)
+        rename_cache(call)
         seeing = image_index is not None and bool((image_index >= 0).any())
         if seeing:
             with_cache(call, self.decoder.model)
-        if seeing or getattr(call.get("past_key_values"), PAST_LAYERS, None):
+        if seeing or getattr(call.get(CACHE), PAST_LAYERS, None):
             run = LanguageRun(self.handle, self.decoder, call, image_index)
             run.wanted = kwargs.get(KEPT)  # type: ignore[attr-defined]
             LANGUAGE.set(run)
@@ -432,9 +426,8 @@ def with_cache(call: dict[str, Any], language: Any) -> None:
     use_cache = call.get("use_cache")
     if use_cache is None:
         use_cache = language.config.use_cache
-    checkpointing = language.training and getattr(language, "gradient_checkpointing", False)
-    if call.get("past_key_values") is None and use_cache and not checkpointing:
-        call["past_key_values"] = DynamicCache(config=language.config)
+    if call.get(CACHE) is None and use_cache and not checkpoints_layers(language):
+        call[CACHE] = DynamicCache(config=language.config)
 
 
 def last_columns(real: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:

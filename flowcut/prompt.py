@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowcut.compat import CACHE, rename_cache
 from flowcut.decoder import IMAGE_INDEX, with_cache
 from flowcut.sequence import IGNORE_INDEX, pack
 from flowcut.stage import Stage
@@ -169,6 +170,7 @@ class PromptStage(Stage):
         """Forward pre-hook: the call as the model has to see it."""
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         call = {**dict(zip(names, args, strict=False)), **kwargs}
+        rename_cache(call)
         if not call.get(CLOSED):
             self.translate(call)
         if module is self.inner:
@@ -181,7 +183,7 @@ class PromptStage(Stage):
         if call.get(name) is None:
             return
         self.encode(call)
-        cache = call.get("past_key_values")
+        cache = call.get(CACHE)
         past = getattr(cache, PAST, None)
         if past is not None:
             _realign(call, name, past)
@@ -310,7 +312,7 @@ class PromptStage(Stage):
         types = call.pop("mm_token_type_ids", None)
         given = call.get("position_ids")
         if given is None:
-            mask, cache = call.get("attention_mask"), call.get("past_key_values")
+            mask, cache = call.get("attention_mask"), call.get(CACHE)
             rows, length = call[name].shape[:2]
             if mask is None and past is not None:
                 earlier = (cache.get_seq_length() if cache is not None else 0) + past.dropped
@@ -321,8 +323,8 @@ class PromptStage(Stage):
                 image_grid_thw=call.get("image_grid_thw"),
                 video_grid_thw=call.get("video_grid_thw"),
                 attention_mask=mask,
-                past_key_values=cache,
                 mm_token_type_ids=types,
+                **{CACHE: cache},
             )
             if given is not None:
                 given = given[..., -length:]
@@ -333,8 +335,8 @@ class PromptStage(Stage):
     def note(self, call: dict[str, Any], past: Past) -> None:
         """Leave the note on the cache this forward fills. Made here if the model would make it, to have one to mark."""
         with_cache(call, self.inner.language_model)
-        if call.get("past_key_values") is not None:
-            setattr(call["past_key_values"], PAST, past)
+        if call.get(CACHE) is not None:
+            setattr(call[CACHE], PAST, past)
 
     def expand(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
@@ -369,7 +371,7 @@ def _realign(call: dict[str, Any], name: str, past: Past) -> None:
     generate() counts by the cache, which is shorter than the conversation it stands for: going on with an old cache
     it passes `dropped` tokens again that are cached already.
     """
-    cache, tokens = call["past_key_values"], call[name]
+    cache, tokens = call[CACHE], call[name]
     mask, positions = _flat_mask(call), call.get("position_ids")
     if mask is not None:
         before = mask.shape[1] - tokens.shape[1]

@@ -106,6 +106,23 @@ def pictures(count: int, side: int, seed: int) -> Tensor:
     return torch.stack(images)
 
 
+def media(geometry: Geometry, samples: int, seed: int) -> dict[str, Tensor]:
+    """Keyword arguments that bring one image, or one video, per sample, as the family's processor lays them out."""
+    side, rows = geometry.side, geometry.rows
+    images = pictures(samples * rows, side, seed)
+    if geometry.family == "Llava":
+        return {"pixel_values": images}
+    if geometry.family == "VideoLlava":
+        return {"pixel_values_videos": images.view(samples, rows, 3, side, side)}
+    if geometry.family == "LlavaNext":
+        sizes = torch.tensor([[2 * side, 2 * side]] * samples)
+        return {"pixel_values": images.view(samples, rows, 3, side, side), "image_sizes": sizes}
+    # 2 x 2 merge groups one after the other; a patch as [channel, time, height, width]
+    patches = images.view(samples, 3, side // 28, 2, 14, side // 28, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    pixels = torch.stack([patches, patches], dim=6).reshape(-1, 3 * 2 * 14 * 14)
+    return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, side // 14, side // 14]] * samples)}
+
+
 def sharpen(model: nn.Module, encode: Callable[[], Any], passes: int = 2) -> None:
     """Give the global attention of every encoder layer its entropy ratio; see the top of this file.
 

@@ -125,13 +125,13 @@ def _processor(config: Any, tokenizer: Any, image_processor: Any, mode: str) -> 
     tokenizer.add_tokens(added, special_tokens=True)
     tokenizer.pad_token = PAD_TOKEN
     tokenizer.padding_side = "left"
-    pictures = {
+    pictures: dict[str, Any] = {
         "size": dict(image_processor.size),
         "crop_size": dict(image_processor.crop_size),
         "image_mean": list(image_processor.image_mean),
         "image_std": list(image_processor.image_std),
     }
-    shared = {
+    shared: dict[str, Any] = {
         "tokenizer": tokenizer,
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,

@@ -1,13 +1,23 @@
-"""What is installed here, what works, and the true reason where something does not: python -m llava.doctor"""
+"""What is installed here, what works, and the true reason where something does not: python -m llava.doctor
+
+Lists versions, tries imports, names the distribution that owns each of this project's files, and generates with tiny
+random models, with and without the KV cache, with and without a pruner. Ends with exit code 0 if all of it is well.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import Distribution
+from pathlib import Path
 from typing import NamedTuple
 
 # Package on the index, module to import, what it is needed for.
@@ -56,6 +66,69 @@ def import_error(module: str) -> str | None:
     return None
 
 
+DISTRIBUTION = "llava-flowcut"
+"""The name under which this project is installed."""
+
+
+class Folder(NamedTuple):
+    """Where a package is imported from: `owners` are distributions, with the files of the folder that each lists."""
+
+    path: Path
+    owners: dict[str, list[str]]
+    ours: bool
+
+    @property
+    def strangers(self) -> dict[str, list[str]]:
+        return {name: files for name, files in self.owners.items() if name != DISTRIBUTION}
+
+
+def owned(package: str) -> Folder | None:
+    """The folder that `import package` reads, and which distributions own the files in it; None if there is none.
+
+    Another distribution that brings a package of the same name overwrites files when it is installed later, or hides
+    the whole folder when this project is installed in editable mode.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations))).resolve()
+    owners: dict[str, list[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name == DISTRIBUTION and folder.parent == editable_location(distribution):
+            owners.setdefault(name, [])
+        for file in distribution.files or ():
+            if file.parts[:1] == (package,) and Path(str(distribution.locate_file(file))).resolve().is_relative_to(
+                folder
+            ):
+                owners.setdefault(name, []).append(str(file))
+    return Folder(folder, owners, folder.parent == Path(__file__).resolve().parent.parent)
+
+
+def editable_location(distribution: Distribution) -> Path | None:
+    """The source tree of a distribution that was installed with `pip install -e`; None for any other."""
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    return Path(urllib.request.url2pathname(urllib.parse.urlparse(origin["url"]).path)).resolve()
+
+
+def ownership(package: str) -> Iterator[tuple[str, bool]]:
+    """Lines about who owns a package's files, each with whether it is well."""
+    folder = owned(package)
+    if folder is None:
+        yield f"{package}: not found", False
+        return
+    names = ", ".join(folder.owners) or "no installed distribution (read from a source tree)"
+    yield f"{package}: {folder.path}, from {names}", True
+    for name, files in folder.strangers.items():
+        shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        mend = f"run `pip uninstall {name}`, then `pip install --force-reinstall --no-deps {DISTRIBUTION}`"
+        yield f"  the distribution {name} owns {shown}; {mend}", False
+    if not folder.ours and not folder.strangers:
+        yield f"  this is not the folder beside {Path(__file__).resolve().parent}", False
+
+
 def devices() -> list[str]:
     """The accelerators torch can use, by name."""
     import torch
@@ -77,12 +150,30 @@ def main(argv: list[str] | None = None) -> None:
     own = {module: import_error(module) for module in OWN}
     for module, error in own.items():
         print(f"import {module}: {error or 'works'}")
+    owners = [line for package in ("flowcut", "llava") for line in ownership(package)]
+    for line, _ in owners:
+        print(line)
     broken_core = any(one.version is None or one.error for one in findings[:CORE])
     found = [] if broken_core else devices()
     print(f"accelerators: {', '.join(found) or 'none; running on the CPU'}")
     healthy = not broken_core and own["llava.model"] is None and own["flowcut"] is None
-    print(json.dumps({"healthy": healthy, "packages": {one.name: one.version for one in findings}, "devices": found}))
+    generates = healthy and generation()
+    healthy = generates and all(well for _, well in owners)
+    packages = {one.name: one.version for one in findings}
+    print(json.dumps({"healthy": healthy, "generates": generates, "packages": packages, "devices": found}))
     sys.exit(0 if healthy else 1)
+
+
+def generation() -> bool:
+    """Print how tiny models generate; see `llava.selftest`. -> whether all of them do so rightly."""
+    from llava.selftest import check_generation
+
+    outcomes = check_generation()
+    for outcome in outcomes:
+        pruner = "without a pruner" if outcome.pruner == "none" else f"with {outcome.pruner}"
+        same = "gives the same tokens with and without the KV cache"
+        print(f"{outcome.model} {pruner}: {outcome.error or same}{'  BROKEN' if outcome.error else ''}")
+    return not any(outcome.error for outcome in outcomes)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Decoder:
     """A language model's body.
 
     Attributes:
-        model: the module that takes `inputs_embeds`, `attention_mask`, `position_ids` and `past_key_values`.
+        model: the module that takes `inputs_embeds`, `attention_mask`, `position_ids` and a KV cache.
         layers, attentions: as for encoders.
         rotary: the module that makes position embeddings (cos, sin) from (hidden states, position ids).
         head: the module around it that computes the loss; None where there is none.

@@ -29,7 +29,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def report(bench: Bench, results: dict[Way, Result], args: argparse.Namespace, c
         "device": device_name(bench.device),
         "device_type": bench.device.type,
         "command": command,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(bench.device),
         "rows": rows,
     }

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -201,7 +201,7 @@ def reply_of(answer: Any, asked_model: str) -> Reply:
 def _date(created: Any) -> str:
     """From seconds since 1970, where a server names them; else now."""
     named = isinstance(created, (int, float)) and created > 0
-    moment = datetime.fromtimestamp(created, timezone.utc) if named else datetime.now(timezone.utc)
+    moment = datetime.fromtimestamp(created, UTC) if named else datetime.now(UTC)
     return moment.isoformat(timespec="seconds")
 
 
@@ -236,8 +236,8 @@ def _retry_after(text: str) -> float:
         moment = parsedate_to_datetime(text)
     except (TypeError, ValueError):  # no date either: the server said nothing that can be heeded
         return 0.0
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _number(text: str) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
+from flowcut.compat import rename_cache
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.anyres import merge_tiles, read_newline
@@ -67,6 +68,7 @@ class LlavaMetaModel(_Mixin):
         """The language model's forward. `image_index` (see `Spliced`) is not used here: it says to a hook on this
         module which positions are visual.
         """
+        rename_cache(kwargs)
         return super().forward(*args, **kwargs)
 
     def get_vision_tower(self) -> CLIPVisionTower | None:
@@ -288,14 +290,19 @@ class LlavaMetaForCausalLM(_Mixin):
         image_sizes: Any = None,
         return_dict: bool | None = None,
         image_index: Tensor | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Logits and loss of text with images.
 
         input_ids [B, L] with IMAGE_TOKEN_INDEX where an image stands; images see `image_features`; labels [B, L]
-        aligned with input_ids. `image_index` comes with `inputs_embeds` that were spliced before.
+        aligned with input_ids. `image_index` comes with `inputs_embeds` that were spliced before. `cache` is
+        `past_key_values` under the name that transformers gave it in 5.24.
         Returns `CausalLMOutputWithPast` over the spliced positions.
+        Raises ValueError when a cache is given under each of the two names.
         """
+        kwargs |= {"past_key_values": past_key_values, "cache": cache}
+        rename_cache(kwargs)
         if inputs_embeds is None and self._needs_splice(input_ids, images):
             spliced = self._splice_as_configured(input_ids, images, image_sizes, attention_mask, labels)
             input_ids, inputs_embeds = None, spliced.inputs_embeds
@@ -314,8 +321,7 @@ class LlavaMetaForCausalLM(_Mixin):
         }
         kwargs |= {name: wish for name, wish in wishes.items() if wish is not None}
         text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "labels": labels}
-        place = {"position_ids": position_ids, "attention_mask": attention_mask, "past_key_values": past_key_values}
-        return super().forward(**text, **place, **kwargs)
+        return super().forward(**text, position_ids=position_ids, attention_mask=attention_mask, **kwargs)
 
     @torch.no_grad()
     def generate(
@@ -336,6 +342,7 @@ class LlavaMetaForCausalLM(_Mixin):
         if inputs is None or "inputs_embeds" in kwargs:
             raise NotImplementedError("generate needs token ids; `inputs_embeds` is not supported")
         kwargs.pop("position_ids", None)  # follow from the mask
+        rename_cache(kwargs)
         if attention_mask is None:
             attention_mask = self._guess_mask(inputs, kwargs)
         self._holds_placeholders(inputs, images)

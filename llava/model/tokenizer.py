@@ -1,8 +1,8 @@
 """LLaMA's tokenizer, loaded and saved so that it cuts text as the checkpoints were trained.
 
-transformers 5 changes the cut in silence in two ways: the Auto class picks a tokenizer without the dummy prefix for
-checkpoints of type "llava", and `LlamaTokenizer` leaves BOS out unless told otherwise. Both are settled here, and the
-result is checked.
+transformers 5 changes the cut in silence in two ways: before 5.24 the Auto class picks a tokenizer without the
+dummy prefix for checkpoints of type "llava", and `LlamaTokenizer` leaves BOS out unless told otherwise. Both are
+settled here, and the result is checked.
 """
 
 from __future__ import annotations

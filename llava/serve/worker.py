@@ -138,7 +138,7 @@ class Worker(ABC):
     async def _enter(self) -> bool:
         try:
             return await asyncio.wait_for(self._slots.acquire(), KEEP_ALIVE)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return False
 
     def build_app(self) -> FastAPI:

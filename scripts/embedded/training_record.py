@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def record(runs: Path) -> dict[str, Any]:
     for tokens in TOKENS:
         steps, seconds = training_run(runs / f"trained_{tokens}")
         rows.append({"tokens": tokens, "steps": steps, "seconds": round(seconds, 1)})
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"rows": rows, "date": date, **environment(torch.device("cpu"))}
 
 

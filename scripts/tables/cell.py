@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ class Plan:
             "attention": self.bench.checkpoint.model.config._attn_implementation,
             "limit": self.bench.limit,
             "command": self.bench.command,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             **environment(self.bench.checkpoint.model.device),
             "answers": str(self.answers.relative_to(self.file.parent)),
             # enough to compare two cells question by question without their answers files

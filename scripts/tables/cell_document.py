@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def document(cell: BenchmarkCell, question_file: Path) -> dict[str, Any]:
         "identity": {**settings, **origin.chosen(cell), "data_hash": marks},
         "data_hash": marks,
         "command": cell.command,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(_device(cell)),
         "answers": os.path.relpath(merged, cell.file.parent),
         "scores": os.path.relpath(merged.with_name("merge.scores.json"), cell.file.parent),

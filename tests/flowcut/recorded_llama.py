@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from flowcut import Handle, Pruner, attach
+from flowcut.compat import CACHE
 from llava import LlavaConfig, LlavaLlamaForCausalLM
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -58,10 +59,10 @@ class Replay:
                 result = model(inputs_embeds=embeds, image_index=index, use_cache=True)
                 near(result.logits[0], gold["prefill_logits"], 1e-3)
                 self.entering, states = {}, self.entering
-                rows, cache, steps = [result.logits[0, -1]], result.past_key_values, []
+                rows, cache, steps = [result.logits[0, -1]], result[CACHE], []
                 for step, token in enumerate(gold["generated_ids"][:-1]):
                     place = torch.tensor([[case["seq_len"] + step]])
-                    following = model(input_ids=token.view(1, 1), past_key_values=cache, position_ids=place)
+                    following = model(input_ids=token.view(1, 1), **{CACHE: cache}, position_ids=place)
                     rows.append(following.logits[0, -1])
                     steps.append(dict(turned))
                 for hook in hooks:

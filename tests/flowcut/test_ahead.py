@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flowcut import Cut, Pruner, attach
+from flowcut.compat import CACHE
 from tests.flowcut.hosts import all_hosts
 
 HOSTS = ("llava_hf", "qwen2_vl", "llava_mistral", "llava_siglip")
@@ -66,10 +67,10 @@ def test_foretold_equals_seen_behind_a_cache(hosts):
     model, sample = host.build(), host.samples()[0]
     inputs = host.inputs([sample], "left")
     with torch.no_grad(), attach(model, Foretold(5)) as handle:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
         before = cache.get_seq_length(3)
         both = torch.cat([inputs["attention_mask"]] * 2, dim=1)
-        model(**{**inputs, "attention_mask": both}, past_key_values=cache, use_cache=True)
+        model(**{**inputs, "attention_mask": both}, **{CACHE: cache}, use_cache=True)
         check(handle.pruner)
         assert handle.pruner.ahead[3].past == before
         assert cache.get_seq_length(3) == 2 * before

@@ -9,6 +9,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from flowcut import FastV, FlowCut, PyramidDrop, SparseVLM, ToMe, attach
 from flowcut.bench import Replay
+from flowcut.compat import CACHE
 from flowcut.cost import (
     Cost,
     cost_of,
@@ -101,11 +102,11 @@ def test_decoding_against_the_counter():
     ids = torch.arange(1, 15)[None]
     layers = model.config.num_hidden_layers
     with torch.no_grad():
-        cache = model(input_ids=ids[:, :10], use_cache=True).past_key_values
+        cache = model(input_ids=ids[:, :10], use_cache=True)[CACHE]
         assert bytes_of(cache) == kv_cache_bytes(model.config, [10] * layers, 4)
         with FlopCounterMode(display=False) as counter:
             for step in range(10, 14):
-                model(input_ids=ids[:, step : step + 1], past_key_values=cache, use_cache=True)
+                model(input_ids=ids[:, step : step + 1], **{CACHE: cache}, use_cache=True)
     assert bytes_of(cache) == kv_cache_bytes(model.config, [14] * layers, 4)
     assert decode_flops(model.config, [10] * layers, 4) == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert decode_flops(model.config, [0] * layers, 1) == prefill_flops(model.config, [1] * layers)
@@ -183,7 +184,7 @@ def test_the_cache_of_a_pruned_model(host, pruner):
     """Keys are grouped two by two in these; cuts inside leave longer caches in the layers in front."""
     model, sample = host.build(), Sample([1, 5, -200, 7, 8, 9], [0])
     with torch.no_grad(), attach(model, pruner) as handle:
-        cache = model(**host.inputs([sample], "left"), use_cache=True).past_key_values
+        cache = model(**host.inputs([sample], "left"), use_cache=True)[CACHE]
     layers, trace = model.config.text_config.num_hidden_layers, handle.trace
     visual = trace.language.path() if trace.language else [len(trace.tokens[0])] * layers
     assert (len(set(visual)) > 1) == (trace.language is not None)

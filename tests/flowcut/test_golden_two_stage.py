@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from flowcut import FlowCut, attach
+from flowcut.compat import CACHE
 from llava import LlavaConfig, LlavaLlamaForCausalLM
 
 IMAGE = -200
@@ -67,7 +68,7 @@ class Theirs:
         result = self.model.generate(**inputs, **GREEDY)
         prompt = inputs["input_ids"].shape[1]
         assert torch.equal(result.sequences[:, :prompt], inputs["input_ids"])
-        return result.sequences[:, prompt:], torch.stack(result.logits, dim=1), result.past_key_values
+        return result.sequences[:, prompt:], torch.stack(result.logits, dim=1), result[CACHE]
 
 
 class Ours(Theirs):
@@ -102,7 +103,7 @@ class Ours(Theirs):
     def generate(self, inputs):
         inputs = dict(inputs)
         result = self.model.generate(inputs.pop("input_ids"), **inputs, **GREEDY)
-        return result.sequences, torch.stack(result.logits, dim=1), result.past_key_values
+        return result.sequences, torch.stack(result.logits, dim=1), result[CACHE]
 
 
 @pytest.mark.parametrize("host", [Theirs, Ours])
@@ -215,5 +216,5 @@ def test_qwen2_vl(name, implementation):
         result = model.generate(**inputs, **GREEDY)
         assert torch.equal(result.sequences[:, ids.shape[1] :], gold["generated_ids"])
         near(torch.stack(result.logits, dim=1), gold["generated_logits"], 1e-3)
-        cache = result.past_key_values
+        cache = result[CACHE]
         assert [cache.get_seq_length(layer) - 7 for layer in range(4)] == gold["llm.kv_lengths"].tolist()

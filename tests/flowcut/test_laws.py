@@ -36,6 +36,7 @@ from flowcut import (
     detach,
     flowcut,
 )
+from flowcut.compat import CACHE
 
 BUDGET = 10
 PRUNERS = {
@@ -371,7 +372,8 @@ def test_implementation(host, pruner, built):
 
 @everywhere
 def test_bfloat16(host, pruner, built):
-    """In bfloat16 a batch keeps what each of its rows keeps alone; outputs within 3 % of their norm (measured: 1 %).
+    """In bfloat16 a batch keeps what each of its rows keeps alone, unless rounding tips a choice: some processors round
+    a product differently where it has more rows. Where no choice tipped, outputs agree within 3 % (measured: 1 %).
 
     Between implementations rounding may tip a choice (of ten tokens six or more stayed the same, measured); where none
     was tipped, outputs agree within 25 % (worst measured: 11 %, with VTW, which leaves no image to agree on, 22 %).
@@ -386,14 +388,19 @@ def test_bfloat16(host, pruner, built):
             for sample in host.samples():
                 alone += host.outputs(model, [sample], handle)
                 each += [tokens[:, 1].tolist() for tokens in remaining(handle, [sample])]
-        # Where the encoder multiplies all images of a batch as one matrix (Qwen2-VL), it rounds differently alone.
         # Clusters hang on the order of nearly equal distances, which rounding turns (SparseVLM).
-        assert kept == sorted(each) or not host.merges or merges_in_language(pruner)
+        if not merges_in_language(pruner):
+            assert kept == sorted(each) or min(best_overlap(tokens, kept) for tokens in each) >= 0.6
         assert kept != sorted(each) or far(together, alone) < 0.03
         outputs[implementation], found[implementation] = together, kept
     # What PruMerge merges into each token may be tipped as well, and is in no trace.
     if found["sdpa"] == found["eager"] and not isinstance(pruner, PruMerge):
         assert far(outputs["sdpa"], outputs["eager"]) < 0.25
+
+
+def best_overlap(tokens, others):
+    """The share of an image's tokens that the most similar of the others has too."""
+    return max(len(set(tokens) & set(other)) for other in others) / len(set(tokens))
 
 
 def far(one, other):
@@ -492,7 +499,7 @@ def test_second_question_on_the_same_cache(host, pruner, built):
         inputs = host.inputs([sample], "left")
         with attach(model, pruner) as handle:
             first = model(**inputs, use_cache=True)
-            trace, cache = handle.trace, first.past_key_values
+            trace, cache = handle.trace, first[CACHE]
             before = cache.get_seq_length() if host.name in OURS else inputs["input_ids"].shape[1]
             place = {}
             if getattr(host, "mrope", False):  # which transformers does not work out for itself in a call like this
@@ -501,7 +508,7 @@ def test_second_question_on_the_same_cache(host, pruner, built):
             second = model(
                 input_ids=torch.tensor([question]),
                 attention_mask=torch.ones(1, before + len(question), dtype=torch.long),
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
                 **place,
             )
@@ -633,8 +640,8 @@ def test_second_image_on_the_same_cache(host, pruner, built):
         for turn, seen in ((first, first), (second, whole)):
             inputs = host.inputs([turn], "left")
             inputs["attention_mask"] = host.inputs([seen], "left")["attention_mask"]
-            result = model(**inputs, past_key_values=cache, use_cache=True)
-            cache = result.past_key_values
+            result = model(**inputs, **{CACHE: cache}, use_cache=True)
+            cache = result[CACHE]
             for layer, rows in (handle.trace.language.kept if handle.trace.language else {}).items():
                 kept[layer] = kept.get(layer, []) + rows
     choices = recorded(pruner, host, None)

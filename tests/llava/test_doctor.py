@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import subprocess
 import sys
 
 import pytest
 
+from flowcut import compat, decoder, prompt
 from llava import __main__ as program
-from llava import doctor
+from llava import doctor, selftest
 
 
 def test_a_healthy_installation(capsys):
@@ -16,6 +18,7 @@ def test_a_healthy_installation(capsys):
     assert stop.value.code == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["healthy"]
+    assert report["generates"]
     assert report["packages"]["torch"] == importlib.import_module("importlib.metadata").version("torch")
 
 
@@ -42,3 +45,47 @@ def test_commands(capsys, monkeypatch):
         program.main()
     assert stop.value.code == 0
     assert "--to {hf,llava}" in capsys.readouterr().out
+
+
+def installed(folder, name, files):
+    """A distribution as pip leaves it, with these files."""
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("")
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+
+
+@pytest.mark.parametrize("beside_ours", [False, True])
+def test_another_distribution_that_owns_our_files_is_named(tmp_path, beside_ours):
+    """The authors' package `flowcut`: it hides ours, or lies over ours in the same folder."""
+    files = ["flowcut/__init__.py", "flowcut/utils.py"]
+    installed(tmp_path, "flowcut", files)
+    if beside_ours:
+        installed(tmp_path, "llava-flowcut", [*files, "flowcut/attach.py"])
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from llava.doctor import ownership\n"
+    code += "for line in ownership('flowcut'): print(line)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "the distribution flowcut owns flowcut/__init__.py, flowcut/utils.py; run `pip uninstall flowcut`" in shown
+    assert "False" in shown
+    assert ("from flowcut, llava-flowcut" in shown or "from llava-flowcut, flowcut" in shown) == beside_ours
+
+
+def test_the_owner_of_an_editable_installation():
+    lines = list(doctor.ownership("flowcut"))
+    assert all(well for _, well in lines)
+    assert "llava-flowcut" in lines[0][0]
+
+
+def test_a_cache_that_the_model_does_not_read_is_found(monkeypatch):
+    """What transformers 5.24 did to code that knew the old name alone: hooks filled a cache of their own."""
+    wrong = next(name for name in compat.CACHE_NAMES if name != compat.CACHE)
+    for module in (decoder, prompt):
+        monkeypatch.setattr(module, "CACHE", wrong)
+        monkeypatch.setattr(module, "rename_cache", lambda call: None)
+    errors = {(outcome.model, outcome.pruner): outcome.error for outcome in selftest.check_generation()}
+    assert errors["LLaVA of transformers", "none"] is None
+    assert errors["LLaVA of transformers", "flowcut:budget=8"] is not None
+    assert errors["LLaVA of this project", "vtw:budget=18"] is not None

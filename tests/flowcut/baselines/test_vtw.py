@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flowcut import VTW, attach, parse_pruner
+from flowcut.compat import CACHE
 from flowcut.vtw_search import divergence, main, search
 from tests.flowcut.hosts import Clip, HFLlava, Sample
 from tests.flowcut.naive_llama import batch, prompt, run, tiny_llava
@@ -39,7 +40,7 @@ def test_each_sample_of_a_padded_batch_equals_the_loop(side, positions, tmp_path
 def test_the_cache_of_the_layers_in_front_keeps_the_image(tmp_path):
     model, given = tiny_llava(tmp_path), PROMPTS[0]
     with torch.no_grad(), attach(model, VTW(9, layer=3)) as handle:
-        cache = model(inputs_embeds=given.embeds[None], image_index=given.index[None], use_cache=True).past_key_values
+        cache = model(inputs_embeds=given.embeds[None], image_index=given.index[None], use_cache=True)[CACHE]
     text = len(given.embeds) - given.image
     assert [cache.get_seq_length(layer) for layer in range(4)] == [text + given.image] * 3 + [text]
     assert handle.trace.language.path() == [given.image] * 3 + [0]

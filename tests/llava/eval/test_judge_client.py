@@ -2,7 +2,7 @@
 
 import threading
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
@@ -26,7 +26,7 @@ def test_a_reply_and_what_was_sent():
     with serving(scripted("0.5")) as judge:
         reply = ask(judge, key="secret")
     assert (reply.text, reply.model) == ("0.5", "fake-judge-2026")
-    assert datetime.fromisoformat(reply.date) - datetime.now(timezone.utc) < timedelta(seconds=5)
+    assert datetime.fromisoformat(reply.date) - datetime.now(UTC) < timedelta(seconds=5)
     assert judge.bodies == [BODY]
     assert judge.authorizations == ["Bearer secret"]
 
@@ -175,7 +175,7 @@ def test_duration(text, seconds):
 
 
 def test_announced_wait():
-    moment = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=30), usegmt=True)
+    moment = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     assert announced_wait({"retry-after": moment}, 503) == pytest.approx(30, abs=2)
     assert announced_wait({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 503) == 0
     assert announced_wait({"retry-after": "later"}, 503) == 0

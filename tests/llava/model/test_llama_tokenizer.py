@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import sentencepiece
-from transformers import AutoTokenizer, LlamaTokenizer
+from transformers import LlamaTokenizer
 
 from llava.mm_utils import tokenizer_image_token
 from llava.model.builder import load_tokenizer
@@ -58,7 +58,7 @@ def test_the_check_sees_both_silent_changes(tokenizer_folder, tmp_path):
     with pytest.raises(ValueError, match="no BOS before text"):
         check_llama_tokenizer(LlamaTokenizer.from_pretrained(folder))
     with pytest.raises(ValueError, match="no dummy prefix"):
-        check_llama_tokenizer(AutoTokenizer.from_pretrained(folder, add_bos_token=True))
+        check_llama_tokenizer(LlamaTokenizer.from_pretrained(folder, add_bos_token=True, add_prefix_space=False))
 
 
 @pytest.mark.parametrize("legacy", [True, False])

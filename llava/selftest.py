@@ -1,0 +1,109 @@
+"""Whether generation with a KV cache gives the same tokens as generation without one, asked of tiny random models.
+
+This is what an unsupported version of transformers breaks first, without an error: a forward that keeps its tokens in
+a cache which the model does not read. Pruners that choose by the last token are left out, because without a cache that
+token is another one at each step.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+
+from flowcut import attach, parse_pruner
+from flowcut.synthetic import GEOMETRIES, PLACEHOLDER, VOCABULARY, draw_weights, media
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model import LlavaConfig, LlavaLlamaForCausalLM
+
+PRUNERS = ("none", "fastervlm:budget=8", "flowcut:budget=8", "vtw:budget=18")
+SETTINGS: dict[str, Any] = {
+    "max_new_tokens": 6,
+    "do_sample": False,
+    "suppress_tokens": [PLACEHOLDER, PLACEHOLDER - 1],
+    "eos_token_id": None,
+}
+
+
+class Outcome(NamedTuple):
+    """What one model did under one pruner: `error` None if both ways of generating gave the same tokens."""
+
+    model: str
+    pruner: str
+    error: str | None
+
+
+def check_generation() -> list[Outcome]:
+    """Generate with and without the KV cache, for every tiny model under every pruner that fits it."""
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # that a tower is saved and loaded is not what is asked
+    outcomes = []
+    for name, model, inputs in tiny_models():
+        for pruner in PRUNERS:
+            if pruner.startswith("flowcut") and "Qwen" in name:
+                continue  # chooses by the last token there
+            outcomes.append(Outcome(name, pruner, compare(model, inputs, pruner)))
+    return outcomes
+
+
+def compare(model: Any, inputs: dict[str, Any], pruner: str) -> str | None:
+    """What is wrong with generation under a pruner, in one line; None if nothing."""
+    try:
+        made = parse_pruner(pruner)
+        with torch.no_grad():
+            if made is None:
+                cached, uncached = (model.generate(**inputs, **SETTINGS, use_cache=use) for use in (True, False))
+            else:
+                with attach(model, made):
+                    cached, uncached = (model.generate(**inputs, **SETTINGS, use_cache=use) for use in (True, False))
+    except Exception as error:  # whatever an unsupported version raises is what is to be shown
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if torch.equal(cached, uncached):
+        return None
+    return f"with the KV cache it gives tokens {cached[0].tolist()}, without it {uncached[0].tolist()}"
+
+
+def tiny_models() -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """-> name, model with random weights, and arguments of `generate` for a question about each of two pictures."""
+    shape, packed = GEOMETRIES["tiny"], GEOMETRIES["tiny-qwen"]
+    text: dict[str, Any] = {"num_hidden_layers": 4, "vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": None}
+    images = media(shape, 2, seed=0)["pixel_values"]
+
+    fields: dict[str, Any] = {
+        "image_token_id": PLACEHOLDER,
+        "vision_config": shape.vision,
+        "text_config": {**shape.text, **text},
+    }
+    model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**fields))
+    yield "LLaVA of transformers", _ready(model), {"input_ids": _prompts(PLACEHOLDER, 36), "pixel_values": images}
+
+    with tempfile.TemporaryDirectory() as folder:
+        transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**shape.vision)).save_pretrained(folder)
+        config = LlavaConfig(
+            **{**shape.text, **text}, mm_vision_tower=folder, mm_vision_select_layer=-2, mm_hidden_size=64
+        )
+        own = LlavaLlamaForCausalLM(config)
+        own.get_vision_tower().load_model()
+    yield "LLaVA of this project", _ready(own), {"inputs": _prompts(IMAGE_TOKEN_INDEX, 1), "images": images}
+
+    fields = {"vision_config": packed.vision, "text_config": {**packed.text, **text}}
+    tokens: dict[str, Any] = {"image_token_id": PLACEHOLDER, "video_token_id": PLACEHOLDER - 1}
+    qwen = transformers.Qwen2VLForConditionalGeneration(transformers.Qwen2VLConfig(**fields, **tokens))
+    ids = _prompts(PLACEHOLDER, 36)
+    types = (ids == PLACEHOLDER).int()
+    yield "Qwen2-VL", _ready(qwen), {"input_ids": ids, "mm_token_type_ids": types, **media(packed, 2, seed=0)}
+
+
+def _prompts(token: int, count: int) -> Tensor:
+    """[2, L]: the start of a prompt, the placeholders of one image, and a question."""
+    start, question = torch.tensor([[1, 5], [1, 6]]), torch.tensor([[7, 8, 9], [20, 21, 22]])
+    return torch.cat([start, torch.full((2, count), token), question], dim=1)
+
+
+def _ready(model: Any) -> Any:
+    draw_weights(model, seed=0)
+    return model.eval()
