@@ -96,13 +96,16 @@ def _with_pyav(file: Path, count: int) -> Clip:
 def _decode(file: Path, wanted: Sequence[int]) -> tuple[dict[int, Image.Image], int]:
     """The wanted frames by number, and how many frames there are."""
     import av
+    from av.video.reformatter import VideoReformatter
 
+    # PyAV converts colours in several threads by default where it can, which hangs in a forked reader process.
+    one_thread = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
     frames: dict[int, Image.Image] = {}
     chosen, total = set(wanted), 0
     with av.open(str(file)) as container:
         for frame in container.decode(video=0):
             if total in chosen:
-                frames[total] = frame.to_image()
+                frames[total] = frame.to_image(**one_thread)
             total += 1
     return frames, total
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,19 @@ def test_real_videos(name, frames, size):
     assert clip.frames[0].size == size
     for index, frame in zip(clip.indices, clip.frames, strict=True):
         assert np.array_equal(np.asarray(frame), decoded[index])
+
+
+def test_forked_readers_do_not_hang(tmp_path):
+    """PyAV that converts colours in several threads does, now and then, once the parent has read a video."""
+    video = write_video(tmp_path / "a.mp4", 30, codec="mpeg4", rate=25)
+    sample_frames(video, 8)
+    context = multiprocessing.get_context("fork")
+    readers = [context.Process(target=sample_frames, args=(video, 8)) for _ in range(12)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(timeout=60)
+    codes = [reader.exitcode for reader in readers]
+    for reader in readers:
+        reader.kill()
+    assert codes == [0] * len(readers)
