@@ -6,67 +6,31 @@ handle.trace.kept
 """
 
 from flowcut.attach import Handle, attach, detach, flowcut
-from flowcut.baselines.cdpruner import CDPruner
-from flowcut.baselines.dart import DART
-from flowcut.baselines.divprune import DivPrune
-from flowcut.baselines.fastervlm import FasterVLM
-from flowcut.baselines.fastv import FastV
-from flowcut.baselines.hiprune import HiPrune
-from flowcut.baselines.holov import HoloV
-from flowcut.baselines.pdrop import PyramidDrop
-from flowcut.baselines.pooling import Pooling
-from flowcut.baselines.prumerge import PruMerge
-from flowcut.baselines.random import Random
-from flowcut.baselines.rcom import RCom
-from flowcut.baselines.scope import SCOPE
-from flowcut.baselines.sparsevlm import SparseVLM
-from flowcut.baselines.tome import ToMe
-from flowcut.baselines.uniform import Uniform
-from flowcut.baselines.visionzip import VisionZip
-from flowcut.baselines.vispruner import VisPruner
-from flowcut.baselines.vtw import VTW
 from flowcut.compat import check_versions
-from flowcut.method import FlowCut
-from flowcut.paper_rows import paper_row
-from flowcut.pruner import Cut, LanguageView, Pruner, View
-from flowcut.registry import parse_pruner
-from flowcut.text import TextTower, asked
+from flowcut.hooks.call_context import asked
+from flowcut.methods import *  # noqa: F403 every registered method's class
+from flowcut.pruner import Cut, LanguageView, OneCut, Pruner, Scorer, View
+from flowcut.registry import METHODS, paper_row, parse_pruner
+from flowcut.text_tower import TextTower
 from flowcut.trace import Trace
 
 check_versions()
 
 __all__ = [
-    "DART",
-    "SCOPE",
-    "VTW",
-    "CDPruner",
     "Cut",
-    "DivPrune",
-    "FastV",
-    "FasterVLM",
-    "FlowCut",
     "Handle",
-    "HiPrune",
-    "HoloV",
     "LanguageView",
-    "Pooling",
-    "PruMerge",
+    "OneCut",
     "Pruner",
-    "PyramidDrop",
-    "RCom",
-    "Random",
-    "SparseVLM",
+    "Scorer",
     "TextTower",
-    "ToMe",
     "Trace",
-    "Uniform",
     "View",
-    "VisPruner",
-    "VisionZip",
     "asked",
     "attach",
     "detach",
     "flowcut",
     "paper_row",
     "parse_pruner",
+    *dict.fromkeys(method.cls.__name__ for method in METHODS.values()),
 ]

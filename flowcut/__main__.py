@@ -8,9 +8,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from flowcut.attach import attach
 from flowcut.plots import kept_patches
 from flowcut.registry import METHODS, parse_pruner, settings_of
 
@@ -66,25 +63,14 @@ def show(image_file: str, model_path: str, pruner_text: str, out: str) -> None:
         ValueError: a pruner, model or image that cannot be used.
         OSError: a file that cannot be read or written.
     """
-    from llava.eval.images import load_image
-    from llava.mm_utils import get_model_name_from_path, picture_of, process_images
-    from llava.model.builder import load_pretrained_model
+    from flowcut.checkpoints import pruned_picture  # `list` does not need what this loads
 
     pruner = parse_pruner(pruner_text)
     if pruner is None:
         raise ValueError("--pruner none keeps every patch; try flowcut:budget=64")
-    image = load_image(image_file)
-    name = get_model_name_from_path(model_path)
-    _, model, processor, _ = load_pretrained_model(model_path, None, name, device_map=None, device="cpu", pruner="none")
-    if processor is None:
-        raise ValueError(f"{model_path} is a language model without a vision tower")
-    pixels = process_images([image], processor, model.config)
-    with torch.no_grad(), attach(model, pruner) as handle:
-        model.get_vision_tower()(pixels)
-    assert handle.trace is not None
-    steps = [(f"after layer {layer}", kept[0].cpu().numpy()) for layer, kept in sorted(handle.trace.kept.items())]
-    side = model.get_vision_tower().num_patches_per_side
-    kept_patches(picture_of(pixels[0], processor), steps, (side, side)).save(out)
+    picture, trace, side = pruned_picture(image_file, model_path, pruner)
+    steps = [(f"after layer {layer}", kept[0].cpu().numpy()) for layer, kept in sorted(trace.kept.items())]
+    kept_patches(picture, steps, (side, side)).save(out)
     print(Path(out).resolve())
 
 

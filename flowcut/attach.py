@@ -8,18 +8,18 @@ from typing import TypeVar
 
 from torch import nn
 
-from flowcut.anatomy import anatomy_of
-from flowcut.decoder import LanguageStage
-from flowcut.encoder import EncoderStage
-from flowcut.method import FlowCut
-from flowcut.pruner import Budget, Pruner
-from flowcut.stage import Stage
-from flowcut.trace import Trace
+from flowcut.anatomy.find import anatomy_of
+from flowcut.hooks.base import Stage
+from flowcut.hooks.decoder import LanguageStage
+from flowcut.hooks.encoder import EncoderStage
+from flowcut.hooks.session import Session
+from flowcut.methods.flowcut import FlowCut
+from flowcut.pruner import Budget, ModelShape, Pruner
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class Handle:
+class Handle(Session):
     """A pruner attached to a model. Use it as a context manager, or call `remove`.
 
     Attributes:
@@ -32,15 +32,14 @@ class Handle:
         self.anatomy = anatomy_of(model)
         if any(_handle_on(encoder.model) is not None for encoder in self.anatomy.encoders):
             raise ValueError(f"this {type(model).__name__} already has a pruner attached; detach(model) it first")
-        self._check(pruner)
-        self.pruner = pruner
-        self.signals = signals
-        self.trace: Trace | None = None
-        self.watches_language = self.anatomy.decoder is not None and pruner.cuts_language(self.anatomy.two_stage)
+        shape = self.anatomy.shape
+        _check(pruner, shape)
+        watches = self.anatomy.find_decoder is not None and pruner.cuts_language(shape.two_stage)
+        super().__init__(pruner, shape, signals, watches)
         self._stages: list[Stage] = [EncoderStage(self, encoder) for encoder in self.anatomy.encoders]
         self._stages += [make(self) for make in self.anatomy.stages]
-        if self.watches_language and self.anatomy.decoder is not None:
-            self._stages.append(LanguageStage(self, self.anatomy.decoder))
+        if watches and self.anatomy.find_decoder is not None:
+            self._stages.append(LanguageStage(self, self.anatomy.find_decoder()))
         installed: list[Stage] = []
         try:
             for stage in self._stages:
@@ -51,14 +50,6 @@ class Handle:
                 stage.remove()
             raise
 
-    def _check(self, pruner: Pruner) -> None:
-        for encoder in self.anatomy.encoders:
-            if isinstance(pruner.budget, int) and pruner.budget <= encoder.reserved:
-                raise ValueError(
-                    f"budget={pruner.budget} leaves no patch beside the CLS token this model passes on; use >= 2"
-                )
-        pruner.check(self.anatomy)
-
     @property
     def budget(self) -> Budget:
         """Visual tokens that reach the language model, or their share; may be set between calls."""
@@ -67,7 +58,7 @@ class Handle:
     @budget.setter
     def budget(self, budget: Budget) -> None:
         pruner = replace(self.pruner, budget=budget)
-        self._check(pruner)
+        _check(pruner, self.shape)
         self.pruner = pruner
 
     def remove(self) -> None:
@@ -130,10 +121,19 @@ def flowcut(model: Model, target_num: Budget = 64) -> Model:
     return model
 
 
+def _check(pruner: Pruner, shape: ModelShape) -> None:
+    for encoder in shape.encoders:
+        if isinstance(pruner.budget, int) and pruner.budget <= encoder.num_forwarded_special_tokens:
+            raise ValueError(
+                f"budget={pruner.budget} leaves no patch beside the CLS token this model passes on; use >= 2"
+            )
+    pruner.check(shape)
+
+
 def _handle_on(encoder: nn.Module) -> Handle | None:
     """The encoder's own hooks tell whether a pruner is attached; no table on the side has to be kept in step."""
     for hook in encoder._forward_pre_hooks.values():
         stage = getattr(hook, "__self__", None)
         if isinstance(stage, EncoderStage):
-            return stage.handle
+            return stage.session if isinstance(stage.session, Handle) else None
     return None

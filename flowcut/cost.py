@@ -62,7 +62,7 @@ def cost_of(
             dropped inside; what enters the last encoder layer if None.
         projector_layers: linear layers of the projector; the first widens, the others keep the width.
         mlp_path: visual tokens entering each encoder layer's MLP, where a method merges ahead of it
-            (`Pruner.merges_inside`): the counts that leave the layers. In the form of `path`.
+            (`Pruner.merges_before_mlp`): the counts that leave the layers. In the form of `path`.
         tiles: over how many tiles `path` sums; 1 if None, and there `path` may hold one path for each tile.
         projected: tokens that the projector works on; as many as enter the language model if None. Others where padding
             of tiles is taken off, or line ends are put in, behind it.

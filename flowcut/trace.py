@@ -33,7 +33,7 @@ class StageTrace:
 
     @property
     def final(self) -> list[Tensor]:
-        """What was left at the end, one LongTensor per image."""
+        """What remained at the end, one LongTensor per image."""
         if self.kept:
             return self.kept[max(self.kept)]
         return [torch.arange(count) for count in (self.entering[0] if self.entering else ())]
@@ -65,7 +65,7 @@ class StageTrace:
 
 @dataclass
 class Trace(StageTrace):
-    """What happened in the vision encoder, and behind it. Counts leave out special tokens such as CLS.
+    """What happened in the vision encoder, and after it. Counts leave out special tokens such as CLS.
 
     `kept`, `entering`, `leaving`, `signals` and `final` speak of the encoder: one entry per encoder row (image, tile or
     frame), kept patches by their position in that row's original grid, `CLS` for a CLS token sent on.
@@ -78,16 +78,21 @@ class Trace(StageTrace):
         shown: the images (numbers into `tokens`) that the entries of `language` are about.
         sources: one [N] per encoder row, if patches were merged one into the other: the number in `final` of the token
             that each patch of the grid went into, -1 if it was dropped. Empty otherwise. See `members`.
-        inside: whether tokens were merged between attention and MLP, so that an MLP had what left its layer.
-        own: for each encoder row, the tokens its image or frame has where nothing is dropped; see `View.own`.
+        merged_before_mlp: whether tokens were merged between attention and MLP, so that an MLP had what left its layer.
+        unpruned_tokens: for each encoder row, the tokens its image or frame has where nothing is dropped; see
+            `flowcut.pruner.Rows`.
     """
 
     tokens: list[Tensor] = field(default_factory=list)
     language: StageTrace | None = None
     shown: tuple[int, ...] = ()
     sources: list[Tensor] = field(default_factory=list)
-    inside: bool = False
-    own: tuple[int, ...] = ()
+    merged_before_mlp: bool = False
+    unpruned_tokens: tuple[int, ...] = ()
+
+    def place(self, tokens: list[Tensor]) -> None:
+        """Say where the tokens of each image, as the language model sees it, come from; see `tokens`."""
+        self.tokens = tokens
 
     def members(self, row: int = 0) -> list[Tensor]:
         """For each token that an encoder row ended with, the grid positions of the patches it is made of."""
@@ -99,7 +104,7 @@ class Trace(StageTrace):
         """Append the rows of another trace of the same layers, and what they are made of."""
         if isinstance(other, Trace) and (self.sources or other.sources):
             self.sources = [*self._sources(), *other._sources()]
-        self.own += other.own if isinstance(other, Trace) else ()
+        self.unpruned_tokens += other.unpruned_tokens if isinstance(other, Trace) else ()
         super().join(other)
 
     def _sources(self) -> list[Tensor]:
@@ -113,7 +118,7 @@ class Trace(StageTrace):
 
     @property
     def remaining(self) -> list[Tensor]:
-        """[T, 2] per image: encoder row and grid position of the visual tokens that were left in the very end."""
+        """[T, 2] per image: encoder row and grid position of the visual tokens that remained in the end."""
         if self.language is None:
             return self.tokens
         remaining = list(self.tokens)

@@ -1,6 +1,6 @@
 """Find the layer from which on a model can do without visual tokens: the search of VTW (see `flowcut.VTW`).
 
-For each candidate layer K the prompts are answered once more with all visual tokens withdrawn in front of it, and the
+For each candidate layer K the prompts are answered once more with all visual tokens withdrawn before it, and the
 next token's distribution is compared with the whole model's: KL(whole || withdrawn), mean over prompts. The first K at
 or under the threshold is taken. The paper uses about 20 prompts, candidates from layer 5 on, and a threshold of 0.003
 for LLaVA-1.5-7B (0.0005 for 13B, 0.0001 for LLaVA-1.6-7B).
@@ -13,15 +13,15 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowcut.anatomy import anatomy_of
+from flowcut.anatomy.find import anatomy_of
 from flowcut.attach import attach
-from flowcut.baselines.vtw import VTW
+from flowcut.checkpoints import questions_as_calls
+from flowcut.methods.vtw import VTW
 
 FIRST = 5
 THRESHOLD = 0.003
@@ -61,10 +61,9 @@ def search(
     Raises:
         ValueError: no prompts, no decoder, a layer or threshold that cannot be, or a prompt without an image.
     """
-    decoder = anatomy_of(model).decoder
-    if decoder is None:
+    layers = anatomy_of(model).decoder_layers
+    if layers is None:
         raise ValueError("VTW withdraws tokens inside a language model, and this is a vision encoder alone")
-    layers = len(decoder.layers)
     if not prompts:
         raise ValueError("no prompts to compare on; give some, the paper takes about 20")
     if not 1 <= first < layers:
@@ -112,7 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--conv-mode", help="conversation template (default: the checkpoint's)")
     args = parser.parse_args(argv)
     try:
-        model, prompts = _asked(args)
+        if args.samples < 1:
+            raise ValueError(f"--samples {args.samples} is not a number of questions >= 1")
+        model, prompts = questions_as_calls(
+            args.model_path, args.question_file, args.image_folder, args.samples, args.conv_mode
+        )
         found = search(model, prompts, args.threshold, args.first)
     except (ValueError, OSError) as error:
         print(f"flowcut.vtw_search: {error}", file=sys.stderr)
@@ -121,33 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"layer {layer}: {value:.6f}")
     print(json.dumps({"threshold": args.threshold, **asdict(found)}))
     return 0
-
-
-def _asked(args: argparse.Namespace) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The checkpoint's model, and its calls for the first questions of the file."""
-    from llava.eval.answer import Answerer, load_checkpoint
-    from llava.eval.questions import read_questions
-    from llava.mm_utils import tokenizer_image_token
-
-    if args.samples < 1:
-        raise ValueError(f"--samples {args.samples} is not a number of questions >= 1")
-    questions, problems = read_questions(args.question_file)
-    if problems:
-        raise ValueError(f"{problems[0].where}: {problems[0].what}")
-    checkpoint = load_checkpoint(args.model_path, conv_mode=args.conv_mode)
-    answerer = Answerer(checkpoint, "none")
-    prompts = []
-    for question in [question for question in questions if question.images][: args.samples]:
-        pictures = [checkpoint.reader(image, Path(args.image_folder)) for image in question.images]
-        ids = tokenizer_image_token(answerer.prompt(question.text, len(pictures)), checkpoint.tokenizer)
-        prompts.append(
-            {
-                "input_ids": torch.tensor([ids], device=checkpoint.model.device),
-                "images": checkpoint.batch(pictures),
-                "image_sizes": [picture.size for picture in pictures],
-            }
-        )
-    return checkpoint.model, prompts
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from flowcut import attach, parse_pruner
-from flowcut.synthetic import GEOMETRIES, PLACEHOLDER, VOCABULARY, draw_weights, media
+from flowcut.bench.synthetic import GEOMETRIES, PLACEHOLDER, VOCABULARY, draw_weights, media
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from flowcut.anatomy import Anatomy, Encoder, class_names
+from flowcut.anatomy.reading import class_names
+from flowcut.hooks.parts import Anatomy, Encoder
 
 FAMILY = "CLIPVisionModel (transformers)"
 NAMES = {"CLIPVisionModel"}
@@ -17,8 +18,8 @@ def read(model: nn.Module) -> Anatomy | None:
 
 
 def encoder_of(model: Any, **fields: Any) -> Encoder:
-    """The parts of a CLIPVisionModel. `fields`: what its owner knows, such as `reserved` or `feature_layer`."""
+    """The parts of a CLIPVisionModel. `fields`: what its owner knows, such as `feature_layer`."""
     layers = list(model.encoder.layers)
     attentions = [layer.self_attn for layer in layers]
     fields["branches"] = [(layer.layer_norm2, layer.mlp) for layer in layers]
-    return Encoder(model, layers, attentions, model.config.num_hidden_layers, prefix=1, **fields)
+    return Encoder(model, layers, attentions, model.config.num_hidden_layers, num_prefix_tokens=1, **fields)

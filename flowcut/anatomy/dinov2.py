@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from flowcut.anatomy import Anatomy, Encoder, class_names
+from flowcut.anatomy.reading import class_names
+from flowcut.hooks.parts import Anatomy, Encoder
 
 FAMILY = "Dinov2Model, Dinov2WithRegistersModel (transformers)"
 NAMES = {"Dinov2Model", "Dinov2WithRegistersModel"}
@@ -23,4 +24,4 @@ def encoder_of(model: Any, **fields: Any) -> Encoder:
     prefix = 1 + getattr(model.config, "num_register_tokens", 0)
     if not model.config.drop_path_rate:  # stochastic depth would scale what is merged
         fields["branches"] = [(layer.norm2, layer.layer_scale2) for layer in layers]
-    return Encoder(model, layers, attentions, model.config.num_hidden_layers, prefix=prefix, **fields)
+    return Encoder(model, layers, attentions, model.config.num_hidden_layers, num_prefix_tokens=prefix, **fields)

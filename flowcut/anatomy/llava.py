@@ -1,8 +1,8 @@
 """This project's own llava classes: a LlamaForCausalLM (or kin) with `get_vision_tower()`.
 
 Their splice takes whatever number of features the tower returns and tells the language model which positions are
-visual (`image_index`), so nothing has to be closed up. They are told by what they have, not by import: flowcut does not
-depend on llava.
+visual (`image_index`), so there are no placeholders to drop. They are told by what they have, not by import:
+flowcut does not depend on llava.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from flowcut.anatomy import Anatomy, class_names, decoder_of, feature_layer, projector, vision_encoder
+from flowcut.anatomy.reading import class_names, feature_layer, language_model, projector
+from flowcut.anatomy.towers import vision_encoder
+from flowcut.hooks.parts import Anatomy
 
 FAMILY = "LlavaLlamaForCausalLM, LlavaMistralForCausalLM (llava)"
 
@@ -28,12 +30,13 @@ def read(model: Any) -> Anatomy | None:
     if not isinstance(encoder, nn.Module):
         raise ValueError(f"a {type(encoder).__name__} as vision tower cannot be pruned")
     two_stage = str(getattr(model.config, "image_aspect_ratio", None)).startswith("anyres")
-    reserved = int(tower.select_feature == "cls_patch")
-    read_after = feature_layer(vision_encoder(encoder).depth, tower.select_layer)
     body = model.get_model() if callable(getattr(model, "get_model", None)) else model
-    project = projector(body.mm_projector)
     described = vision_encoder(
-        encoder, reserved=reserved, feature_layer=read_after, two_stage=two_stage, project=project
+        encoder,
+        num_forwarded_special_tokens=int(tower.select_feature == "cls_patch"),
+        feature_layer=feature_layer(vision_encoder(encoder).depth, tower.select_layer),
+        two_stage=two_stage,
+        project=projector(body.mm_projector),
     )
     head = model if "GenerationMixin" in class_names(model) else None
-    return Anatomy("llava", (described,), decoder_of(body, head), two_stage=two_stage)
+    return Anatomy("llava", (described,), **language_model(body, head), two_stage=two_stage)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowcut.anatomy import Anatomy, body_and_head, decoder_of, feature_layer, projector, vision_encoder
-from flowcut.encoder import rows
-from flowcut.prompt import Modality, PromptStage, row_units
+from flowcut.anatomy.reading import body_and_head, feature_layer, language_model, projector
+from flowcut.anatomy.towers import vision_encoder
+from flowcut.hooks.call_context import rows
+from flowcut.hooks.parts import Anatomy
+from flowcut.hooks.placeholders import Modality, row_spans
+from flowcut.hooks.prompt import PromptStage
 
 FAMILY = "LlavaForConditionalGeneration, LlavaModel (transformers)"
 
@@ -17,28 +20,30 @@ def read(model: Any) -> Anatomy | None:
         return None
     inner, head = found
     config = inner.config
-    reserved = int(config.vision_feature_select_strategy == "full")
     encoder = vision_encoder(inner.vision_tower)
-    read_after = feature_layer(encoder.depth, config.vision_feature_layer)
-    if not encoder.prefix:
-        reserved = 0  # "full" is then the way to say that there is no CLS to drop
-    project = projector(inner.multi_modal_projector, config.vision_feature_layer)
-    encoder = vision_encoder(inner.vision_tower, reserved=reserved, feature_layer=read_after, project=project)
+    # Without a CLS token, "full" is the way to say that there is none to drop.
+    forwarded = int(config.vision_feature_select_strategy == "full" and encoder.num_prefix_tokens > 0)
+    encoder = vision_encoder(
+        inner.vision_tower,
+        num_forwarded_special_tokens=forwarded,
+        feature_layer=feature_layer(encoder.depth, config.vision_feature_layer),
+        project=projector(inner.multi_modal_projector, config.vision_feature_layer),
+    )
     return Anatomy(
         "llava_hf",
         (encoder,),
-        decoder_of(inner.language_model, head),
-        stages=(lambda handle: PromptStage(handle, model, inner, [Images()]),),
+        **language_model(inner.language_model, head),
+        stages=(lambda session: PromptStage(session, model, inner, [Images()]),),
     )
 
 
 class Images(Modality):
-    """One unit of placeholders per image, its tokens in the order of the patches."""
+    """One span of placeholders per image, its tokens in the order of the patches."""
 
-    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+    def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         with rows() as known:
             outputs = self.original(inner, call)
         if known.trace is None:
             return outputs, [], None
-        reserved = handle.anatomy.encoders[0].reserved
-        return outputs, row_units(known.trace, outputs.pooler_output, reserved), known.trace
+        special = session.shape.encoders[0].num_forwarded_special_tokens
+        return outputs, row_spans(known.trace, outputs.pooler_output, special), known.trace

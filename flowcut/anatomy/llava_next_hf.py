@@ -1,6 +1,6 @@
 """transformers' LLaVA-NeXT and LLaVA-OneVision: an image as a small whole and a grid of tiles, cut in two stages.
 
-Of every tile half the budget is left by the encoder. What is left of the tiles is put back on their joined grid, rows
+The encoder keeps half the budget of every tile. The kept tokens of the tiles are put back on their joined grid, rows
 and columns of padding are taken off, and the rest follows the whole image in raster order, without the tokens that end
 image rows in the unpruned model. After its second layer the language model goes on with the budget. OneVision's
 shrinking of large grids has nothing to shrink then. Its videos are one-stage: every frame keeps the budget of its
@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcut.anatomy import Anatomy, body_and_head, class_names, decoder_of, feature_layer, projector, vision_encoder
-from flowcut.encoder import Rows, rows
-from flowcut.prompt import Modality, PromptStage, Unit
+from flowcut.anatomy.reading import body_and_head, class_names, feature_layer, language_model, projector
+from flowcut.anatomy.towers import vision_encoder
+from flowcut.hooks.call_context import KnownRows, rows
+from flowcut.hooks.parts import Anatomy
+from flowcut.hooks.placeholders import Modality, PlaceholderSpan
+from flowcut.hooks.prompt import PromptStage
 
 FAMILY = "LlavaNextForConditionalGeneration, LlavaOnevisionForConditionalGeneration and their models (transformers)"
 _HEADS = {"LlavaNextForConditionalGeneration", "LlavaOnevisionForConditionalGeneration"}
@@ -31,7 +34,7 @@ def read(model: Any) -> Anatomy | None:
     inner, head = found
     config = inner.config
     encoder = vision_encoder(inner.vision_tower)
-    if encoder.prefix and config.vision_feature_select_strategy == "full":
+    if encoder.num_prefix_tokens and config.vision_feature_select_strategy == "full":
         raise ValueError("vision_feature_select_strategy='full' puts CLS tokens among tiles; use 'default' to prune")
     read_after = feature_layer(encoder.depth, config.vision_feature_layer)
     project = projector(inner.multi_modal_projector, config.vision_feature_layer)
@@ -42,30 +45,30 @@ def read(model: Any) -> Anatomy | None:
     return Anatomy(
         "llava_next_hf",
         (encoder,),
-        decoder_of(inner.language_model, head),
+        **language_model(inner.language_model, head),
         two_stage=True,
-        stages=(lambda handle: PromptStage(handle, model, inner, modalities),),
+        stages=(lambda session: PromptStage(session, model, inner, modalities),),
     )
 
 
 class Tiles(Modality):
-    """One unit of placeholders per image, whatever its number of tiles."""
+    """One span of placeholders per image, whatever its number of tiles."""
 
     def __init__(self, more: tuple[str, ...] | None = None) -> None:
         super().__init__(more=more or ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy"))
 
-    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+    def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         tiles = self.tiles(inner, call)
         groups = [image for image, count in enumerate(tiles) for _ in range(count)]
-        units: list[Unit] = []
+        spans: list[PlaceholderSpan] = []
         with rows(groups, spread=True) as known:
 
             def merge(image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
-                features = self.merge(inner, known, units, image_features, image_sizes, *args, **kwargs)
+                features = self.merge(inner, known, spans, image_features, image_sizes, *args, **kwargs)
                 return features, torch.tensor([len(feature) for feature in features])
 
             outputs = self.original(inner, call, pack_image_features=merge)
-        return outputs, units, known.trace
+        return outputs, spans, known.trace
 
     def tiles(self, inner: Any, call: dict[str, Any]) -> list[int]:
         """How many encoder rows each image has, by the family's own rule."""
@@ -80,9 +83,16 @@ class Tiles(Modality):
         ]
 
     def merge(
-        self, inner: Any, known: Rows, units: list[Unit], image_features: Any, image_sizes: Any, *args: Any, **kw: Any
+        self,
+        inner: Any,
+        known: KnownRows,
+        spans: list[PlaceholderSpan],
+        image_features: Any,
+        image_sizes: Any,
+        *args: Any,
+        **kw: Any,
     ) -> list[Tensor]:
-        """In the place of `pack_image_features`: lay out what is left of the tiles as the unpruned model would."""
+        """In the place of `pack_image_features`: lay out the kept tokens of the tiles as the unpruned model would."""
         original = type(inner).pack_image_features
         trace = known.trace
         if trace is None:
@@ -124,14 +134,14 @@ class Tiles(Modality):
                 order = torch.cat([place[layout], layout.new_tensor([one for _, one in special])])
                 result_features = feature.flatten(0, 1)[order]
             stays = torch.arange(max(length, len(chosen)), device=device) < len(chosen)
-            units.append(Unit(result_features, stays, chosen))
+            spans.append(PlaceholderSpan(result_features, stays, chosen))
             result.append(result_features)
             first += count
         return result
 
 
 class Frames(Modality):
-    """OneVision's videos: one unit per frame, and one for the token that ends the video."""
+    """OneVision's videos: one span per frame, and one for the token that ends the video."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -143,12 +153,12 @@ class Frames(Modality):
             joined=True,
         )
 
-    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+    def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         videos, frames = call["pixel_values_videos"].shape[:2]
         side = inner.config.vision_config.image_size // inner.config.vision_config.patch_size
         pooled = ((side + 1) // 2) ** 2
         groups = [video for video in range(videos) for _ in range(frames)]
-        with rows(groups, skip=handle.pruner.tokens_of(pooled) >= pooled, alone=pooled) as known:
+        with rows(groups, skip=session.pruner.tokens_of(pooled) >= pooled, unpruned_tokens=pooled) as known:
 
             def pool(features: Tensor) -> Tensor:
                 cut = known.trace is not None and known.trace.kept
@@ -158,12 +168,12 @@ class Frames(Modality):
         trace = known.trace
         if trace is None:
             return outputs, [], None
-        units, index = [], torch.arange(pooled, device=outputs.pooler_output.device)
+        spans, index = [], torch.arange(pooled, device=outputs.pooler_output.device)
         for video, features in enumerate(outputs.pooler_output):
             for frame, part in enumerate(features[:-1].chunk(frames)):
                 row = video * frames + frame
                 kept = trace.final[row] if trace.kept else torch.full_like(index, -1)
                 tokens = torch.stack([torch.full_like(kept, row), kept], dim=1)
-                units.append(Unit(part, index < len(part), tokens))
-            units.append(Unit(features[-1:], torch.ones_like(index[:1], dtype=torch.bool), None))
-        return outputs, units, trace
+                spans.append(PlaceholderSpan(part, index < len(part), tokens))
+            spans.append(PlaceholderSpan(features[-1:], torch.ones_like(index[:1], dtype=torch.bool), None))
+        return outputs, spans, trace

@@ -2,8 +2,8 @@
 
 All images of a call lie in one packed sequence, an image's patches in 2 x 2 merge groups one after the other (in 2.5
 sorted into attention windows besides). The mean of an image's queries stands for the global token, in windowed blocks
-too. The encoder is left with twice the budget of merged tokens, whose patches went together; after the language model's
-second layer the budget is left. Every token keeps its own M-RoPE position. A frame of a video counts as an image.
+too. The encoder keeps twice the budget of merged tokens, whose patches went together; after the language model's second
+layer the budget is kept. Every token retains its M-RoPE position ids. A frame of a video counts as an image.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
-from flowcut.anatomy import Anatomy, Encoder, body_and_head, decoder_of, unwrap
-from flowcut.encoder import Run, rows
-from flowcut.prompt import Modality, PromptStage, Unit
-from flowcut.stage import Stage
-from flowcut.tap import VISION
+from flowcut.anatomy.reading import body_and_head, language_model, unwrap
+from flowcut.hooks.attention import VISION
+from flowcut.hooks.base import Stage
+from flowcut.hooks.call_context import rows
+from flowcut.hooks.encoder_forward import EncoderForward
+from flowcut.hooks.parts import Anatomy, Encoder
+from flowcut.hooks.placeholders import Modality, PlaceholderSpan
+from flowcut.hooks.prompt import PromptStage
 from flowcut.trace import Trace
 
 FAMILY = "Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration and their models (transformers)"
@@ -38,12 +41,13 @@ def read(model: Any) -> Anatomy | None:
         blocks,
         [block.attn for block in blocks],
         len(blocks),
-        prefix=0,
+        num_prefix_tokens=0,
         feature_layer=len(blocks) - 1,
         last_layer=-1,
-        unit=tower.spatial_merge_size**2,
+        patches_per_token=tower.spatial_merge_size**2,
         two_stage=True,
-        run=PackedRun,
+        windowed=hasattr(tower, "window_size"),
+        forward=PackedForward,
         project=lambda states: _merged(tower, states),
     )
     images = Vision("image", "get_image_features", "pixel_values", ("image_grid_thw",))
@@ -51,11 +55,11 @@ def read(model: Any) -> Anatomy | None:
     return Anatomy(
         "qwen2_vl",
         (encoder,),
-        decoder_of(inner.language_model, head, mrope=True),
+        **language_model(inner.language_model, head, mrope=True),
         two_stage=True,
         stages=(
-            lambda handle: MergerStage(encoder),
-            lambda handle: PromptStage(handle, model, inner, [images, videos], mrope=True),
+            lambda session: MergerStage(encoder),
+            lambda session: PromptStage(session, model, inner, [images, videos], mrope=True),
         ),
     )
 
@@ -69,7 +73,7 @@ def _merged(tower: Any, states: Tensor) -> Tensor:
         VISION.reset(token)
 
 
-class PackedRun(Run):
+class PackedForward(EncoderForward):
     """One forward of an encoder that gets all patches of all images as [sum P, D], and `grid_thw`."""
 
     def __init__(self, pruner: Any, encoder: Encoder, signals: bool, known: Any, args: Any, kwargs: Any):
@@ -97,8 +101,8 @@ class PackedRun(Run):
                 window_size=tower.window_size,
                 patch_size=tower.patch_size,
             )
-            unit = torch.arange(self.encoder.unit, device=query.device)
-            order = (window.to(query.device)[:, None] * self.encoder.unit + unit).flatten()
+            inside = torch.arange(self.encoder.patches_per_token, device=query.device)
+            order = (window.to(query.device)[:, None] * self.encoder.patches_per_token + inside).flatten()
         starts = [sum(self.counts[:row]) for row in range(len(self.counts))]
         parts = [part - start for part, start in zip(order.split(self.counts), starts, strict=True)]
         self.positions = nn.utils.rnn.pad_sequence(parts, batch_first=True)
@@ -132,20 +136,20 @@ class PackedRun(Run):
         """Merged tokens [sum V, D] put where the unpruned model has them, [sum P / 4, D]; the rest is 0."""
         if self.flat is None:
             return merged
-        unit = self.encoder.unit
-        whole = merged.new_zeros(self.total // unit, merged.shape[1])
+        size = self.encoder.patches_per_token
+        whole = merged.new_zeros(self.total // size, merged.shape[1])
         if not self.pruner.keeps_groups:
             # Survivors of several groups made each token; they stand at the image's first places.
-            sizes = [height * width // unit for t, height, width in self.grid.tolist() for _ in range(t)]
+            sizes = [height * width // size for t, height, width in self.grid.tolist() for _ in range(t)]
             starts = [sum(sizes[:row]) for row in range(len(sizes))]
-            places = [torch.arange(c // unit) + s for c, s in zip(self.counts, starts, strict=True)]
+            places = [torch.arange(c // size) + s for c, s in zip(self.counts, starts, strict=True)]
             return whole.index_copy(0, torch.cat(places).to(whole.device), merged)
-        return whole.index_copy(0, self.flat[::unit].to(whole.device) // unit, merged)
+        return whole.index_copy(0, self.flat[::size].to(whole.device) // size, merged)
 
     def finish(self) -> Trace:
         for layer, kept in self.trace.kept.items():
             self.trace.kept[layer] = [positions.sort().values for positions in kept]
-        return self.trace
+        return super().finish()
 
 
 class MergerStage(Stage):
@@ -165,9 +169,9 @@ class MergerStage(Stage):
 
 
 class Vision(Modality):
-    """One unit of placeholders per image, or per frame of a video."""
+    """One span of placeholders per image, or per frame of a video."""
 
-    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+    def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         if call.get(self.more[0]) is None:
             raise ValueError(f"{self.pixels} need {self.more[0]}, as the processor gives it: [{self.name}s, 3]")
         with rows() as known:
@@ -175,15 +179,15 @@ class Vision(Modality):
         trace = known.trace
         if trace is None:
             return outputs, [], None
-        unit = handle.anatomy.encoders[0].unit
+        size = session.shape.encoders[0].patches_per_token
         features = torch.cat(list(outputs.pooler_output))
-        sizes = [whole // unit for whole in trace.entering[0]]
-        units = []
-        for row, (part, kept, size) in enumerate(zip(features.split(sizes), trace.final, sizes, strict=True)):
-            places = kept[::unit].to(part.device) // unit
+        lengths = [whole // size for whole in trace.entering[0]]
+        spans = []
+        for row, (part, kept, length) in enumerate(zip(features.split(lengths), trace.final, lengths, strict=True)):
+            places = kept[::size].to(part.device) // size
             first = torch.arange(len(places), device=part.device)
-            stays = torch.zeros(size, dtype=torch.bool, device=part.device)
-            stays[places if handle.pruner.own_places else first] = True
-            tokens = torch.stack([torch.full_like(places, row), kept[::unit].to(part.device)], dim=1)
-            units.append(Unit(part[places if handle.pruner.keeps_groups else first], stays, tokens))
-        return outputs, units, trace
+            stays = torch.zeros(length, dtype=torch.bool, device=part.device)
+            stays[places if session.pruner.keeps_position_ids else first] = True
+            tokens = torch.stack([torch.full_like(places, row), kept[::size].to(part.device)], dim=1)
+            spans.append(PlaceholderSpan(part[places if session.pruner.keeps_groups else first], stays, tokens))
+        return outputs, spans, trace

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from flowcut.anatomy import Anatomy, Encoder, class_names
+from flowcut.anatomy.reading import class_names
+from flowcut.hooks.parts import Anatomy, Encoder
 
 FAMILY = "SiglipVisionModel (transformers)"
 NAMES = {"SiglipVisionModel"}
@@ -21,4 +22,4 @@ def encoder_of(model: Any, **fields: Any) -> Encoder:
     layers = list(model.encoder.layers)
     attentions = [layer.self_attn for layer in layers]
     fields["branches"] = [(layer.layer_norm2, layer.mlp) for layer in layers]
-    return Encoder(model, layers, attentions, model.config.num_hidden_layers, prefix=0, **fields)
+    return Encoder(model, layers, attentions, model.config.num_hidden_layers, num_prefix_tokens=0, **fields)

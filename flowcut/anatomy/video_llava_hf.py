@@ -1,7 +1,7 @@
 """transformers' Video-LLaVA: one tower for images and one for videos, whose frames are encoded one by one.
 
 No code was published for FlowCut in Video-LLaVA; this follows the paper (table 4: of 8 frames x 256 patches 32 each
-are left, in the encoder) with the formulas of the CLIP encoder. The frames of a video drop the same number, the largest
+are kept, in the encoder) with the formulas of the CLIP encoder. The frames of a video drop the same number, the largest
 of any of them, as the tiles of an image do. In videos the model passes each frame's CLS token on, which counts in the
 budget. Both towers are CLIP in layout, as transformers builds LanguageBind's.
 """
@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowcut.anatomy import Anatomy, body_and_head, decoder_of, feature_layer, projector, vision_encoder
-from flowcut.encoder import rows
-from flowcut.prompt import Modality, PromptStage, row_units
+from flowcut.anatomy.reading import body_and_head, feature_layer, language_model, projector
+from flowcut.anatomy.towers import vision_encoder
+from flowcut.hooks.call_context import rows
+from flowcut.hooks.parts import Anatomy
+from flowcut.hooks.placeholders import Modality, row_spans
+from flowcut.hooks.prompt import PromptStage
 
 FAMILY = "VideoLlavaForConditionalGeneration, VideoLlavaModel (transformers)"
 
@@ -30,14 +33,14 @@ def read(model: Any) -> Anatomy | None:
         "project": projector(inner.multi_modal_projector, config.vision_feature_layer),
     }
     encoders = (
-        vision_encoder(inner.image_tower, reserved=full, **read),
-        vision_encoder(inner.video_tower, reserved=1, **read),
+        vision_encoder(inner.image_tower, num_forwarded_special_tokens=full, **read),
+        vision_encoder(inner.video_tower, num_forwarded_special_tokens=1, **read),
     )
     return Anatomy(
         "video_llava_hf",
         encoders,
-        decoder_of(inner.language_model, head),
-        stages=(lambda handle: PromptStage(handle, model, inner, [Images(), Videos()]),),
+        **language_model(inner.language_model, head),
+        stages=(lambda session: PromptStage(session, model, inner, [Images(), Videos()]),),
     )
 
 
@@ -45,25 +48,26 @@ class Images(Modality):
     def __init__(self) -> None:
         super().__init__(joined=True, former="pixel_values_images")
 
-    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+    def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         with rows() as known:
             outputs = self.original(inner, call)
         if known.trace is None:
             return outputs, [], None
-        return outputs, row_units(known.trace, outputs.pooler_output, handle.anatomy.encoders[0].reserved), known.trace
+        special = session.shape.encoders[0].num_forwarded_special_tokens
+        return outputs, row_spans(known.trace, outputs.pooler_output, special), known.trace
 
 
 class Videos(Modality):
-    """One unit of placeholders per frame."""
+    """One span of placeholders per frame."""
 
     def __init__(self) -> None:
         more = ("vision_feature_layer",)
         super().__init__("video", "get_video_features", "pixel_values_videos", more, "video_token_id", joined=True)
 
-    def encode(self, handle: Any, inner: Any, call: dict[str, Any]) -> Any:
+    def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         videos, frames = call["pixel_values_videos"].shape[:2]
         with rows([video for video in range(videos) for _ in range(frames)]) as known:
             outputs = self.original(inner, call)
         if known.trace is None:
             return outputs, [], None
-        return outputs, row_units(known.trace, outputs.pooler_output, 1), known.trace
+        return outputs, row_spans(known.trace, outputs.pooler_output, 1), known.trace

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,7 @@ from torch import Tensor, nn
 from flowcut import scores
 from flowcut.attach import attach
 from flowcut.flow.measures import Array, Whole, attention_rows, follow
-from flowcut.pruner import Budget, Cut, Pruner, View
-
-if TYPE_CHECKING:
-    from flowcut.anatomy import Anatomy
+from flowcut.pruner import Budget, Cut, ModelShape, Pruner, View
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,12 @@ class Recorder(Pruner):
         return self.inner is not None and self.inner.reads_hidden
 
     @property
-    def merges_inside(self) -> bool:  # type: ignore[override]
-        return self.inner is not None and self.inner.merges_inside
+    def merges_before_mlp(self) -> bool:  # type: ignore[override]
+        return self.inner is not None and self.inner.merges_before_mlp
 
-    def check(self, anatomy: Anatomy) -> None:
+    def check(self, shape: ModelShape) -> None:
         if self.inner is not None:
-            self.inner.check(anatomy)
+            self.inner.check(shape)
 
     def vision(self, view: View) -> Cut | None:
         self.take(view)
@@ -93,14 +90,16 @@ class WatchedRun(NamedTuple):
 
 def strength_of(view: View) -> Tensor:
     """[R, n], L1 norm of each patch's value vector, all heads side by side."""
-    return scores.value_strength(view.v.transpose(1, 2).flatten(2)[:, None, view.prefix :])
+    return scores.value_strength(view.v.transpose(1, 2).flatten(2)[:, None, view.shape.num_prefix_tokens :])
 
 
 def reduce_layer(view: View, chosen: Sequence[int]) -> ImageFlow:
     """One layer of a single image, as an `ImageFlow` whose first axis is missing."""
-    row = scores.softmax_row(view.global_token(view.q), view.k, view.scaling).mean(dim=1)[0, view.prefix :]
-    similar = scores.softmax_row(view.global_token(view.v), view.v, 1.0).mean(dim=1)[0, view.prefix :]
-    queries, keys, prefix = view.q[0], view.k[0], view.prefix
+    row = scores.softmax_row(view.global_token(view.q), view.k, view.scaling).mean(dim=1)[
+        0, view.shape.num_prefix_tokens :
+    ]
+    similar = scores.softmax_row(view.global_token(view.v), view.v, 1.0).mean(dim=1)[0, view.shape.num_prefix_tokens :]
+    queries, keys, prefix = view.q[0], view.k[0], view.shape.num_prefix_tokens
     flow = follow(attention_rows(queries, keys, view.scaling), prefix, row)
     picked = queries[:, [prefix + patch for patch in chosen]]
     maps = torch.cat(list(attention_rows(picked, keys, view.scaling)))[:, prefix:]

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from flowcut import parse_pruner
-from flowcut.bench import device_name
+from flowcut.bench.measuring import device_name
 from llava.eval.answer import DTYPES, Answerer, Checkpoint, Generation, load_checkpoint
 from llava.eval.journal import Journal
 from llava.eval.provenance import environment

@@ -37,7 +37,7 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 from flowcut import parse_pruner
-from flowcut.bench import device_name, keep_freed_memory
+from flowcut.bench.measuring import device_name, keep_freed_memory
 from llava.eval.answer import DTYPES, load_checkpoint
 from llava.eval.bench import questions_of
 from llava.eval.efficiency_report import Result, Way, row_of, table
@@ -115,7 +115,7 @@ def report(bench: Bench, results: dict[Way, Result], args: argparse.Namespace, c
     rows = []
     for way, result in results.items():
         pruner = bench.answerers[way.pruner].pruner
-        inside = pruner is not None and pruner.merges_inside
+        inside = pruner is not None and pruner.merges_before_mlp
         rows.append(row_of(way, result, results[way.unpruned], sizes, inside, args.price_per_hour))
     return {
         "model": args.model_path,

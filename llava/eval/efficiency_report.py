@@ -93,7 +93,7 @@ def speed_up(own: Sequence[float], unpruned: Sequence[float]) -> dict[str, float
 
 
 def row_of(
-    way: Way, result: Result, unpruned: Result, sizes: Sizes, merges_inside: bool, price_per_hour: float | None
+    way: Way, result: Result, unpruned: Result, sizes: Sizes, merges_before_mlp: bool, price_per_hour: float | None
 ) -> dict[str, Any]:
     """A row of the report; `raw` holds the turns it was computed from, stage by stage."""
     raw = {stage: [getattr(turn, stage) for turn in result.turns] for stage in Turn._fields}
@@ -112,7 +112,7 @@ def row_of(
         "reading_seconds": round(seconds["reading"], 3),
         "peak_memory_mb": round(result.peak_memory_mb, 3),
         "tokens": mean_tokens(answers),
-        "gflops": mean_gflops(flops_of(answers, sizes, merges_inside)),
+        "gflops": mean_gflops(flops_of(answers, sizes, merges_before_mlp)),
         "answer_tokens": mean(result.answer_tokens, 2),
         "power": result.power.row() if result.power else None,
         "price_per_1000_questions": price,

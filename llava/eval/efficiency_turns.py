@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 from tqdm import tqdm
 
-from flowcut.memory import peak_memory_mb
+from flowcut.bench.memory import peak_memory_mb
 from llava.eval.answer import Answerer, Checkpoint, Generation, Reply
 from llava.eval.efficiency_report import Power, Result, Turn, Way
 from llava.eval.power import PowerMeter

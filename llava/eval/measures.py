@@ -30,16 +30,16 @@ class Sizes(NamedTuple):
         return cls(model.get_vision_tower().config, model.config, depth)
 
 
-def flops_of(answers: Sequence[Mapping[str, Any]], sizes: Sizes, merges_inside: bool = False) -> list[Cost]:
+def flops_of(answers: Sequence[Mapping[str, Any]], sizes: Sizes, merges_before_mlp: bool = False) -> list[Cost]:
     """Each answer's FLOPs up to its first new token.
 
     An answer's tokens are sums over its tiles and pictures, and taken as spread evenly over them; see `cost_of`.
-    merges_inside: whether encoder layers merge ahead of their MLP (`Pruner.merges_inside`).
+    merges_before_mlp: whether encoder layers merge ahead of their MLP (`Pruner.merges_before_mlp`).
     """
-    return [_flops(answer, sizes, merges_inside) for answer in answers]
+    return [_flops(answer, sizes, merges_before_mlp) for answer in answers]
 
 
-def _flops(answer: Mapping[str, Any], sizes: Sizes, merges_inside: bool) -> Cost:
+def _flops(answer: Mapping[str, Any], sizes: Sizes, merges_before_mlp: bool) -> Cost:
     vision, language, tokens, text = sizes.vision, sizes.language, answer["tokens"], answer["text_tokens"]
     if not tokens:  # no picture: neither encoder nor projector ran
         return Cost(0.0, 0.0, prefill_flops(language, [text] * language.num_hidden_layers))
@@ -51,7 +51,7 @@ def _flops(answer: Mapping[str, Any], sizes: Sizes, merges_inside: bool) -> Cost
         tokens[:-1],
         answer.get("language_tokens") or answer["visual_tokens"],
         sizes.projector_layers,
-        tokens[1:] if merges_inside else None,
+        tokens[1:] if merges_before_mlp else None,
         tiles,
         # behind it padding of tiles is taken off, or line ends are put in
         tokens[-1] if tiles > 1 else None,

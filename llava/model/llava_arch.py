@@ -182,7 +182,7 @@ class LlavaMetaForCausalLM(_Mixin):
             result.append(features)
             tokens.append(torch.where(places >= 0, places + places.new_tensor([part.start, 0]), places))
         if trace is not None:
-            trace.tokens = tokens
+            trace.place(tokens)
         return result
 
     def _on_grid(

@@ -7,10 +7,10 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers.utils import logging
 
-from flowcut import FlowCut, Pruner, View
+from flowcut import Pruner
+from flowcut.pruner import EncoderShape, Rows
 from llava.mm_utils import Size, get_anyres_image_grid_shape
 from llava.model.anyres import unpadded_box
 
@@ -71,28 +71,12 @@ class TileCount:
 
 
 def patches_left(pruner: Pruner, patches: int, tiles: int) -> list[int]:
-    """How many patches of each tile of one image leave the vision tower with a pruner attached (see `View.share`)."""
+    """How many patches of each tile of one image leave the vision tower with a pruner attached; `Pruner.targets`."""
     if type(pruner).vision is Pruner.vision:
         return [patches] * tiles
-    nothing = torch.empty(0)
-    view = View(
-        counts=(patches,) * tiles,
-        groups=(0,) * tiles,
-        tiles=(tiles,) * tiles,
-        two_stage=True,
-        layer=0,
-        layers=1,
-        q=nothing,
-        k=nothing,
-        v=nothing,
-        scaling=1.0,
-        states=None,
-        prefix=1,
-        positions=nothing,
-        own=(patches * tiles,) * tiles,
-    )
-    # FlowCut cuts again inside the language model, hence leaves more here
-    targets = pruner.targets(view) if isinstance(pruner, FlowCut) else view.share(pruner.budget)
+    rows = Rows((0,) * tiles, (tiles,) * tiles, ((1, patches),) * tiles, (patches * tiles,) * tiles)
+    shape = EncoderShape("CLIPVisionModel", 1, 1, num_prefix_tokens=1, two_stage=True)
+    targets = pruner.targets(rows, shape)
     return [min(patches, target) for target in targets]
 
 

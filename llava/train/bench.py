@@ -5,8 +5,9 @@ machine hits both alike. A step is forward, backward and AdamW at learning rate 
 runs see the same ones. One image a sample, in the middle of the text; what follows the text's middle is learned.
 
 The model is a LLaVA checkpoint (`--model`, default: the embedded one), or one of published sizes with random weights
-(`--geometry llava-1.5-7b`, `--layers-slice` decoder layers, a vocabulary of 1000; see `flowcut.synthetic`), which needs
-no download. Stage 1 trains the projector, stage 2 the language model too; the tower is frozen in both, as in LLaVA-1.5.
+(`--geometry llava-1.5-7b`, `--layers-slice` decoder layers, a vocabulary of 1000; see `flowcut.bench.synthetic`), which
+needs no download. Stage 1 trains the projector, stage 2 the language model too; the tower is frozen in both, as in
+LLaVA-1.5.
 
 Weights are float32; --dtype bfloat16 is autocast over them, and on a GPU holds the frozen tower. Peak memory is what a
 step needs above weights and optimizer state, measured in a step of its own: on a GPU the allocator's, on a CPU that of
@@ -32,9 +33,9 @@ from transformers import CLIPVisionConfig
 from transformers.initialization import no_init_weights
 
 from flowcut import Pruner, attach, parse_pruner
-from flowcut.bench import clock, device_name, keep_freed_memory, spread
-from flowcut.memory import peak_memory_mb
-from flowcut.synthetic import GEOMETRIES, VOCABULARY, draw_weights, pictures, sharpen
+from flowcut.bench.measuring import clock, device_name, keep_freed_memory, spread
+from flowcut.bench.memory import peak_memory_mb
+from flowcut.bench.synthetic import GEOMETRIES, VOCABULARY, draw_weights, pictures, sharpen
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM

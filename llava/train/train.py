@@ -237,7 +237,7 @@ def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments) -> N
             f"--pruner none"
         )
     handle = attach(model, pruner)
-    if not handle.watches_language:  # what is cut inside the language model still takes its place in the sequence
+    if not handle.watches_decoder:  # what is cut inside the language model still takes its place in the sequence
         data_args.image_tokens = min(data_args.image_tokens, pruner.tokens_of(data_args.image_tokens))
     if data_args.tile_count is not None:
         data_args.tile_count = replace(data_args.tile_count, pruner=pruner)

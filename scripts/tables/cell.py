@@ -139,7 +139,7 @@ class Plan:
         scores = [one for one in map(benchmark.score, joined.samples) if one.value is not None]
         tower = self.bench.checkpoint.model.get_vision_tower()
         pruner = self.answerer.pruner
-        inside = pruner is not None and pruner.merges_inside
+        inside = pruner is not None and pruner.merges_before_mlp
         result = {
             "benchmark": self.cell.benchmark,
             "model": self.bench.checkpoint.name,

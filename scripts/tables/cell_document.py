@@ -74,7 +74,7 @@ def _costs(cell: BenchmarkCell, answers: Sequence[Mapping[str, Any]]) -> dict[st
         return {"pictured": 0, "tokens": None, "gflops": None, "ms": None}
     folder = origin.folder_here(cell.model)
     sizes = None if folder is None else sizes_in(folder, cell.answering.model_base)
-    inside = cell.parsed_pruner is not None and cell.parsed_pruner.merges_inside
+    inside = cell.parsed_pruner is not None and cell.parsed_pruner.merges_before_mlp
     stages = {name: spread([one[f"{name}_ms"] for one in shown]) for name in ("encode", "prefill")}
     return {
         "pictured": len(shown),

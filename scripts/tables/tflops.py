@@ -17,8 +17,8 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from flowcut.bench.synthetic import GEOMETRIES
 from flowcut.cost import Cost
-from flowcut.synthetic import GEOMETRIES
 from scripts.tables.grid import NOTHING, Grid
 from scripts.tables.pages import fill
 from scripts.tables.tflops_lines import LINES, NEXT, ONE, PATCHES, BudgetNotMet, Case, Line

@@ -28,7 +28,7 @@ class Watcher(Pruner):
     def vision(self, view: View) -> None:
         self.views[view.layer] = view
         if view.layer == view.layers - 2:
-            self.ahead[view.layer] = view.following()
+            self.ahead[view.layer] = view.next_layer()
 
 
 def watch(host: Any, model: Any, samples: list[Any]) -> Watcher:

@@ -28,7 +28,7 @@ class Foretold(Pruner):
         if view.layer == 0:
             return Cut(torch.arange(KEEP).repeat(len(view.counts), 1) * 2, renumber=self.renumber)
         if view.layer + 1 < view.layers:
-            self.ahead[view.layer + 1] = view.following()
+            self.ahead[view.layer + 1] = view.next_layer()
         return None
 
 
@@ -44,10 +44,12 @@ def check(pruner):
         assert foretold.layer == layer
         for name in ("q", "k", "v"):
             assert torch.equal(getattr(foretold, name), getattr(seen, name))
-        assert all(torch.equal(one, other) for one, other in zip(foretold.rotary, seen.rotary, strict=True))
+        assert all(
+            torch.equal(one, other) for one, other in zip(foretold.source.rotary, seen.source.rotary, strict=True)
+        )
         assert foretold.scaling == seen.scaling
-        assert (foretold.real is None) == (seen.real is None)
-        assert seen.real is None or torch.equal(foretold.real, seen.real)
+        assert (foretold.layout.real is None) == (seen.layout.real is None)
+        assert seen.layout.real is None or torch.equal(foretold.layout.real, seen.layout.real)
 
 
 @pytest.mark.parametrize("renumber", [False, True])
@@ -59,7 +61,7 @@ def test_foretold_equals_seen(hosts, name, renumber):
     with torch.no_grad(), attach(model, Foretold(5, renumber=renumber)) as handle:
         host.outputs(model, host.samples(), handle, "left")
         check(handle.pruner)
-        assert handle.pruner.seen[2].real is not None
+        assert handle.pruner.seen[2].layout.real is not None
 
 
 def test_foretold_equals_seen_behind_a_cache(hosts):
@@ -96,7 +98,7 @@ def test_nothing_follows_the_last_layer(hosts):
     @dataclass(frozen=True)
     class Eager(Foretold):
         def language(self, view):
-            view.following()
+            view.next_layer()
 
     host = hosts["llava_hf"]
     model = host.build()

@@ -8,7 +8,7 @@ from hosts import PATCHES, Clip, HFLlava, all_hosts
 from torch import nn
 
 from flowcut import FastV, FlowCut, Random, VisionZip, attach, detach, flowcut
-from flowcut.tap import VISION
+from flowcut.hooks.attention import VISION
 
 CLIP, LLAVA = Clip(), HFLlava()
 

@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 
-from flowcut import FlowCut, attach, bench, scores
-from flowcut.bench import RUNS, Bench, Replay, main, parse
+from flowcut import FlowCut, attach, scores
+from flowcut.bench.__main__ import RUNS, main, parse
+from flowcut.bench.memory import LiveBytes, peak_memory_mb
+from flowcut.bench.model import Bench
+from flowcut.bench.replay import Replay
+from flowcut.bench.synthetic import GEOMETRIES, RATIOS, pictures
 from flowcut.cost import encoder_flops, prefill_flops
-from flowcut.memory import LiveBytes, peak_memory_mb
 from flowcut.pruner import Pruner
-from flowcut.synthetic import RATIOS, pictures
 
 TINY = ["tiny", "tiny-next", "tiny-video", "tiny-qwen"]
 QUICK = ["--threads", "1", "--warmup", "0", "--repeats", "1", "--new-tokens", "3", "--text-tokens", "10"]
@@ -49,7 +51,7 @@ def benched(*words):
 def test_report(capsys, command, geometry):
     told = report(capsys, command, geometry, "--batch", "2")
     assert (told["command"], told["geometry"], told["batch"], told["device"]) == (command, geometry, 2, "cpu")
-    assert told["budget"] == bench.GEOMETRIES[geometry].budget
+    assert told["budget"] == GEOMETRIES[geometry].budget
     assert told["ratio"] == pytest.approx(told["pruned_s"] / told["vanilla_s"]) == pytest.approx(1 / told["speedup"])
     assert told["overhead"] == pytest.approx(told["pruned_s"] / told["unscored_s"] - 1)
     assert told["ratio_over_flops"] == pytest.approx(told["ratio"] / told["flops_ratio"])

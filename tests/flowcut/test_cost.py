@@ -8,7 +8,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaMo
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from flowcut import FastV, FlowCut, PyramidDrop, SparseVLM, ToMe, attach
-from flowcut.bench import Replay
+from flowcut.bench.replay import Replay
 from flowcut.compat import CACHE
 from flowcut.cost import (
     Cost,
@@ -67,7 +67,7 @@ def test_formulas_against_the_counter(pruner):
     text = len(sample.prompt) - 1
     config = model.config
     path, left = handle.trace.path(), [counts[0] for counts in handle.trace.leaving]
-    inside = left if handle.trace.inside else None
+    inside = left if handle.trace.merged_before_mlp else None
     formula = cost_of(config.vision_config, config.text_config, text, path, mlp_path=inside)
     assert formula.encoder == pytest.approx(counter.encoder, rel=0.01)
     assert formula.projector == counter.projector

@@ -20,10 +20,14 @@ def test_the_example_of_a_new_family_is_the_real_file():
 def test_the_example_of_a_new_method_is_the_real_file_and_short():
     text = (ROOT / "docs/adding_a_method.md").read_text()
     [shown] = re.findall(r"<!-- fastervlm -->\n```python\n(.*?)```", text, flags=re.DOTALL)
-    assert shown == (ROOT / "flowcut/baselines/fastervlm.py").read_text()
+    assert shown == (ROOT / "flowcut/methods/fastervlm.py").read_text()
     assert len(shown.splitlines()) < 60
-    for file in ("flowcut/registry.py", "tests/flowcut/test_laws.py"):
-        assert sum(line.startswith('"fastervlm"') and line in _lines(file) for line in text.splitlines()) == 1
+    for line, file in (
+        ("from flowcut.methods.fastervlm import FasterVLM as FasterVLM", "flowcut/methods/__init__.py"),
+        ('"fastervlm": FasterVLM(BUDGET),', "tests/flowcut/test_laws.py"),
+    ):
+        assert line in text.splitlines()
+        assert line in _lines(file)
 
 
 def test_the_test_shown_for_a_new_method_passes():

@@ -423,16 +423,16 @@ class Recorded(Pruner):
         return self.original.reads_hidden
 
     @property
-    def merges_inside(self):
-        return self.original.merges_inside
+    def merges_before_mlp(self):
+        return self.original.merges_before_mlp
 
     @property
     def keeps_groups(self):
         return self.original.keeps_groups
 
     @property
-    def own_places(self):
-        return self.original.own_places
+    def keeps_position_ids(self):
+        return self.original.keeps_position_ids
 
     def vision(self, view):
         return self.original.vision(view)

@@ -8,9 +8,20 @@ import torch
 from hosts import DEPTH, PATCHES, Clip, pixels
 
 from flowcut import FlowCut, View, attach
+from flowcut.pruner import EncoderShape, Rows
 
 HOST = Clip()
 LAST = DEPTH - 3
+
+
+class Notes:
+    """A source that keeps what is recorded."""
+
+    def __init__(self):
+        self.recorded = {}
+
+    def record(self, name, values, view):
+        self.recorded[name] = values
 
 
 def view_of(rows=2, patches=20, prefix=1, layer=1, layers=12, seed=0, scale=2.0, dtype=torch.float32, **fields):
@@ -18,6 +29,7 @@ def view_of(rows=2, patches=20, prefix=1, layer=1, layers=12, seed=0, scale=2.0,
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(3, rows, 4, prefix + patches, 8, generator=generator) * scale).to(dtype)
     counts = fields.pop("counts", (patches,) * rows)
+    groups = fields.pop("groups", tuple(range(rows)))
     return View(
         layer=layer,
         layers=layers,
@@ -25,12 +37,11 @@ def view_of(rows=2, patches=20, prefix=1, layer=1, layers=12, seed=0, scale=2.0,
         k=k,
         v=v,
         scaling=8**-0.5,
-        states=torch.zeros(rows, prefix + patches, 32),
-        prefix=prefix,
-        positions=torch.arange(patches).expand(rows, patches),
         counts=counts,
-        groups=fields.pop("groups", tuple(range(rows))),
-        **fields,
+        positions=torch.arange(patches).expand(rows, patches),
+        rows=Rows(groups, (1,) * rows, ((1, patches),) * rows, (patches,) * rows),
+        shape=EncoderShape("", layers, layers, num_prefix_tokens=prefix, **fields),
+        source=Notes(),
     )
 
 
@@ -42,11 +53,10 @@ def run(pruner, images=4):
 
 
 def signals_of(pruner, view):
-    recorded = {}
-    view.recorder = lambda name, values, _: recorded.__setitem__(name, values)
+    view.source = Notes()
     view.memory.clear()
     cut = pruner.vision(view)
-    return recorded, cut
+    return view.source.recorded, cut
 
 
 def test_rows_that_still_differ_where_features_are_read_are_cut_after_it():

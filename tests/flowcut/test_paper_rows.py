@@ -3,8 +3,8 @@
 import pytest
 
 from flowcut import FastV, FlowCut, parse_pruner
-from flowcut.paper_rows import KNOWN, paper_row
-from flowcut.schedule import Schedule
+from flowcut.methods.schedule import Schedule
+from flowcut.registry import PAPER_ROWS, paper_row
 from scripts.tables.make import NUMBERS, table_of
 
 
@@ -25,7 +25,7 @@ def test_what_is_known_is_used_somewhere():
         for one in table_of(number).rows
         if one.pruner not in (None, "none")
     }
-    assert set(KNOWN) <= used
+    assert set(PAPER_ROWS) <= used
 
 
 def test_known_rows_meet_what_they_are_known_by():

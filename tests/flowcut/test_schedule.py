@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowcut.schedule import build, check_kept, check_stages, shrinking, single
+from flowcut.methods.schedule import build, check_kept, check_stages, shrinking, single
 
 
 def test_both_means_by_hand():

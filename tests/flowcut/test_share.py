@@ -127,7 +127,7 @@ def test_a_frame_is_an_image(built):
     with attach(model, FlowCut(0.3)) as handle:
         host.outputs(model, [sample], handle)
     assert [len(tokens) for tokens in handle.trace.remaining] == [12, 14, 14]  # of 40, 48 and 48
-    assert handle.trace.own == (40, 48, 48)
+    assert handle.trace.unpruned_tokens == (40, 48, 48)
 
 
 def test_the_cls_token_that_travels_on_is_one_of_the_tokens(built):
@@ -148,7 +148,7 @@ def test_onevisions_frames_count_what_the_unpruned_model_averages(built):
     with attach(model, FlowCut(0.7)) as handle:
         features = model.model.get_video_features(pixel_values_videos=frames).pooler_output
         assert [len(tokens) for tokens in handle.trace.tokens] == [6, 6]
-        assert handle.trace.own == (9, 9)
+        assert handle.trace.unpruned_tokens == (9, 9)
         assert features.shape[-2] == 2 * 6 + 1
         handle.budget = 0.99
         pooled = model.model.get_video_features(pixel_values_videos=frames).pooler_output

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoTokenizer, CLIPModel
 
 from flowcut import CDPruner, TextTower, asked, attach
-from flowcut.text import Question, question_about
+from flowcut.hooks.call_context import question_about
+from flowcut.pruner import Question
 from tests.flowcut.hosts import Clip, HFLlava, HFLlavaNext, Siglip
 from tests.flowcut.seen import watch, write_clip
 
@@ -41,7 +42,7 @@ def test_cosines_of_every_image_with_its_own_text(tower):
     host = Clip()
     view = watch(host, host.build(), host.samples()[:3]).views[6]
     texts = ("a cat", "abcdefghij klmno", "")
-    found = Question(texts, tower).cosines(view)
+    found = Question(texts, tower).cosines(view.visual(view.hidden), view.rows.groups)
     assert [len(row) for row in found] == [1, 2, 1]
     for row, text in enumerate(texts):
         for piece, words in enumerate(tower.embed(text)):
@@ -49,7 +50,7 @@ def test_cosines_of_every_image_with_its_own_text(tower):
                 own = tower.patches(view.hidden[row, 1 + patch])
                 expected = torch.nn.functional.cosine_similarity(own, words, dim=0)
                 assert float(found[row][piece, patch]) == pytest.approx(float(expected), abs=1e-5)
-    alike = Question(("a cat",), tower).cosines(view)
+    alike = Question(("a cat",), tower).cosines(view.visual(view.hidden), view.rows.groups)
     assert torch.equal(alike[0], found[0])
     assert len(alike) == 3
 
@@ -58,10 +59,10 @@ def test_tiles_of_an_image_hear_the_same_question(tower):
     host = HFLlavaNext()
     model, samples = host.build(), host.samples()[:2]  # images of 5, 3 and 3 tiles
     view = watch(host, model, samples).views[6]
-    assert view.groups == (0,) * 5 + (1,) * 3 + (2,) * 3
-    apart = Question(("a", "b", "c"), tower).cosines(view)
+    assert view.rows.groups == (0,) * 5 + (1,) * 3 + (2,) * 3
+    apart = Question(("a", "b", "c"), tower).cosines(view.visual(view.hidden), view.rows.groups)
     for text, rows in (("a", range(5)), ("b", range(5, 8)), ("c", range(8, 11))):
-        alike = Question((text,), tower).cosines(view)
+        alike = Question((text,), tower).cosines(view.visual(view.hidden), view.rows.groups)
         assert all(torch.equal(apart[row], alike[row]) for row in rows)
 
 

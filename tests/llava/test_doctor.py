@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from flowcut import compat, decoder, prompt
+from flowcut import compat
+from flowcut.hooks import cache_notes, decoder, decoder_forward, prompt
 from llava import __main__ as program
 from llava import doctor, selftest
 
@@ -82,8 +83,9 @@ def test_the_owner_of_an_editable_installation():
 def test_a_cache_that_the_model_does_not_read_is_found(monkeypatch):
     """What transformers 5.24 did to code that knew the old name alone: hooks filled a cache of their own."""
     wrong = next(name for name in compat.CACHE_NAMES if name != compat.CACHE)
-    for module in (decoder, prompt):
+    for module in (cache_notes, decoder, decoder_forward, prompt):
         monkeypatch.setattr(module, "CACHE", wrong)
+    for module in (decoder, prompt):
         monkeypatch.setattr(module, "rename_cache", lambda call: None)
     errors = {(outcome.model, outcome.pruner): outcome.error for outcome in selftest.check_generation()}
     assert errors["LLaVA of transformers", "none"] is None

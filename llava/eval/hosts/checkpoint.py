@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import is_accelerate_available
 
-from flowcut.anatomy import Anatomy, anatomy_of
+from flowcut.anatomy.find import anatomy_of
+from flowcut.hooks.parts import Anatomy
 from llava.conversation import conversation_mode
 from llava.eval.hosts.prepare import FILES, Preparation, Shown, ShownReader, load_preparation
 from llava.eval.provenance import fingerprint, model_fingerprint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowcut.anatomy import Anatomy
+from flowcut.hooks.parts import Anatomy
 from llava.eval.stopwatch import Stopwatch
 
 
@@ -18,14 +18,14 @@ class HostStopwatch(Stopwatch):
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
         super().__init__(model)
-        assert anatomy.decoder is not None
-        self.decoder = anatomy.decoder
+        assert anatomy.decoder_model is not None
+        self.body, self.head = anatomy.decoder_model, anatomy.decoder_head
         self.projector_ms = None
 
     def __enter__(self) -> HostStopwatch:
-        head = self.decoder.head if self.decoder.head is not None else self.decoder.model
+        head = self.head if self.head is not None else self.body
         self._undo = [
-            self.decoder.model.register_forward_pre_hook(self._begins, with_kwargs=True),
+            self.body.register_forward_pre_hook(self._begins, with_kwargs=True),
             head.register_forward_hook(self._after),
         ]
         return self

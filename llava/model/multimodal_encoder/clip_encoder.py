@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 # The PIL processor by name: `CLIPImageProcessor` depends on whether torchvision is installed and resizes differently.
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from flowcut.encoder import rows
+from flowcut.hooks.call_context import rows
 from flowcut.trace import Trace
 
 _VIT_LARGE: dict[str, Any] = {

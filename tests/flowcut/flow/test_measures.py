@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from flowcut.bench.memory import peak_memory_mb
 from flowcut.flow import measures
-from flowcut.memory import peak_memory_mb
 
 
 def drawn(tokens: int, seed: int = 0) -> torch.Tensor:

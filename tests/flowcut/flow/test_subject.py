@@ -12,7 +12,7 @@ def test_an_encoder_inside_of_a_host(family, special, tmp_path):
     subject = load_subject(str(write_host(tmp_path / family, family)))
     [image] = pictures(1)
     pixels = subject.pixels(image)
-    assert subject.encoder.prefix == special
+    assert subject.encoder.num_prefix_tokens == special
     assert pixels.shape == (1, 3, 24, 24)
     assert subject.grid(pixels) == (6, 6)
     picture = subject.picture(pixels)
@@ -26,7 +26,7 @@ def test_what_is_read_is_what_the_host_reads(tmp_path):
     subject = load_subject(str(write_host(tmp_path / "host", "video_llava")))
     config = subject.reader.checkpoint.model.config
     layers = subject.encoder.depth
-    assert subject.read_after == layers + 1 + config.vision_feature_layer - 1
+    assert subject.feature_layer == layers + 1 + config.vision_feature_layer - 1
 
 
 def test_merged_patches_are_refused(tmp_path):

@@ -377,7 +377,7 @@ def test_flops_of_tiles():
     assert cost.encoder == 3 * encoder_flops(vision, [16, 16])
     assert cost.projector == projector_flops(30, 32, 64)
     assert cost.prefill == prefill_flops(language, [30, 30])
-    [merging] = flops_of([answer | {"language_tokens": [21, 6]}], Sizes(vision, language, 2), merges_inside=True)
+    [merging] = flops_of([answer | {"language_tokens": [21, 6]}], Sizes(vision, language, 2), merges_before_mlp=True)
     assert merging.encoder == 3 * encoder_flops(vision, [16, 16], mlp_path=[16, 10])
     assert merging.prefill == prefill_flops(language, [30, 15])
 

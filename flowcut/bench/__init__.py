@@ -1,0 +1,1 @@
+"""What pruning saves, measured on models of published size with random weights: `python -m flowcut.bench`."""

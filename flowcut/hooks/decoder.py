@@ -1,0 +1,121 @@
+"""The language stage: shows decoder layers to the pruner in a forward that brings images, and shortens the sequence."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowcut.compat import CACHE, rename_cache
+from flowcut.hooks.attention import LANGUAGE, tap
+from flowcut.hooks.base import Stage
+from flowcut.hooks.cache_notes import PAST_LAYERS, with_cache
+from flowcut.hooks.decoder_forward import DecoderForward
+from flowcut.hooks.packing import ALIGNED, IMAGE_INDEX, KEPT, Kept, shorten_aligned
+from flowcut.hooks.parts import Decoder
+from flowcut.hooks.session import Session
+
+
+class LanguageStage(Stage):
+    """Hooks on one decoder, and on the head that computes the loss."""
+
+    def __init__(self, session: Session, decoder: Decoder):
+        super().__init__()
+        self.session = session
+        self.decoder = decoder
+
+    def install(self) -> None:
+        self.undo.append(tap(self.decoder.attentions))
+        head = self.decoder.head
+        self.around(self.decoder.model, self.enter, self.leave)
+        for number, layer in enumerate(self.decoder.layers):
+            self.undo.append(layer.register_forward_pre_hook(_BeforeLayer(self, number), with_kwargs=True).remove)
+            self.undo.append(layer.register_forward_hook(_AfterLayer(self, number), prepend=True).remove)
+        if head is not None:
+            self.undo.append(head.register_forward_pre_hook(self.ask, with_kwargs=True).remove)
+            self.replace(head, "_loss_function", CutLoss(head.loss_function))
+
+    def running(self) -> Any:
+        """This decoder's forward under way, if any."""
+        forward = LANGUAGE.get()
+        return forward if forward is not None and forward.decoder is self.decoder else None
+
+    @torch.compiler.disable
+    def ask(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Before a head that is given labels: have the decoder tell which of them remain."""
+        return (args, {**kwargs, KEPT: Kept()}) if kwargs.get("labels") is not None else None
+
+    @torch.compiler.disable
+    def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        image_index = call.pop(IMAGE_INDEX, None)
+        call.pop(KEPT, None)
+        rename_cache(call)
+        seeing = image_index is not None and bool((image_index >= 0).any())
+        if seeing:
+            with_cache(call, self.decoder.model)
+        if seeing or getattr(call.get(CACHE), PAST_LAYERS, None):
+            forward = DecoderForward(self.session, self.decoder, call, image_index)
+            forward.wanted = kwargs.get(KEPT)
+            LANGUAGE.set(forward)
+        return (), call
+
+    @torch.compiler.disable
+    def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        forward = self.running()
+        if forward is None:
+            return
+        LANGUAGE.set(forward.outer)
+        if output is None:
+            return
+        if forward.wanted is not None:
+            forward.wanted.index, forward.wanted.real = forward.index, forward.real
+        forward.finish()
+        if forward.trace is not None:
+            self.session.decoded(forward.trace, forward.images)
+
+
+class _BeforeLayer:
+    def __init__(self, stage: LanguageStage, number: int):
+        self.stage = stage
+        self.number = number
+
+    @torch.compiler.disable
+    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        forward = self.stage.running()
+        return None if forward is None else forward.before_layer(self.number, args, kwargs)
+
+
+class _AfterLayer:
+    def __init__(self, stage: LanguageStage, number: int):
+        self.stage = stage
+        self.number = number
+
+    @torch.compiler.disable
+    def __call__(self, layer: nn.Module, args: tuple, output: Any) -> Any:
+        forward = self.stage.running()
+        if forward is None:
+            return None
+        if isinstance(output, tuple):
+            return (forward.after_layer(self.number, output[0]), *output[1:])
+        return forward.after_layer(self.number, output)
+
+
+class CutLoss:
+    """A head's loss function, given the labels of those tokens only that left the decoder."""
+
+    def __init__(self, original: Callable[..., Any]):
+        self.original = original
+
+    def __call__(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        kept = kwargs.pop(KEPT, None)
+        kwargs.pop(IMAGE_INDEX, None)
+        if labels is not None and kept is not None and kept.index is not None:
+            shortened = {"labels": labels}
+            shorten_aligned(shortened, {"labels": ALIGNED["labels"]}, kept.index, kept.real)
+            labels = shortened["labels"]
+        return self.original(*args, labels=labels, **kwargs)

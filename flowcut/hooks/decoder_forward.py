@@ -1,0 +1,350 @@
+"""One forward of a decoder that brings images, or goes on with a cache that was cut: columns, masks, positions.
+
+Layers after a cut see fewer tokens than those before it, so from there on mask and position embeddings are made anew,
+and in the KV cache the layers have different lengths. What is needed to go on with such a cache is noted on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowcut.compat import CACHE, causal_mask
+from flowcut.hooks.attention import LANGUAGE, AttentionInputsCaptured
+from flowcut.hooks.cache_notes import PAST_LAYERS, PastLayers
+from flowcut.hooks.packing import Kept, pack
+from flowcut.hooks.parts import Decoder
+from flowcut.hooks.session import Session
+from flowcut.pruner import Cut, LanguageView, Layout
+from flowcut.trace import StageTrace
+
+
+class DecoderForward:
+    """One forward of a decoder: which columns remain, where the images stand in them, and how to call the layers."""
+
+    def __init__(self, session: Session, decoder: Decoder, call: dict[str, Any], image_index: Tensor | None):
+        self.session = session
+        self.decoder = decoder
+        self.outer = LANGUAGE.get()
+        self.cache = call.get(CACHE)
+        self.past: list[PastLayers] = getattr(self.cache, PAST_LAYERS, [])
+        self.mask: Tensor | None = call.get("attention_mask")
+        tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call["input_ids"]
+        self.rows, self.length = tokens.shape[:2]
+        self.device = tokens.device
+        if isinstance(self.mask, dict) or (self.mask is not None and self.mask.ndim != 2):
+            raise ValueError(
+                "a prepared attention mask (static cache, packed sequences) cannot follow tokens dropped inside the "
+                "language model; pass attention_mask as [batch, length], and in generate() no static cache"
+            )
+        if self.past and self.past[0].real is not None and self.past[0].real.shape[0] != self.rows:
+            raise ValueError(
+                f"the KV cache belongs to a batch of {self.past[0].real.shape[0]}, the call to one of {self.rows}"
+            )
+        new = None if self.mask is None else self.mask[:, -self.length :].bool()
+        self.real = None if new is None or bool(new.all()) else new
+        self.left_padded = self.mask is None or bool(self.mask[:, -1].all())
+        self.index: Tensor | None = None
+        self.renumber = False
+        self.given: Any = None
+        self.call: dict[str, Any] = {}
+        self.rotary: Any = None
+        self.embedded: Tensor | None = None
+        self.capturing = False
+        self.made: dict[Any, Any] = {}
+        self.states: list[tuple[int, Tensor | None, int, bool]] = []
+        self.seen: tuple[Tensor, Tensor, Tensor, float] | None = None
+        self.cut: Cut | None = None
+        self.trace: StageTrace | None = None
+        self.wanted: Kept | None = None
+        self.memory: dict[str, Any] = {}
+        if image_index is not None and bool((image_index >= 0).any()):
+            self.find_images(image_index)
+
+    def find_images(self, image_index: Tensor) -> None:
+        """Columns of every image's tokens, by image number, from image_index [B, S]. Beams may share an image."""
+        order = []
+        for row, line in enumerate(image_index):
+            for number in line[line >= 0].unique().tolist():
+                order.append((number, row, (line == number).nonzero().flatten()))
+        order.sort(key=lambda entry: entry[:2])
+        self.images = tuple(number for number, *_ in order)
+        self.samples = tuple(row for _, row, _ in order)
+        self.counts = tuple(len(columns) for _, _, columns in order)
+        self.initial = self.counts
+        self.unpruned_tokens = tuple(self.encoded(*entry) for entry in zip(self.images, self.counts, strict=True))
+        self.columns = nn.utils.rnn.pad_sequence([columns for *_, columns in order], batch_first=True)
+        self.positions = torch.arange(max(self.counts), device=self.device).expand(len(order), -1)
+        self.last = last_columns(self.real, self.rows, self.length, self.device)
+        self.trace = StageTrace()
+
+    def encoded(self, image: int, count: int) -> int:
+        """`Layout.unpruned_tokens` of an image that enters with `count` tokens."""
+        trace = self.session.trace
+        if trace is None or image >= len(trace.tokens) or len(trace.tokens[image]) != count:
+            return count  # its features came from elsewhere
+        return trace.unpruned_tokens[int(trace.tokens[image][:, 0].max())]
+
+    def observes(self, module: nn.Module) -> bool:
+        return self.trace is not None and any(module is attention for attention in self.decoder.attentions)
+
+    def observe(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if self.capturing:
+            raise AttentionInputsCaptured(query, key, value, scale)
+        self.seen = (query.detach(), key.detach(), value.detach(), scale)
+        if not self.session.pruner.reads_hidden:
+            self.ask(None)
+
+    def past_of(self, layer: int) -> PastLayers | None:
+        return next((entry for entry in reversed(self.past) if entry.first <= layer), None)
+
+    def cached(self, layer: int) -> int:
+        return self.cache.get_seq_length(layer) if self.cache is not None else 0
+
+    def real_entries(self, layer: int, cached: int, width: int) -> Tensor | None:
+        """[B, cached + width], False on padding, of a layer with `cached` entries; None if nothing is padded."""
+        entry = self.past_of(layer)
+        described = entry.length if entry is not None else 0
+        known = entry.real if entry is not None else None
+        if known is None and self.real is None and (self.mask is None or bool(self.mask.all())):
+            return None
+        known = torch.ones(self.rows, described, device=self.device) if known is None else known
+        later = torch.ones(self.rows, cached - described, device=self.device)
+        if self.mask is not None and cached > described:
+            earlier = self.mask[:, : -self.length]
+            later = earlier[:, earlier.shape[1] - (cached - described) :]
+        new = torch.ones(self.rows, width, device=self.device) if self.real is None else self.real
+        whole = torch.cat([known.bool(), later.bool(), new.bool()], dim=1)
+        return None if bool(whole.all()) else whole
+
+    def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """What the layer has to be called with, if not with what the decoder gives it."""
+        self.given, self.call = kwargs["position_embeddings"], kwargs
+        self.embedded = args[0].detach() if layer == 0 else None
+        if self.index is None and self.past_of(layer) is None:
+            self.rotary = self.given
+            return None
+        mask, self.rotary = self.surroundings(layer, args[0])
+        return args, {**kwargs, "attention_mask": mask, "position_embeddings": self.rotary, "position_ids": None}
+
+    def surroundings(self, layer: int, hidden: Tensor) -> tuple[Any, Any]:
+        """-> mask and position embeddings of a layer that is to be given `hidden`, the remaining columns."""
+        entry, cached = self.past_of(layer), self.cached(layer)
+        renumber = self.renumber if self.index is not None else bool(entry and entry.renumbered)
+        sliding = _slides(self.decoder.model.config, layer)
+        key = (entry.first if entry is not None else -1, cached, hidden.shape[1], renumber, sliding)
+        if key not in self.made:
+            whole = self.real_entries(layer, cached, hidden.shape[1])
+            mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, sliding)
+            self.made[key] = mask, self.embeddings(hidden, whole, cached, renumber)
+        return self.made[key]
+
+    def embeddings(self, hidden: Tensor, whole: Tensor | None, cached: int, renumber: bool) -> Any:
+        """Position embeddings of the remaining columns: their own, or counted anew by the layer's own entries."""
+        if not renumber:
+            if self.index is None:
+                return self.given
+            return tuple(_take(part, self.index) for part in self.given)
+        if whole is None:
+            positions = torch.arange(cached, cached + hidden.shape[1], device=self.device).expand(self.rows, -1)
+        else:
+            positions = (whole.long().cumsum(dim=1) - 1).clamp_min(0)[:, cached:]
+        if self.decoder.mrope:
+            positions = positions.expand(3, -1, -1)
+        # Not through __call__: ZeRO-3 wants the same modules called on all ranks, and another may have nothing to cut.
+        return self.decoder.rotary.forward(hidden, position_ids=positions)
+
+    def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
+        """The layer's output, shortened if the pruner says so."""
+        if self.trace is None:
+            return hidden
+        if self.session.pruner.reads_hidden:
+            self.ask(hidden)
+        cut, self.cut = self.cut, None
+        self.trace.entering.append(self.counts)
+        if cut is not None:
+            hidden = self.shorten(cut, hidden, layer)
+        self.trace.leaving.append(self.counts)
+        return hidden
+
+    def ask(self, hidden: Tensor | None) -> None:
+        """Show the layer under way to the pruner."""
+        assert self.trace is not None
+        assert self.seen is not None, "the layer ran without calling its tapped attention"
+        query, key, value, scaling = self.seen
+        self.seen = None
+        number = len(self.trace.entering)
+        real = self.real_entries(number, key.shape[2] - query.shape[2], query.shape[2])
+        view = LanguageView(
+            layer=number,
+            layers=len(self.decoder.layers),
+            q=query,
+            k=key,
+            v=value,
+            scaling=scaling,
+            counts=self.counts,
+            positions=self.positions,
+            initial=self.initial,
+            layout=Layout(self.columns, self.samples, self.last, real, self.unpruned_tokens),
+            source=ShownDecoderLayer(self, hidden, self.rotary),
+            memory=self.memory,
+        )
+        with torch.no_grad():
+            self.cut = self.session.pruner.language(view)
+
+    def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
+        assert self.trace is not None
+        counts = cut.counts or (cut.keep.shape[1],) * len(self.counts)
+        before, columns = self.columns, self.columns.gather(1, cut.keep)
+        stays = torch.ones(hidden.shape[:2], dtype=torch.bool, device=self.device) if self.real is None else self.real
+        stays = stays.clone()
+        # Where a method merges, an image's tokens stand in the order of its answer, in the places of those that stay.
+        places = torch.arange(hidden.shape[1], device=self.device).expand(self.rows, -1)
+        source = places.clone()
+        if cut.hidden is not None:
+            hidden = hidden.clone()
+        for row, sample in enumerate(self.samples):
+            stays[sample, before[row, : self.counts[row]]] = False
+            kept = columns[row, : counts[row]]
+            stays[sample, kept] = True
+            if cut.hidden is not None:
+                replacement = cut.hidden[row, : counts[row]].to(hidden.dtype)
+                changed = (replacement != hidden[sample, kept].detach()).any(dim=-1)
+                hidden[sample, kept[changed]] = replacement[changed]
+                slots = kept.sort().values
+                source[sample, slots] = kept
+                columns[row, : counts[row]] = slots
+        self.positions = self.positions.gather(1, cut.keep)
+        self.counts = counts
+        self.trace.kept[layer] = [p[:count].clone() for p, count in zip(self.positions, counts, strict=True)]
+        if bool(stays.all()) and torch.equal(source, places):
+            return hidden
+        # What layers up to this one hold is noted before it changes; `leave` puts it on the cache.
+        self.states.append((layer, self.real, hidden.shape[1], self.renumber))
+        index, real = pack(stays, self.left_padded)
+        ahead = index.shape[1] - stays.sum(dim=1, keepdim=True) if self.left_padded else 0
+        rank = stays.long().cumsum(dim=1) - 1 + ahead
+        index = source.gather(1, index)
+        self.made = {}
+        self.columns = rank[torch.tensor(self.samples, device=self.device)[:, None], columns].clamp_min(0)
+        self.index = index if self.index is None else self.index.gather(1, index)
+        self.real = None if bool(real.all()) else real
+        self.last = last_columns(self.real, self.rows, index.shape[1], self.device)
+        self.renumber = cut.renumber and not self.decoder.mrope
+        hidden = hidden[torch.arange(self.rows, device=self.device)[:, None], index]
+        return hidden if self.real is None else hidden.masked_fill(~real[..., None], 0)
+
+    def attention_inputs(self, number: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, float, Any]:
+        """q, k, v, scaling and position embeddings that layer `number` would attend with if it got `hidden`.
+
+        The layer is called with the remaining tokens, and stopped where its attention would begin. Its KV cache is
+        read, not written; k and v hold the cached entries in front.
+        """
+        embeddings = self.given
+        if self.index is not None or self.past_of(number) is not None:
+            _, embeddings = self.surroundings(number, hidden)
+        call: dict[str, Any] = {**self.call, "position_embeddings": embeddings, "position_ids": None}
+        call |= {"attention_mask": None, CACHE: None, "use_cache": False}
+        self.capturing = True
+        try:
+            self.decoder.layers[number].forward(hidden, **call)
+            raise AssertionError("the layer ran without calling its tapped attention")
+        except AttentionInputsCaptured as captured:
+            seen = captured
+        finally:
+            self.capturing = False
+        query, key, value = (tensor.to(hidden.device) for tensor in (seen.query, seen.key, seen.value))
+        if self.cache is not None and self.cached(number):
+            entry = self.cache.layers[number]
+            key = torch.cat([entry.keys.to(key), key], dim=2)
+            value = torch.cat([entry.values.to(value), value], dim=2)
+        return query, key, value, seen.scaling, embeddings
+
+    def finish(self) -> None:
+        """After the last layer: leave on the cache what going on with it takes."""
+        if self.index is None or self.cache is None:
+            return
+        changes = [(0, *self.states[0][1:]), *((layer + 1, *after) for (layer, *_), after in self._after())]
+        firsts = sorted({first for first, *_ in changes} | {entry.first for entry in self.past})
+        noted = []
+        for first in firsts:
+            _, real, width, renumber = next(change for change in reversed(changes) if change[0] <= first)
+            entry = self.past_of(first)
+            length = self.cached(first)
+            self.real = real
+            whole = self.real_entries(first, length - width, width)
+            noted.append(PastLayers(first, length, whole, renumber or bool(entry and entry.renumbered)))
+        # Layers in front of the first cut are as the caller describes them, unless an earlier forward cut there.
+        setattr(self.cache, PAST_LAYERS, [entry for entry in noted if entry.first > 0 or self.past_of(0)])
+
+    def _after(self) -> list[tuple[Any, tuple[Tensor | None, int, bool]]]:
+        assert self.index is not None
+        following = [state[1:] for state in self.states[1:]] + [(self.real, self.index.shape[1], self.renumber)]
+        return list(zip(self.states, following, strict=True))
+
+
+class ShownDecoderLayer:
+    """`flowcut.pruner.source.DecoderSource`: a layer of a forward, at the moment its pruner is asked.
+
+    Attributes:
+        states: [B, S, D], the layer's output; None for pruners that do not read it.
+        rotary: position embeddings with which the layer turned q and k.
+        embeddings: [B, S, D], what the language model was given; in its first layer only, else None.
+    """
+
+    def __init__(self, forward: DecoderForward, states: Tensor | None, rotary: Any):
+        self.forward = forward
+        self.states = states
+        self.rotary = rotary
+        self.embeddings = forward.embedded
+
+    @property
+    def hidden(self) -> Tensor:
+        if self.states is None:
+            raise ValueError(
+                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
+            )
+        return self.states
+
+    def norm(self, states: Tensor) -> Tensor:
+        norm = getattr(self.forward.decoder.model, "norm", None)
+        return states if norm is None else norm(states).to(states.device)
+
+    def next_layer(self, view: LanguageView) -> LanguageView:
+        number, hidden = view.layer + 1, self.hidden
+        if number >= view.layers:
+            raise ValueError(f"no layer follows layer {view.layer}, the last one of this decoder")
+        query, key, value, scaling, rotary = self.forward.attention_inputs(number, hidden)
+        real = self.forward.real_entries(number, key.shape[2] - query.shape[2], query.shape[2])
+        source = ShownDecoderLayer(self.forward, hidden, rotary)
+        layout = replace(view.layout, real=real)
+        return replace(view, layer=number, q=query, k=key, v=value, scaling=scaling, layout=layout, source=source)
+
+    def record(self, name: str, values: Tensor, view: LanguageView) -> None:
+        if self.forward.session.signals and self.forward.trace is not None:
+            self.forward.trace.note(name, values, view.layer, view.counts)
+
+
+def last_columns(real: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
+    """[B], the last real column of each row."""
+    columns = torch.arange(length, device=device).expand(rows, -1)
+    return columns[:, -1] if real is None else columns.masked_fill(~real, -1).max(dim=1).values
+
+
+def _slides(config: Any, layer: int) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return kinds[layer] == "sliding_attention"
+    return getattr(config, "sliding_window", None) is not None
+
+
+def _take(embedding: Tensor, index: Tensor) -> Tensor:
+    """Gather columns of a position embedding [..., B or 1, S, d] by index [B, S']."""
+    *ahead, _, length, width = embedding.shape
+    embedding = embedding.expand(*ahead, index.shape[0], length, width)
+    where = index[..., None].expand(*ahead, *index.shape, width)
+    return embedding.gather(-2, where)

@@ -1,0 +1,306 @@
+"""One forward of a vision encoder: the tokens that remain, and what the pruner is shown of each layer.
+
+While the rows of a batch differ in length they lie one after the other in one packed sequence (`Segments` of
+`flowcut.hooks.attention`), docs/decisions/0004. From the layer on that features are read after, and in the encoder's
+output, a batch is [B, S, D] again; if a method leaves rows of different length there, the shorter ones are padded at
+their end and masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.masking_utils import create_bidirectional_mask
+
+from flowcut.hooks.attention import VISION, AttentionInputsCaptured, Segments
+from flowcut.hooks.call_context import KnownRows
+from flowcut.hooks.merge_before_mlp import LayerContext, TokenSizes, merge_of
+from flowcut.hooks.parts import Encoder
+from flowcut.pruner import CLS, Cut, Pruner, Question, Rows, View, valid_mask
+from flowcut.trace import Trace
+
+
+class EncoderForward:
+    """One forward of an encoder whose rows are a batch [B, S, D]: the remaining tokens, and what the pruner notes."""
+
+    def __init__(
+        self, pruner: Pruner, encoder: Encoder, signals: bool, known: KnownRows | None, args: Any, kwargs: Any
+    ):
+        self.pruner = pruner
+        self.encoder = encoder
+        self.shape = encoder.shape
+        self.known = known
+        self.trace = Trace()
+        self.memory: dict[str, Any] = {}
+        self.signals = signals
+        self.outer = VISION.get()
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.scaling = 0.0
+        self.cut: Cut | None = None
+        self.positions: Tensor | None = None
+        self.counts: tuple[int, ...] = ()
+        self.groups: tuple[int, ...] = ()
+        self.grids: tuple[tuple[int, int], ...] = ()
+        self.question: Question | None = None
+        self.pixels: Any = kwargs.get("pixel_values", args[0] if args else None)
+        self.packed = False
+        self.mask: Any = None
+        self.token_sizes: TokenSizes | None = None
+        self.context: LayerContext | None = None
+        self.capturing = False
+
+    def observes(self, module: nn.Module) -> bool:
+        return any(module is attention for attention in self.encoder.attentions)
+
+    def observe(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
+        """Called by the tap, more than once if a layer attends in pieces. When all are there, the pruner is asked."""
+        self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if self.capturing:
+            raise AttentionInputsCaptured(query, key, value, self.scaling)
+        if self.positions is None:
+            self.start(query)
+        self.seen.append((query.detach(), key.detach(), value.detach()))
+        if not self.pruner.reads_hidden and self.complete():
+            self.ask(None)
+
+    def complete(self) -> bool:
+        """Whether all of this layer's tokens have attended."""
+        seen = sum(query.shape[2] for query, *_ in self.seen)
+        return seen == (sum(self.lengths) if self.packed else max(self.lengths))
+
+    @property
+    def rows(self) -> Rows:
+        """What the rows are."""
+        known = self.known or KnownRows()
+        special, alone = self.encoder.num_forwarded_special_tokens, known.unpruned_tokens
+        sizes = [height * width + special if alone is None else alone for height, width in self.grids]
+        tiles = known.tiles or (1,) * len(sizes)
+        whole: dict[int, int] = {}
+        for group, size in zip(self.groups, sizes, strict=True):
+            whole[group] = whole.get(group, 0) + size
+        each = zip(self.groups, tiles, sizes, strict=True)
+        unpruned = tuple(whole[group] if count > 1 else size for group, count, size in each)
+        return Rows(self.groups, tiles, self.grids, unpruned)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, special ones included."""
+        return [self.encoder.num_prefix_tokens + count for count in self.counts]
+
+    def start(self, query: Tensor) -> None:
+        """Learn from the first layer's queries [R, H, S, d] how many rows there are."""
+        number, length = query.shape[0], query.shape[2] - self.encoder.num_prefix_tokens
+        self.positions = torch.arange(length, device=query.device).expand(number, length)
+        self.counts = (length,) * number
+        groups = self.known.groups if self.known is not None else None
+        self.groups = tuple(range(number)) if groups is None else groups
+        patch = getattr(self.encoder.model.config, "patch_size", None)
+        grid = (1, length)
+        if isinstance(patch, int) and isinstance(self.pixels, Tensor):
+            grid = (self.pixels.shape[-2] // patch, self.pixels.shape[-1] // patch)
+        self.grids = (grid if grid[0] * grid[1] == length else (1, length),) * number
+
+    def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
+        """The layer's output, shortened if the pruner says so."""
+        if self.pruner.reads_hidden:
+            self.ask(hidden)
+        cut, self.cut = self.cut, None
+        self.trace.entering.append(self.counts)
+        if cut is not None:
+            hidden = self.shorten(cut, hidden, layer)
+        elif self.packed and layer >= self.shape.feature_layer:
+            hidden = self.arrange(hidden.flatten(0, -2), layer)
+        self.trace.leaving.append(self.counts)
+        return hidden
+
+    def ask(self, hidden: Tensor | None) -> None:
+        """Show the layer under way to the pruner."""
+        with torch.no_grad():
+            self.cut = cut = self.pruner.vision(self.view(len(self.trace.entering), hidden))
+            if cut is not None and cut.before_mlp:
+                assert self.context is not None, "a pruner that merges there has to say merges_before_mlp = True"
+                counts = cut.counts or (cut.keep.shape[1],) * len(self.counts)
+                sizes, prefix = self.sizes().sizes, self.encoder.num_prefix_tokens
+                self.context.merge = merge_of(cut, sizes, prefix, self.counts, counts, self.packed)
+
+    def sizes(self) -> TokenSizes:
+        """What the tokens are made of, from the first merge on."""
+        assert self.positions is not None
+        if self.token_sizes is None:
+            entered = max((*self.trace.entering, self.counts)[0])
+            self.token_sizes = TokenSizes.of(self.positions, self.counts, entered)
+        return self.token_sizes
+
+    def attention_inputs(self, number: int, hidden: Tensor) -> tuple[list[Tensor], float]:
+        """[q, k, v], each [R, H, S, d], and the scaling, that layer `number` would attend with if it got `hidden`.
+
+        The layer is called, and stopped where its attention would begin: its norm, projections, biases and adapters
+        are the family's own, and nothing of them is copied.
+        """
+        if number >= len(self.encoder.layers):
+            raise ValueError(f"no layer follows layer {number - 1}, the last one of this encoder")
+        self.capturing = True
+        try:
+            self.encoder.layers[number].forward(hidden, attention_mask=self.mask)
+            raise AssertionError("the layer ran without calling its tapped attention")
+        except AttentionInputsCaptured as captured:
+            seen, scaling = [captured.query, captured.key, captured.value], captured.scaling
+        finally:
+            self.capturing = False
+        if self.packed:
+            seen = [self.unpack(tensor[0]).transpose(1, 2) for tensor in seen]
+        return seen, scaling
+
+    def view(self, layer: int, hidden: Tensor | None) -> View:
+        assert self.positions is not None
+        assert self.seen, "the layer ran without calling its tapped attention"
+        pieces = list(zip(*self.seen, strict=True))
+        query, key, value = (p[0] if len(p) == 1 else torch.cat(p, dim=2) for p in pieces)
+        self.seen, states = [], hidden
+        if self.packed:
+            query, key, value = (self.unpack(tensor[0]).transpose(1, 2) for tensor in (query, key, value))
+            if hidden is not None:
+                states = pad_sequence(list(hidden.flatten(0, -2).split(self.lengths)), batch_first=True)
+        return View(
+            layer=layer,
+            layers=self.encoder.depth,
+            q=query,
+            k=key,
+            v=value,
+            scaling=self.scaling,
+            counts=self.counts,
+            positions=self.positions,
+            rows=self.rows,
+            shape=self.shape,
+            source=ShownEncoderLayer(self, states, hidden),
+            memory=self.memory,
+        )
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        """[H, sum S, d] -> [R, S, H, d], padded at the end."""
+        return pad_sequence(list(tokens.transpose(0, 1).split(self.lengths)), batch_first=True)
+
+    def starts(self, hidden: Tensor) -> list[int]:
+        """Where each row begins when `hidden` is flattened to [tokens, D]."""
+        if not self.packed:
+            return [row * hidden.shape[1] for row in range(len(self.counts))]
+        lengths = self.lengths
+        return [sum(lengths[:row]) for row in range(len(lengths))]
+
+    def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
+        """Apply a cut to a layer's output; one gather over all rows."""
+        assert self.positions is not None
+        sizes = self.token_sizes if cut.into is None else self.sizes()
+        before, prefix = self.counts, self.encoder.num_prefix_tokens
+        counts = cut.counts or (cut.keep.shape[1],) * len(before)
+        self.positions = self.positions.gather(1, cut.keep.clamp_min(0)).masked_fill(cut.keep == CLS, CLS)
+        self.trace.kept[layer] = [p[:count].clone() for p, count in zip(self.positions, counts, strict=True)]
+        if cut.hidden is None and counts == before and all(count == cut.keep.shape[1] for count in counts):
+            return hidden
+        merge = None
+        if sizes is not None:
+            if cut.into is not None and not cut.before_mlp:
+                merge = merge_of(cut, sizes.sizes, prefix, before, counts, self.packed)
+            sizes.update(cut, before, counts)
+        starts = self.starts(hidden)
+        ahead = torch.arange(prefix, device=hidden.device)
+        index = [
+            torch.cat([ahead + start, keep[:count] + (start + prefix)])
+            for start, keep, count in zip(starts, cut.keep, counts, strict=True)
+        ]
+        if merge is not None:
+            flat = merge(hidden.flatten(0, -2))
+        elif cut.hidden is None:
+            self.kept_flat = torch.cat(index)
+            flat = hidden.flatten(0, -2)[self.kept_flat]
+        else:
+            special = [hidden.flatten(0, -2)[start : start + prefix] for start in starts]
+            new = [tokens[:count] for tokens, count in zip(cut.hidden.to(hidden.dtype), counts, strict=True)]
+            flat = torch.cat([part for pair in zip(special, new, strict=True) for part in pair])
+        self.counts = counts
+        return self.arrange(flat, layer)
+
+    def arrange(self, flat: Tensor, layer: int) -> Tensor:
+        """Rows one after the other [tokens, D] -> the shape that the next layer gets."""
+        lengths = self.lengths
+        self.mask, self.packed = None, False
+        if len(set(lengths)) == 1:
+            return flat.view(len(lengths), lengths[0], -1)
+        if layer < self.shape.feature_layer:
+            self.mask, self.packed = Segments(lengths), True
+            return flat[None]
+        hidden = pad_sequence(list(flat.split(lengths)), batch_first=True)
+        valid = valid_mask(lengths, max(lengths), flat.device)
+        self.mask = create_bidirectional_mask(
+            config=self.encoder.model.config, inputs_embeds=hidden, attention_mask=valid
+        )
+        return hidden
+
+    def before_layer(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """What the next layer has to be called with, if not with what the encoder gives it."""
+        mask = self.mask
+        if self.pruner.merges_before_mlp:
+            if mask is None:
+                mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+            sizes, prefix = self.token_sizes, self.encoder.num_prefix_tokens
+            log_sizes = None if sizes is None else sizes.log_sizes(prefix, self.counts, self.packed)
+            mask = self.context = LayerContext(mask, log_sizes)
+        return None if mask is None else (args[:1], {**kwargs, "attention_mask": mask})
+
+    def finish(self) -> Trace:
+        """After the last layer: the trace, complete for this encoder."""
+        if self.token_sizes is not None:
+            self.trace.sources = list(self.token_sizes.sources)
+            self.trace.merged_before_mlp = self.pruner.merges_before_mlp
+        self.trace.unpruned_tokens = self.rows.unpruned_tokens
+        self.trace.place(
+            [torch.stack([torch.full_like(final, row), final], dim=1) for row, final in enumerate(self.trace.final)]
+        )
+        return self.trace
+
+
+class ShownEncoderLayer:
+    """`flowcut.pruner.source.EncoderSource`: a layer of a forward, at the moment its pruner is asked.
+
+    Attributes:
+        states: [R, S, D], the layer's output; None for pruners that do not read it.
+        given: the same as the next layer would get it: packed where rows differ in length.
+    """
+
+    def __init__(self, forward: EncoderForward, states: Tensor | None, given: Tensor | None):
+        self.forward = forward
+        self.states = states
+        self.given = given
+
+    @property
+    def hidden(self) -> Tensor:
+        if self.states is None:
+            raise ValueError(
+                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
+            )
+        return self.states
+
+    @property
+    def question(self) -> Question | None:
+        return self.forward.question
+
+    def project(self, states: Tensor) -> Tensor:
+        project = self.forward.encoder.project
+        return states if project is None else project(states)
+
+    def next_layer(self, view: View) -> View:
+        if self.given is None or self.forward.encoder.patches_per_token > 1:
+            raise ValueError("a following layer is shown to pruners with reads_hidden, and not in Qwen2-VL's encoders")
+        number = view.layer + 1
+        seen, scaling = self.forward.attention_inputs(number, self.given)
+        query, key, value = (tensor.to(view.q.device) for tensor in seen)
+        source = ShownEncoderLayer(self.forward, None, None)
+        return replace(view, layer=number, q=query, k=key, v=value, scaling=scaling, source=source)
+
+    def record(self, name: str, values: Tensor, view: View) -> None:
+        if self.forward.signals:
+            self.forward.trace.note(name, values, view.layer, view.counts)

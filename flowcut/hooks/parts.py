@@ -1,0 +1,117 @@
+"""The parts of a model that hooks go on, as the family's file in `flowcut.anatomy` finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowcut.hooks.base import Stage
+from flowcut.hooks.session import Session
+from flowcut.pruner import EncoderShape, ModelShape
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A vision encoder.
+
+    Attributes:
+        model: the module that is called once per batch of images.
+        layers: its transformer layers, in order.
+        attentions: their attention modules.
+        depth: how many layers the encoder has by its config, also where its owner leaves the last ones out.
+        num_prefix_tokens, num_forwarded_special_tokens, patches_per_token, cell, last_layer, two_stage, windowed: see
+            `EncoderShape`.
+        feature_layer: last layer that cuts may follow, because features are read after it; None where the caller picks.
+        forward: class of the state of one forward; None for `EncoderForward`, where rows are a batch [B, S, D].
+        project: what its owner makes of the visual tokens' features [R, n, D]: [R, n / patches_per_token, D'], which
+            the language model reads; None for an encoder alone.
+        branches: first and last module of each layer's second branch (norm and MLP); empty where nothing can be merged
+            before it.
+    """
+
+    model: Any
+    layers: Sequence[nn.Module]
+    attentions: Sequence[nn.Module]
+    depth: int
+    num_prefix_tokens: int
+    num_forwarded_special_tokens: int = 0
+    feature_layer: int | None = None
+    last_layer: int = -3
+    patches_per_token: int = 1
+    cell: tuple[int, int] | None = None
+    two_stage: bool = False
+    windowed: bool = False
+    forward: Callable[..., Any] | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+    branches: Sequence[tuple[nn.Module, nn.Module]] = ()
+
+    @property
+    def shape(self) -> EncoderShape:
+        """The encoder in plain numbers."""
+        return EncoderShape(
+            name=type(self.model).__name__,
+            layers=self.depth,
+            layers_present=len(self.layers),
+            num_prefix_tokens=self.num_prefix_tokens,
+            num_forwarded_special_tokens=self.num_forwarded_special_tokens,
+            patches_per_token=self.patches_per_token,
+            cell=self.cell,
+            feature_layer=self.depth - 2 if self.feature_layer is None else self.feature_layer,
+            last_layer=self.last_layer,
+            two_stage=self.two_stage,
+            windowed=self.windowed,
+            merges_before_mlp=bool(self.branches),
+        )
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A language model's body.
+
+    Attributes:
+        model: the module that takes `inputs_embeds`, `attention_mask`, `position_ids` and a KV cache.
+        layers, attentions: as for encoders.
+        rotary: the module that makes position embeddings (cos, sin) from (hidden states, position ids).
+        head: the module around it that computes the loss; None where there is none.
+        mrope: whether positions have axes for time, height and width.
+    """
+
+    model: Any
+    layers: Sequence[nn.Module]
+    attentions: Sequence[nn.Module]
+    rotary: nn.Module
+    head: Any = None
+    mrope: bool = False
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model as `attach` needs to know it.
+
+    Attributes:
+        family: the family's name.
+        encoders: its vision encoders; most models have one.
+        decoder_layers: how many layers its language model has; None for an encoder alone.
+        decoder_model, decoder_head: the language model's body, and the module around it that computes logits, if any.
+        find_decoder: finds the parts of the language model. Called only where a pruner cuts there, so that a language
+            model that cannot be cut in does not stop a method that cuts in the encoder.
+        two_stage: whether pruners are expected to cut in the language model too.
+        stages: makers of what else has to be installed, each given the session.
+    """
+
+    family: str
+    encoders: tuple[Encoder, ...]
+    decoder_layers: int | None = None
+    decoder_model: Any = None
+    decoder_head: Any = None
+    find_decoder: Callable[[], Decoder] | None = None
+    two_stage: bool = False
+    stages: tuple[Callable[[Session], Stage], ...] = ()
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model in plain numbers."""
+        return ModelShape(tuple(encoder.shape for encoder in self.encoders), self.decoder_layers, self.two_stage)

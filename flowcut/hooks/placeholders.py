@@ -1,0 +1,118 @@
+"""Images and videos in a prompt: how a family encodes them, and which placeholders their features take.
+
+The caller keeps writing one placeholder per visual token of the unpruned model. A `PlaceholderSpan` says how many of
+them stay, and what stands there.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcut.hooks.packing import IMAGE_INDEX
+from flowcut.hooks.session import Session
+from flowcut.trace import Trace
+
+TRACE = "flowcut_trace"
+"""Attribute of an encoder's output that holds what the pruner did in it."""
+SPANS = "flowcut_spans"
+"""Attribute of an encoder's output that holds its list of `PlaceholderSpan`."""
+
+
+@dataclass
+class PlaceholderSpan:
+    """A run of placeholders in the prompt and the features that remain for it: an image, or a frame of a video.
+
+    Attributes:
+        features: [V, D].
+        stays: [P] bool, which of its placeholders keep their place.
+        tokens: [V, 2], encoder row and grid position of each feature (see `Trace.tokens`); None for what is no image,
+            such as the token that ends a video: it counts as text.
+    """
+
+    features: Tensor
+    stays: Tensor
+    tokens: Tensor | None
+
+
+@dataclass
+class Modality:
+    """How one family encodes images (or videos) and marks them in a prompt. Derive one for each family.
+
+    Attributes:
+        name: "image" or "video", the key in `mm_encoder_outputs`.
+        method: the inner model's method that encodes them.
+        pixels: the argument that brings them; `more` are the method's other arguments.
+        token: the config field with the placeholder's id.
+        joined: whether the model wants features as one tensor [1, V, D] instead of a list.
+        former: an older name of the argument `pixels`, which processors still use.
+    """
+
+    name: str = "image"
+    method: str = "get_image_features"
+    pixels: str = "pixel_values"
+    more: tuple[str, ...] = ("vision_feature_layer", "vision_feature_select_strategy")
+    token: str = "image_token_id"
+    joined: bool = False
+    former: str | None = None
+
+    def encode(
+        self, session: Session, inner: Any, call: dict[str, Any]
+    ) -> tuple[Any, list[PlaceholderSpan], Trace | None]:
+        """Run the encoder. -> its output, one span for each stretch of placeholders, and what the pruner did."""
+        raise NotImplementedError
+
+    def original(self, inner: Any, call: dict[str, Any], **overrides: Callable[..., Any]) -> Any:
+        """The class's own method, on a shallow copy of the model in which some of its other methods are replaced."""
+        view = copy.copy(inner) if overrides else inner
+        view.__dict__.update(overrides)
+        return getattr(type(inner), self.method)(view, **call)
+
+
+def row_spans(trace: Trace, features: Sequence[Tensor], special: int) -> list[PlaceholderSpan]:
+    """One span per encoder row, of features [T (+ padding), D] of which `special` stand before the patches."""
+    spans = []
+    for row, (kept, whole) in enumerate(zip(trace.final, trace.entering[0], strict=True)):
+        count, placeholders = len(kept) + special, max(whole, len(kept)) + special
+        stays = torch.arange(placeholders, device=kept.device) < count
+        tokens = torch.cat([kept.new_full((special,), -1), kept])
+        spans.append(
+            PlaceholderSpan(features[row][:count], stays, torch.stack([torch.full_like(tokens, row), tokens], dim=1))
+        )
+    return spans
+
+
+class Encoding:
+    """Stands on the inner model in the place of `get_image_features`; notes what remains on the output."""
+
+    def __init__(self, session: Session, inner: Any, modality: Modality):
+        self.session = session
+        self.inner = inner
+        self.modality = modality
+        # generate() picks its arguments by the signature.
+        signature = inspect.signature(getattr(type(inner), modality.method))
+        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(IMAGE_INDEX, None)
+        call = self.__signature__.bind(*args, **kwargs).arguments
+        call |= call.pop("kwargs", {})
+        wants_tuple = call.get("return_dict") is False
+        outputs, spans, trace = self.modality.encode(self.session, self.inner, {**call, "return_dict": True})
+        if trace is not None:
+            put_spans(outputs, spans, self.modality.joined)
+            trace.place([span.tokens for span in spans if span.tokens is not None])
+            setattr(outputs, TRACE, trace)
+        return outputs.to_tuple() if wants_tuple else outputs
+
+
+def put_spans(outputs: Any, spans: list[PlaceholderSpan], joined: bool) -> None:
+    setattr(outputs, SPANS, spans)
+    features = [span.features for span in spans]
+    outputs.pooler_output = torch.cat(features)[None] if joined else features

@@ -1,0 +1,260 @@
+"""FlowCut (Tong et al., "FlowCut: Rethinking Redundancy via Information Flow for Efficient Vision-Language Models").
+
+After each encoder layer every patch gets an importance score from three criteria, which is averaged with its past;
+after every second layer the least important patches go. How many go follows from how concentrated the CLS attention is.
+Families with long inputs (LLaVA-NeXT, Qwen2-VL) leave the encoder with more tokens than the budget and are cut to it
+after the language model's second layer. docs/method.md says where the paper and its released code differ, and which
+field below switches each difference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from flowcut import scores
+from flowcut.pruner import Budget, Cut, EncoderShape, LanguageView, ModelShape, Pruner, Rows, View
+
+
+@dataclass(frozen=True)
+class FlowCut(Pruner):
+    """FlowCut with the behaviour of its released code for one image alone.
+
+    Attributes:
+        budget: visual tokens that reach the language model (in two-stage families: its third and later layers), per
+            image or video frame; as a float, a share of its unpruned tokens (`Rows.unpruned_tokens`).
+        interval: select after every `interval`-th layer, counted back from `last_layer`. One longer than the encoder
+            selects a single time.
+        last_layer: encoder layer after whose output the budget is met, counted from the end. None takes the family's:
+            -3 (the one before the layer LLaVA reads its features from), in Qwen2-VL -1.
+        history: weight of the past in the cumulative score; 0 scores each layer by itself.
+        attention, semantic, value: which criteria take part.
+        adaptive: take the number to drop from the attention's entropy (equation 3); otherwise drop the same share
+            each time.
+        batch_coupling: "none" lets every image decide for itself; "max" drops the largest number of any image in the
+            batch from all of them, as the released code does.
+        semantic_scale: divide value products by nothing ("none"), by sqrt of the head's width ("head"). In the language
+            model it is always the latter.
+        heads: "split" computes semantic relevance per head and averages, and averages values over heads before their
+            norm; "joined" takes the whole value vector for both (with semantic_scale="head": over sqrt of its width).
+        softmax_over: "all" tokens, CLS included, or "patches" only.
+        entropy_over: "patches", renormalised to sum 1, or "all" tokens as they are.
+        steps_left: the L of equation 3: "layers" to the last selection, or "selections" still to come.
+        merge: where patches are merged into one token four by four (Qwen2-VL): keep whole "groups", or single
+            "patches", of which four that were no neighbours then make a token.
+        patch_positions: M-RoPE position ids of kept tokens: their "own", or the "first" ones of their image.
+        language_layer: decoder layer of two-stage families after which the budget is met.
+
+    Raises:
+        ValueError: a field has a value that is not allowed.
+    """
+
+    name: ClassVar[str] = "flowcut"
+    reference: ClassVar[str] = "FlowCut, arXiv 2505.19536, as released"
+    presets: ClassVar = {
+        "flowcut-paper": ("paper", "FlowCut, arXiv 2505.19536, its equations to the letter"),
+        "flowcut-qwen2-vl-released": ("released_qwen2_vl", "FlowCut, arXiv 2505.19536, as released for Qwen2-VL"),
+    }
+
+    interval: int = 2
+    last_layer: int | None = None
+    history: float = 0.5
+    attention: bool = True
+    semantic: bool = True
+    value: bool = True
+    adaptive: bool = True
+    batch_coupling: Literal["none", "max"] = "none"
+    semantic_scale: Literal["none", "head"] = "none"
+    heads: Literal["split", "joined"] = "split"
+    softmax_over: Literal["all", "patches"] = "all"
+    entropy_over: Literal["patches", "all"] = "patches"
+    steps_left: Literal["layers", "selections"] = "layers"
+    merge: Literal["groups", "patches"] = "groups"
+    patch_positions: Literal["own", "first"] = "own"
+    language_layer: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of(self, "batch_coupling", "none", "max")
+        _one_of(self, "semantic_scale", "none", "head")
+        _one_of(self, "heads", "split", "joined")
+        _one_of(self, "softmax_over", "all", "patches")
+        _one_of(self, "entropy_over", "patches", "all")
+        _one_of(self, "steps_left", "layers", "selections")
+        _one_of(self, "merge", "groups", "patches")
+        _one_of(self, "patch_positions", "own", "first")
+        if self.interval < 1:
+            raise ValueError(f"interval={self.interval} is not a number of layers >= 1; the paper's is 2")
+        if self.last_layer is not None and self.last_layer > -1:
+            raise ValueError(f"last_layer={self.last_layer} counts from the encoder's end, so -1 or less; default -3")
+        if not 0 <= self.history < 1:
+            raise ValueError(f"history={self.history} is not a weight in [0, 1); the paper's is 0.5")
+        if not (self.attention or self.semantic or self.value):
+            raise ValueError("attention, semantic and value are all off: leave at least one criterion on")
+        if self.merge == "patches" and self.patch_positions == "own":
+            raise ValueError(
+                "merge='patches' makes tokens that have no place of their own; use patch_positions='first'"
+            )
+        if self.language_layer < 0:
+            raise ValueError(f"language_layer={self.language_layer} is not a layer's number >= 0; the paper's is 1")
+
+    @classmethod
+    def paper(cls, budget: Budget, **fields: Any) -> FlowCut:
+        """The paper's equations 1 to 6 to the letter; where they are silent, the released code's choice.
+
+        Equation 4 divides value products by sqrt(D_v), equation 2 sums over all N tokens of the sequence and so takes
+        log N of it, and the L of equation 3 is the number of prunings still to come.
+        """
+        literal = {"semantic_scale": "head", "entropy_over": "all", "steps_left": "selections"}
+        return cls(budget=budget, **{**literal, **fields})
+
+    @classmethod
+    def released_qwen2_vl(cls, budget: Budget, **fields: Any) -> FlowCut:
+        """What the released code does in Qwen2-VL, where the default does better.
+
+        It scores patches by attention and value alone, merges survivors four by four though they are no neighbours,
+        and gives what is left the image's first M-RoPE positions.
+        """
+        released = {"semantic": False, "merge": "patches", "patch_positions": "first"}
+        return cls(budget=budget, **{**released, **fields})
+
+    @property
+    def keeps_groups(self) -> bool:
+        return self.merge == "groups"
+
+    @property
+    def keeps_position_ids(self) -> bool:
+        return self.patch_positions == "own"
+
+    def check(self, shape: ModelShape) -> None:
+        if self.merge == "patches" and any(encoder.windowed for encoder in shape.encoders):
+            raise ValueError("merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'")
+        for encoder in shape.encoders:
+            last = encoder.last_layer if self.last_layer is None else self.last_layer
+            if encoder.layers + last < 0:
+                raise ValueError(f"last_layer={last} is not in this encoder, which has only {encoder.layers} layers")
+        layers = shape.decoder_layers
+        if shape.two_stage and layers is not None and self.language_layer >= layers:
+            raise ValueError(
+                f"language_layer={self.language_layer} is not in this decoder, which has only {layers} layers"
+            )
+
+    def cuts_language(self, two_stage: bool) -> bool:
+        return two_stage
+
+    def targets(self, rows: Rows, shape: EncoderShape) -> list[int]:
+        """How many patches each row may have when it leaves the encoder.
+
+        Where a second cut follows, half the budget per anyres tile (all of it for an image of one tile, and for a frame
+        of a video), or twice the budget of merged tokens.
+        """
+        if not shape.two_stage:
+            return super().targets(rows, shape)
+        budgets = rows.budgets(self.budget)
+        if shape.patches_per_token > 1:
+            return [2 * budget * shape.patches_per_token for budget in budgets]
+        return [max(budget // 2, 1) if tiles > 1 else budget for tiles, budget in zip(rows.tiles, budgets, strict=True)]
+
+    def vision(self, view: View) -> Cut | None:
+        last = view.layers + (view.shape.last_layer if self.last_layer is None else self.last_layer)
+        left = last - view.layer
+        targets = self.targets(view.rows, view.shape)
+        if left < 0 or all(count <= target for count, target in zip(view.counts, targets, strict=True)):
+            return None
+        importance, row = self.importance(view)
+        cumulative = scores.running_mean(view.memory.get("cumulative"), importance, self.history)
+        view.memory["cumulative"] = cumulative
+        view.record("cumulative", cumulative)
+        if left % self.interval:
+            return None
+        counts = self.keep_counts(view, row, targets, left)
+        cut = Cut.best(cumulative, counts, view.valid) if self.merge == "patches" else view.best(cumulative, counts)
+        view.memory["cumulative"] = cumulative.gather(1, cut.keep)
+        return cut
+
+    def language(self, view: LanguageView) -> Cut | None:
+        """After decoder layer `language_layer`: keep the budget by what the last token attends to and resembles."""
+        if view.layer != self.language_layer:
+            return None
+        counts = [
+            min(n, self.tokens_of(whole)) for n, whole in zip(view.counts, view.layout.unpruned_tokens, strict=True)
+        ]
+        if counts == list(view.counts):
+            return None
+        keys, values = view.visual(view.k), view.visual(view.v)
+        attention = scores.softmax_row(view.last_token(view.q), keys, view.scaling, view.valid).mean(dim=1)
+        scale = values.shape[-1] ** -0.5
+        semantic = scores.softmax_row(view.last_token(view.v), values, scale, view.valid).mean(dim=1)
+        value = scores.value_strength(values)
+        score = (scores.normalise(attention) + scores.normalise(semantic)) * value
+        for name, signal in {"attention": attention, "semantic": semantic, "value": value, "score": score}.items():
+            view.record(name, signal)
+        return Cut.best(score, counts, view.valid, renumber=True)
+
+    def importance(self, view: View) -> tuple[Tensor, Tensor]:
+        """Equation 5 for this layer, [B, n], and the CLS attention row over all tokens averaged over heads, [B, S]."""
+        if self.softmax_over == "patches":
+            prefix, valid = view.shape.num_prefix_tokens, view.valid
+        else:
+            prefix, valid = 0, view.key_valid
+        query, keys = view.global_token(view.q), view.k[:, :, prefix:]
+        row = scores.softmax_row(query, keys, view.scaling, valid).mean(dim=1)
+        attention = row[:, view.shape.num_prefix_tokens - prefix :]
+        view.record("attention", attention)
+
+        values = view.v if self.heads == "split" else view.v.transpose(1, 2).flatten(2)[:, None]
+        scale = 1.0 if self.semantic_scale == "none" else values.shape[-1] ** -0.5
+        importance = torch.zeros_like(attention)
+        if self.attention:
+            importance = importance + scores.normalise(attention)
+        if self.semantic:
+            semantic = scores.softmax_row(view.global_token(values), values[:, :, prefix:], scale, valid).mean(dim=1)
+            semantic = semantic[:, view.shape.num_prefix_tokens - prefix :]
+            view.record("semantic", semantic)
+            importance = importance + scores.normalise(semantic)
+        if self.value:
+            strength = scores.value_strength(view.visual(values))
+            view.record("value", strength)
+            importance = importance * strength if self.attention or self.semantic else strength
+        view.record("score", importance)
+        return importance, row
+
+    def keep_counts(self, view: View, row: Tensor, targets: list[int], left: int) -> list[int]:
+        """How many patches each row keeps after this layer; equation 3."""
+        goals = [min(n, target) for n, target in zip(view.counts, targets, strict=True)]
+        unit = 1 if self.merge == "patches" else view.shape.patches_per_token
+        if left == 0:
+            return goals
+        if not self.adaptive:
+            share = 1 / (left // self.interval + 1)
+            return [round(n / unit * (goal / n) ** share) * unit for n, goal in zip(view.counts, goals, strict=True)]
+        if self.entropy_over == "patches":
+            weights, extra = scores.normalise(row[:, -view.positions.shape[1] :]), 0
+        else:
+            weights, extra = row, row.shape[1] - view.positions.shape[1]
+        entropy = scores.entropy(weights)
+        view.record("entropy", entropy)
+        steps = left if self.steps_left == "layers" else left / self.interval
+        drops = [
+            scores.prune_number(n, goal, steps, h / math.log(n + extra)) if n > goal else 0.0
+            for n, goal, h in zip(view.counts, goals, entropy.tolist(), strict=True)
+        ]
+        view.record("prune_number", torch.tensor(drops))
+        together = view.rows.groups if self.batch_coupling == "none" else (0,) * len(drops)
+        largest: dict[int, float] = {}
+        for group, drop in zip(together, drops, strict=True):
+            largest[group] = max(drop, largest.get(group, drop))
+        return [
+            max(n - round(largest[group] / unit) * unit, goal)
+            for n, goal, group in zip(view.counts, goals, together, strict=True)
+        ]
+
+
+def _one_of(pruner: Pruner, name: str, *allowed: str) -> None:
+    given = getattr(pruner, name)
+    if given not in allowed:
+        raise ValueError(f"{name}={given!r} is not allowed; choose {' or '.join(allowed)}")

@@ -1,0 +1,241 @@
+"""What a pruner may see of one encoder layer.
+
+Shapes: R images (encoder rows: images, tiles or frames), H heads, S tokens in the layer, n visual tokens among them,
+d entries per head, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flowcut import scores
+from flowcut.pruner.budget import Budget, whole_budget
+from flowcut.pruner.cut import Cut, valid_mask
+from flowcut.pruner.question import Question
+from flowcut.pruner.shape import EncoderShape
+from flowcut.pruner.source import EncoderSource, Source
+
+
+class _Layer(Protocol):
+    """The fields that both views have, as `LayerView` uses them."""
+
+    positions: Tensor
+    counts: tuple[int, ...]
+
+    @property
+    def source(self) -> Source: ...
+
+
+class LayerView:
+    """What the views of an encoder layer and of a decoder layer have in common."""
+
+    @property
+    def valid(self: _Layer) -> Tensor | None:
+        """[R, n], True where a visual token is real; None when no row is padded."""
+        return valid_mask(self.counts, self.positions.shape[1], self.positions.device)
+
+    @property
+    def hidden(self: _Layer) -> Tensor:
+        """The layer's output, [rows, S, D], which a cut shortens.
+
+        Raises:
+            ValueError: the pruner did not say that it reads it (`reads_hidden`).
+        """
+        return self.source.hidden
+
+    def next_layer(self: _Layer) -> Any:
+        """The same tokens as the next layer would see them: a view with its number, q, k and v.
+
+        For pruners with `reads_hidden`; costs that layer's norm and projections, no attention. In a decoder, training
+        with sharded weights (ZeRO-3) then needs an image on every rank, because all have to gather the same weights.
+
+        Raises:
+            ValueError: the layer is the last one, or an encoder attends in pieces (Qwen2-VL).
+        """
+        return self.source.next_layer(self)
+
+    def record(self: _Layer, name: str, values: Tensor) -> None:
+        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""
+        self.source.record(name, values, self)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of an encoder's batch are.
+
+    Attributes:
+        groups: number of the image group of each row. Rows of one group (tiles of one image, frames of one video)
+            may decide together; rows of different groups must not.
+        tiles: for each row, over how many rows its image is spread: 1, or the number of anyres tiles.
+        grids: rows and columns of each row's whole grid, counted in tokens of the language model (patches, in Qwen2-VL
+            merge groups), which are numbered row by row.
+        unpruned_tokens: for each row, the language model's tokens that its image or video frame has where nothing is
+            dropped: all patches (merge groups) of all its tiles together, tokens on their padding too and none that
+            end image rows, and forwarded special ones. What a budget that is a share refers to.
+    """
+
+    groups: tuple[int, ...]
+    tiles: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]
+    unpruned_tokens: tuple[int, ...]
+
+    def budgets(self, budget: Budget) -> list[int]:
+        """`budget` as a whole number for each row; a share is one of the row's unpruned tokens."""
+        return [whole_budget(budget, tokens) for tokens in self.unpruned_tokens]
+
+    def share(self, budget: Budget, shape: EncoderShape) -> list[int]:
+        """How many patches each row may keep so that its image has `budget` tokens in the language model.
+
+        A budget that is a share becomes a number by `budgets`; the special tokens in it leave room for one patch.
+        An anyres image's budget is spread evenly over its tiles, the first ones taking what does not divide.
+        """
+        seen: dict[int, int] = {}
+        shares = []
+        for group, tiles, whole in zip(self.groups, self.tiles, self.budgets(budget), strict=True):
+            number = seen[group] = seen.get(group, -1) + 1
+            tokens = whole // tiles + (number < whole % tiles) if tiles > 1 else whole
+            shares.append(max(tokens - shape.num_forwarded_special_tokens, 1) * shape.patches_per_token)
+        return shares
+
+
+@dataclass
+class View(LayerView):
+    """One encoder layer. Rows with fewer visual tokens than the longest are padded at the end.
+
+    Attributes:
+        layer, layers: this layer's number from 0, and how many layers the encoder has.
+        q, k, v: [R, H, S, d], after position encoding, as the attention function received them (q not yet scaled).
+        scaling: what the attention multiplies q·k with, 1/sqrt(d).
+        counts: visual tokens of each row, padding not counted; plain integers.
+        positions: [R, n], where each visual token lay in the original patch grid, row-major from 0 (Qwen2-VL: in the
+            order of its processor, 2 x 2 merge groups one after the other).
+        rows: what the rows are.
+        shape: the encoder in plain numbers.
+        source: the forward under way.
+        memory: the pruner's own notebook for this forward.
+    """
+
+    layer: int
+    layers: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scaling: float
+    counts: tuple[int, ...]
+    positions: Tensor
+    rows: Rows
+    shape: EncoderShape
+    source: EncoderSource
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def question(self) -> Question | None:
+        """What is asked about the images, where the caller says so with `flowcut.asked`."""
+        return self.source.question
+
+    @property
+    def key_valid(self) -> Tensor | None:
+        """[R, S], `valid` with the special tokens in front; None when no row is padded."""
+        valid = self.valid
+        if valid is None:
+            return None
+        return torch.cat([valid.new_ones(valid.shape[0], self.shape.num_prefix_tokens), valid], dim=1)
+
+    def visual(self, tokens: Tensor) -> Tensor:
+        """The visual part of a [..., S, d] tensor: [..., n, d]."""
+        return tokens[..., self.shape.num_prefix_tokens :, :]
+
+    def global_token(self, tokens: Tensor) -> Tensor:
+        """[R, H, S, d] -> [R, H, d]: the CLS token, or where there is none the mean of all tokens (section 3.1)."""
+        if self.shape.num_prefix_tokens:
+            return tokens[:, :, 0]
+        valid = self.valid
+        tokens = tokens.float()  # a sum of many would not fit into float16
+        if valid is None:
+            return tokens.mean(dim=2)
+        weight = valid[:, None, :, None].to(tokens.dtype)
+        return (tokens * weight).sum(dim=2) / weight.sum(dim=2)
+
+    def global_attention(self) -> Tensor:
+        """[R, n]: what the global token attends to among the visual tokens: one row of the layer's attention.
+
+        Softmax over special and visual tokens, mean over heads.
+        """
+        row = scores.softmax_row(self.global_token(self.q), self.k, self.scaling, self.key_valid).mean(dim=1)
+        return row[:, self.shape.num_prefix_tokens :]
+
+    @property
+    def projected(self) -> Tensor:
+        """[R, n / patches_per_token, D'], float32: the visual tokens as the language model would get them now.
+
+        For pruners with `reads_hidden`. In an encoder alone they are the layer's output. Computed at each access; what
+        the projector says of any layer but `shape.feature_layer` means nothing.
+        """
+        return self.source.project(self.visual(self.hidden)).float()
+
+    # From here on: tokens of the language model, which several patches together may become.
+
+    @property
+    def token_valid(self) -> Tensor | None:
+        """[R, n / patches_per_token], `valid` for the tokens of `projected`."""
+        return None if self.valid is None else self.valid[:, :: self.shape.patches_per_token]
+
+    @property
+    def token_numbers(self) -> Tensor:
+        """[R, n / patches_per_token]: which token of its row's whole grid (`Rows.grids`) each token is, row by row."""
+        if self.shape.cell is None:
+            return self.positions[:, :: self.shape.patches_per_token] // self.shape.patches_per_token
+        return self._cells().gather(1, self.patch_order)[:, :: self.shape.patches_per_token]
+
+    @property
+    def patch_order(self) -> Tensor:
+        """[R, n], the visual tokens in the order of the tokens they become, `patches_per_token` each; padding last."""
+        rows, length = self.positions.shape
+        if self.shape.cell is None:
+            return torch.arange(length, device=self.positions.device).expand(rows, length)
+        cells = self._cells()
+        if self.valid is not None:
+            cells = cells.masked_fill(~self.valid, torch.iinfo(cells.dtype).max)
+        return cells.argsort(dim=1, stable=True)
+
+    def _cells(self) -> Tensor:
+        """[R, n], the number of the cell of its row's grid that each patch lies in."""
+        assert self.shape.cell is not None
+        high, wide = self.shape.cell
+        columns = torch.tensor([grid[1] for grid in self.rows.grids], device=self.positions.device)[:, None]
+        row, column = self.positions // (columns * wide), self.positions % (columns * wide)
+        return row // high * columns + column // wide
+
+    def per_token(self, values: Tensor) -> Tensor:
+        """[R, n] or [R, n, D] -> [R, n / patches_per_token, ..]: means over the patches that become one token."""
+        size = self.shape.patches_per_token
+        if size == 1:
+            return values
+        if self.shape.cell is not None:
+            values = values[torch.arange(len(values), device=values.device)[:, None], self.patch_order]
+        return values.unflatten(1, (-1, size)).mean(dim=2)
+
+    def best(self, score: Tensor, counts: Sequence[int]) -> Cut:
+        """Keep the `counts[r]` patches of highest score [R, n]; those of one token stay together, by their mean."""
+        size = self.shape.patches_per_token
+        if size == 1:
+            return Cut.best(score, counts, self.valid)
+        tokens = [count // size for count in counts]
+        return self.as_patches(Cut.best(self.per_token(score), tokens, self.token_valid))
+
+    def as_patches(self, cut: Cut) -> Cut:
+        """A cut among tokens of the language model (as in `projected`) as one among patches."""
+        size = self.shape.patches_per_token
+        if size == 1:
+            return cut
+        keep = (cut.keep[:, :, None] * size + torch.arange(size, device=cut.keep.device)).flatten(1)
+        counts = None if cut.counts is None else tuple(count * size for count in cut.counts)
+        if self.shape.cell is None:
+            return Cut(keep, counts)
+        keep = self.patch_order.gather(1, keep)  # the tower keeps patches in raster order
+        return Cut.first(keep, counts or (keep.shape[1],) * len(keep))
