@@ -28,10 +28,10 @@ from llava.eval.benchmarks.registry import MODULES, benchmark
 from llava.eval.journal import write_aside
 from llava.eval.prepare import DATA, look
 from llava.mm_utils import get_model_name_from_path
-from scripts.tables import origin
 from scripts.tables.cell import Cell
-from scripts.tables.cell_document import document
-from scripts.tables.follow import follow
+from scripts.tables.cells import identity
+from scripts.tables.cells.document import document
+from scripts.tables.cells.follow import follow
 
 SCRIPTS = Path(__file__).parents[1]
 # Variables of the scripts that a cell sets itself, or that must not change it behind its back: flags may.
@@ -175,7 +175,7 @@ class BenchmarkCell:
             there = json.loads(self.file.read_text("utf-8"))
         except json.JSONDecodeError:
             return None  # edited by hand; it follows from the answers and is made anew
-        wanted = origin.expected(self)
+        wanted = identity.expected(self)
         differs = any(there["identity"].get(name) != value for name, value in wanted.items())
         unjudged = "judge" in wanted and there["value"] is None
         return None if differs or unjudged or there["missing"] > 0 else there
@@ -207,7 +207,7 @@ class BenchmarkCell:
         if lacking := self.missing_files():
             raise ValueError(f"{self.folder} lacks {'; '.join(lacking)}")
         asked = self.bench.prepare(self.folder, self.split, self.limit)
-        aside = origin.put_aside(self, asked.question_file)
+        aside = identity.put_aside(self, asked.question_file)
         if aside is not None:
             logger.warning("answers made with another model, pruner or setting were put aside: %s", aside)
         self._run()

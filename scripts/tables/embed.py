@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.tables.grid import NOTHING
-from scripts.tables.pages import fill, keep_pages
-from scripts.tables.times import EFFICIENCY, how_taken, times_of
+from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
+from scripts.tables.render.grid import NOTHING
+from scripts.tables.render.marked_files import fill, keep_pages
 
 ROWS = ["blind", "none", *(f"{m}_{b}" for b in (192, 128, 64, 32) for m in ("random", "fastervlm", "flowcut"))]
 

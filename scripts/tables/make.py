@@ -25,21 +25,21 @@ from pathlib import Path
 
 from llava.eval.benchmarks.registry import benchmark
 from llava.mm_utils import get_model_name_from_path
-from scripts.tables import published
 from scripts.tables.benchmark_cell import BenchmarkCell
-from scripts.tables.embedded_run import embedded_grid
-from scripts.tables.grid import Grid
-from scripts.tables.published import Reading
-from scripts.tables.spec import Column, Row, Table
-from scripts.tables.times import EFFICIENCY, measure_times, times_of
-from scripts.tables.training import training_run
+from scripts.tables.cells.embedded import embedded_grid
+from scripts.tables.cells.times import EFFICIENCY, measure_times, times_of
+from scripts.tables.cells.training import training_run
+from scripts.tables.paper.spec import Column, Row, Table
+from scripts.tables.render import against_paper
+from scripts.tables.render.against_paper import Reading
+from scripts.tables.render.grid import Grid
 
 NUMBERS = range(1, 12)
 EMBEDDED = ("embedded", "playground/embedded")
 
 
 def table_of(number: int) -> Table:
-    return importlib.import_module(f"scripts.tables.table{number:02d}").TABLE
+    return importlib.import_module(f"scripts.tables.paper.table{number:02d}").TABLE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -196,7 +196,7 @@ def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, s
         command = "python -m scripts.tables.make " + shlex.join([str(args.number), "--model", "embedded"])
         return embedded_grid(table, args.results, args.limit, args.render, command), "embedded", []
     maker = Maker(table, args, launch_flags)
-    grid = published.grid(table, maker.readings(), maker.model)
+    grid = against_paper.grid(table, maker.readings(), maker.model)
     return grid, get_model_name_from_path(maker.model), maker.problems
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
 from scripts.tables.cell import Cell
-from scripts.tables.grid import NOTHING
-from scripts.tables.pages import fill, keep_pages
-from scripts.tables.paired import Mean, Shared
-from scripts.tables.times import EFFICIENCY, how_taken, times_of
+from scripts.tables.cells.paired import Mean, Shared
+from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
+from scripts.tables.render.grid import NOTHING
+from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("docs/results.md")
 REFERENCE = "flowcut"

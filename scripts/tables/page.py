@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.tables.embedded_run import embedded_grid
+from scripts.tables.cells.embedded import embedded_grid
 from scripts.tables.make import NUMBERS, table_of
-from scripts.tables.pages import fill, keep_pages
+from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("docs/tables.md")
 

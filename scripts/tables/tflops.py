@@ -19,9 +19,9 @@ from transformers import AutoConfig
 
 from flowcut.cost import Cost
 from flowcut.synthetic import GEOMETRIES
-from scripts.tables.grid import NOTHING, Grid
-from scripts.tables.pages import fill
-from scripts.tables.tflops_lines import LINES, NEXT, ONE, PATCHES, BudgetNotMet, Case, Line
+from scripts.tables.paper.printed_tflops import LINES, NEXT, ONE, PATCHES, BudgetNotMet, Case, Line
+from scripts.tables.render.grid import NOTHING, Grid
+from scripts.tables.render.marked_files import fill
 
 PAGE = Path("docs/cost.md")
 TEXT_TOKENS, ENTROPY_RATIO = 62, 0.95

@@ -24,7 +24,7 @@ from llava.eval.measures import Sizes, flops_of
 from llava.model import LlavaConfig
 from scripts.tables import benchmark_cell
 from scripts.tables.benchmark_cell import BenchmarkCell
-from scripts.tables.follow import Ended, follow
+from scripts.tables.cells.follow import Ended, follow
 from scripts.tables.intervals import interval_of, jackknife_interval
 from scripts.tables.model_flops import sizes_in
 from tests.llava.eval.data_tree import make_data_tree

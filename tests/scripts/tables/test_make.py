@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from scripts.tables import benchmark_cell, make
-from scripts.tables import times as times_module
-from scripts.tables.times import measure_times, times_of
-from scripts.tables.training import training_run
+from scripts.tables.cells import times as times_module
+from scripts.tables.cells.times import measure_times, times_of
+from scripts.tables.cells.training import training_run
 from tests.llava.eval.data_tree import make_data_tree
 from tests.scripts.tables.test_benchmark_cell import FLAGS, answered_here, nothing_may_run
 

@@ -8,11 +8,11 @@ import pytest
 
 from flowcut import parse_pruner
 from scripts.embedded.rows import transferred
-from scripts.tables import embedded_table, published
-from scripts.tables.grid import Grid
 from scripts.tables.make import NUMBERS, table_of
-from scripts.tables.published import Reading
-from scripts.tables.spec import Table, benchmarks, measured, row
+from scripts.tables.paper.spec import Table, benchmarks, measured, row
+from scripts.tables.render import against_paper, embedded_shape
+from scripts.tables.render.against_paper import Reading
+from scripts.tables.render.grid import Grid
 
 TABLES = {number: table_of(number) for number in NUMBERS}
 
@@ -29,7 +29,7 @@ def test_averages_follow_from_their_rows(table):
     for index, one in enumerate(table.rows):
         upper = table.rows[table.upper(index)].printed
         for name, printed in one.average.items():
-            again = published.average(table.columns, one.printed, upper, name)
+            again = against_paper.average(table.columns, one.printed, upper, name)
             misprint = (one.section, one.method, name) in table.misprints
             assert (abs(again.value - printed) < 0.075) == (not misprint), (one.section, one.method)
 
@@ -92,7 +92,7 @@ def test_a_table_beside_what_was_measured():
         (1, "GQA"): Reading(45.0, 100, ("subset",)),
         (1, "TFLOPs"): Reading(2.0),
     }
-    made = published.grid(SMALL, readings, "m")
+    made = against_paper.grid(SMALL, readings, "m")
     by_kind = {(line[1], line[2].split(" [")[0]): line[3:] for line in made.lines}
     footnotes = dict(note.split("] ", 1) for note in made.footnotes)
     assert set(footnotes.values()) == {
@@ -113,7 +113,7 @@ def test_a_table_beside_what_was_measured():
 
 
 def test_nothing_measured_is_shown_as_nothing():
-    made = published.grid(SMALL, {}, "m")
+    made = against_paper.grid(SMALL, {}, "m")
     ours = [line for line in made.lines if line[2] != "paper" and not line[2].startswith("paper [")]
     assert ours
     assert all(set(line[3:]) == {"-"} for line in ours)
@@ -156,10 +156,10 @@ def test_the_three_forms_say_the_same(tmp_path):
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: f"table{table.number}")
 def test_every_row_has_its_counterpart_on_the_embedded_model(table):
-    for text in embedded_table.pruners(table):
+    for text in embedded_shape.pruners(table):
         assert text == "none" or parse_pruner(text).budget < 576
     for one in table.rows:
-        assert (embedded_table.pruner_of(table, one) is None) == (one.pruner is None)
+        assert (embedded_shape.pruner_of(table, one) is None) == (one.pruner is None)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from flowcut import FlowCut, attach, scores
 from scripts.tables import tflops
-from scripts.tables.pages import fill
-from scripts.tables.tflops_lines import (
+from scripts.tables.paper.printed_tflops import (
     FIVE,
     LINES,
     NINE,
@@ -23,6 +22,7 @@ from scripts.tables.tflops_lines import (
     flowcut_path,
     inside,
 )
+from scripts.tables.render.marked_files import fill
 
 ROOT = Path(__file__).parents[3]
 

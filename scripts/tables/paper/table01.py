@@ -1,6 +1,6 @@
 """Table 1: LLaVA-1.5-7B, methods at 192, 128 and 64 of 576 tokens."""
 
-from scripts.tables.spec import Table, benchmarks, row
+from scripts.tables.paper.spec import Table, benchmarks, row
 
 TABLE = Table(
     number=1,

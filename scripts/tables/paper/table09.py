@@ -1,6 +1,6 @@
 """Table 9: more methods on LLaVA-1.5-7B, and ST3 at equal cost."""
 
-from scripts.tables.spec import Table, benchmarks, measured, row
+from scripts.tables.paper.spec import Table, benchmarks, measured, row
 
 TABLE = Table(
     number=9,

@@ -1,6 +1,6 @@
 """Table 2: LLaVA-NeXT-7B, methods at 640, 320 and 160 of at most 2880 tokens."""
 
-from scripts.tables.spec import Table, benchmarks, row
+from scripts.tables.paper.spec import Table, benchmarks, row
 
 TABLE = Table(
     number=2,

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from scripts.tables.grid import NOTHING, Grid
-from scripts.tables.spec import Column, Table
+from scripts.tables.paper.spec import Column, Table
+from scripts.tables.render.grid import NOTHING, Grid
 
 
 class Reading(NamedTuple):

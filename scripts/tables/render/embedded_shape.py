@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scripts.embedded.rows import PATCHES, transferred
-from scripts.tables.grid import NOTHING, Grid
-from scripts.tables.paired import Cell, Shared
-from scripts.tables.spec import Row, Table
+from scripts.tables.cells.paired import Cell, Shared
+from scripts.tables.paper.spec import Row, Table
+from scripts.tables.render.grid import NOTHING, Grid
 
 SHAPE = {
     2: "The embedded model has no tiles: rows keep the same share of one picture's tokens, cut in the encoder alone.",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.answer import load_checkpoint
-from scripts.tables import embedded_table
 from scripts.tables.cell import Bench, Cell, Plan, measure
-from scripts.tables.grid import Grid
-from scripts.tables.spec import Table
-from scripts.tables.times import EFFICIENCY, how_taken, measure_times, times_of
+from scripts.tables.cells.times import EFFICIENCY, how_taken, measure_times, times_of
+from scripts.tables.paper.spec import Table
+from scripts.tables.render import embedded_shape
+from scripts.tables.render.grid import Grid
 
 MODEL = "playground/embedded"
 DATA = Path("playground/data/embedded")
@@ -26,26 +26,26 @@ def embedded_grid(table: Table, results: Path, limit: int | None, render: bool, 
 
     Raises ValueError when cells are missing that may not be made, or that this program does not make.
     """
-    texts = embedded_table.pruners(table)
+    texts = embedded_shape.pruners(table)
     if table.number == 6:
         folders = {text: results / TRAINED[text] / "embedded" for text in texts}
         record = results / "embedded" / "training.json"
         if not record.is_file():
             raise ValueError(f"{record} does not exist; scripts/embedded/train_pruned.sh trains and makes it")
         cells = read_cells(texts, folders)
-        return embedded_table.training(table, cells, json.loads(record.read_text("utf-8")))
+        return embedded_shape.training(table, cells, json.loads(record.read_text("utf-8")))
     folder = results / "embedded"
     if not render:
         make_cells(texts, results, LIMIT if limit is None else limit, command)
     cells = read_cells(texts, dict.fromkeys(texts, folder))
     if table.number != 5:
-        return embedded_table.accuracy(table, cells)
+        return embedded_shape.accuracy(table, cells)
     if not render:
         measure_times(MODEL, texts, folder / EFFICIENCY, DATA / "questions.jsonl", DATA / "images", QUICK)
     times = times_of(folder / EFFICIENCY)
     if missing := [text for text in texts if text not in times]:
         raise ValueError(f"{folder / EFFICIENCY} lacks {', '.join(missing)}; run this without --render")
-    return embedded_table.efficiency(table, cells, times, how_taken(folder / EFFICIENCY))
+    return embedded_shape.efficiency(table, cells, times, how_taken(folder / EFFICIENCY))
 
 
 def make_cells(texts: Sequence[str], results: Path, limit: int, command: str) -> None:

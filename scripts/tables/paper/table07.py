@@ -1,6 +1,6 @@
 """Table 7: what each part of FlowCut does, LLaVA-1.5-7B at 128 of 576 tokens."""
 
-from scripts.tables.spec import Table, benchmarks, row
+from scripts.tables.paper.spec import Table, benchmarks, row
 
 TABLE = Table(
     number=7,

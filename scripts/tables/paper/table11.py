@@ -1,6 +1,6 @@
 """Table 11: how often FlowCut selects, at 128 tokens."""
 
-from scripts.tables.spec import Table, benchmarks, row
+from scripts.tables.paper.spec import Table, benchmarks, row
 
 TABLE = Table(
     number=11,

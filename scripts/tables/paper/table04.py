@@ -1,6 +1,6 @@
 """Table 4: Video-LLaVA-7B, methods at 256 of 2048 tokens (32 of each of 8 frames)."""
 
-from scripts.tables.spec import Table, benchmark, row
+from scripts.tables.paper.spec import Table, benchmark, row
 
 COLUMNS = tuple(
     benchmark(f"{name} {what}", key, digits, average, path)

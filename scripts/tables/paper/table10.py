@@ -1,6 +1,6 @@
 """Table 10: weight of the past against the present in the cumulative score, at 128 tokens."""
 
-from scripts.tables.spec import Table, benchmarks, row
+from scripts.tables.paper.spec import Table, benchmarks, row
 
 TABLE = Table(
     number=10,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.tables.paired import Shared
+from scripts.tables.cells.paired import Shared
 
 ONE = {"questions": "a b c d", "scenes": "0 0 1 1", "types": "x y x y", "scores": "1 0 1 1"}
 OTHER = {"questions": "d b a e", "scenes": "1 0 0 2", "types": "y y x x", "scores": "0 1 1 0"}

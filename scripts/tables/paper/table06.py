@@ -1,6 +1,6 @@
 """Table 6: LLaVA-1.5-7B trained with 192 and 128 tokens."""
 
-from scripts.tables.spec import Table, benchmarks, measured, row
+from scripts.tables.paper.spec import Table, benchmarks, measured, row
 
 TABLE = Table(
     number=6,

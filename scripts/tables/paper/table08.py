@@ -1,6 +1,6 @@
 """Table 8: LLaVA-1.5-7B at 32 of 576 tokens."""
 
-from scripts.tables.spec import Table, benchmarks, row
+from scripts.tables.paper.spec import Table, benchmarks, row
 
 TABLE = Table(
     number=8,

@@ -1,6 +1,6 @@
 """Table 5: time and cost of a question of POPE, at 64 tokens of LLaVA-1.5-7B and 160 of LLaVA-NeXT-7B."""
 
-from scripts.tables.spec import Table, measured, row
+from scripts.tables.paper.spec import Table, measured, row
 
 NEXT = "liuhaotian/llava-v1.6-vicuna-7b"
 TABLE = Table(

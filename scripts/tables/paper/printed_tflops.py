@@ -10,8 +10,8 @@ from typing import Any
 from flowcut import scores
 from flowcut.cost import Cost, cost_of
 from flowcut.registry import parse_pruner
-from scripts.tables import table05, table09
-from scripts.tables.spec import Table
+from scripts.tables.paper import table05, table09
+from scripts.tables.paper.spec import Table
 
 PATCHES, TILES = 576, 5
 PAPER_STEPS = {**{layer: 13 - layer // 2 for layer in range(2, 23, 2)}, 23: 1}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.tables.pages import fill, keep_pages
+from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = "before\n<!-- a -->\nold\n<!-- /a -->\nafter\n<!-- ab -->\nother\n<!-- /ab -->\n"
 

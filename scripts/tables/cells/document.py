@@ -16,7 +16,7 @@ from llava.eval.benchmarks.files import read_json, read_rows
 from llava.eval.benchmarks.tally import DIGITS
 from llava.eval.measures import flops_of, mean_gflops, mean_tokens, spread
 from llava.eval.provenance import environment
-from scripts.tables import origin
+from scripts.tables.cells import identity
 from scripts.tables.intervals import interval_of
 from scripts.tables.model_flops import sizes_in
 
@@ -37,8 +37,8 @@ def document(cell: BenchmarkCell, question_file: Path) -> dict[str, Any]:
     answers = read_rows(merged, "answers")
     rows = cell.bench.rows(cell.folder, cell.split)
     asked = len(rows if cell.limit is None else cell.bench.subset(rows, cell.limit))
-    settings = origin.recorded_settings(cell)
-    marks = origin.data_hash(cell)
+    settings = identity.recorded_settings(cell)
+    marks = identity.data_hash(cell)
     return {
         "benchmark": cell.benchmark,
         "family": cell.family,
@@ -53,7 +53,7 @@ def document(cell: BenchmarkCell, question_file: Path) -> dict[str, Any]:
         **{name: summary[name] for name in ("metric", "reported", "paper", "split", "labels", "parts", "judge")},
         "limit": cell.limit,
         **_costs(cell, [row["metadata"] for row in answers]),
-        "identity": {**settings, **origin.chosen(cell), "data_hash": marks},
+        "identity": {**settings, **identity.chosen(cell), "data_hash": marks},
         "data_hash": marks,
         "command": cell.command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,7 +72,7 @@ def _costs(cell: BenchmarkCell, answers: Sequence[Mapping[str, Any]]) -> dict[st
     shown = [one for one in answers if one["tokens"]]
     if not shown:
         return {"pictured": 0, "tokens": None, "gflops": None, "ms": None}
-    folder = origin.folder_here(cell.model)
+    folder = identity.folder_here(cell.model)
     sizes = None if folder is None else sizes_in(folder, cell.answering.model_base)
     inside = cell.parsed_pruner is not None and cell.parsed_pruner.merges_inside
     stages = {name: spread([one[f"{name}_ms"] for one in shown]) for name in ("encode", "prefill")}

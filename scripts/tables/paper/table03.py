@@ -1,6 +1,6 @@
 """Table 3: Qwen2-VL-7B, FastV and FlowCut at a third, 2/9 and 1/9 of each picture's own tokens."""
 
-from scripts.tables.spec import Table, benchmarks, row
+from scripts.tables.paper.spec import Table, benchmarks, row
 
 TABLE = Table(
     number=3,
