@@ -29,10 +29,12 @@ from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.tally import by_part
 from llava.eval.confidence import mean_with_interval
 from llava.eval.journal import Journal, write_aside
-from llava.eval.measures import Sizes, flops_of, mean_gflops, mean_tokens, spread
+from llava.eval.measures import Sizes
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Problem, Question, read_questions, subset
 from llava.eval.run import Run
+from scripts.tables.cells.costs import mean_costs
+from scripts.tables.cells.file_names import cell_name, method_of
 
 BENCHMARKS = {"embedded": embedded}
 
@@ -47,17 +49,12 @@ class Cell:
 
     @property
     def method(self) -> str:
-        return self.pruner.partition(":")[0]
+        return method_of(self.pruner)
 
     @property
     def name(self) -> str:
         """For files: blind, none, flowcut_64, pdrop_192_layers=1-2-3."""
-        if self.blind:
-            return "blind"
-        settings = [
-            part.strip().removeprefix("budget=") for part in self.pruner.split(":")[1:] for part in part.split(",")
-        ]
-        return "_".join([self.method, *settings]).replace("/", "-")
+        return "blind" if self.blind else cell_name(self.pruner)
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,6 @@ class Plan:
         scores = [one for one in map(benchmark.score, joined.samples) if one.value is not None]
         tower = self.bench.checkpoint.model.get_vision_tower()
         pruner = self.answerer.pruner
-        inside = pruner is not None and pruner.merges_inside
         result = {
             "benchmark": self.cell.benchmark,
             "model": self.bench.checkpoint.name,
@@ -150,7 +146,7 @@ class Plan:
             **_accuracy(scores),
             "categories": {name: _accuracy(own) for name, own in by_part(scores, "category").items()},
             "missing": len(samples) - len(rows) + len(self.problems),
-            **_costs([row["metadata"] for row in rows], self.bench.checkpoint.model, inside),
+            **mean_costs([row["metadata"] for row in rows], Sizes.of(self.bench.checkpoint.model), pruner),
             "identity": self.identity,
             "attention": self.bench.checkpoint.model.config._attn_implementation,
             "limit": self.bench.limit,
@@ -188,24 +184,6 @@ def _accuracy(scores: Sequence[Score]) -> dict[str, Any]:
     mean = mean_with_interval([value for value, _ in known], [scene for _, scene in known])
     value, low, high = (None, None, None) if mean is None else (round(number, 4) for number in mean)
     return {"n": len(known), "accuracy": value, "ci95": None if mean is None else [low, high]}
-
-
-def _costs(answers: Sequence[dict[str, Any]], model: Any, inside: bool) -> dict[str, Any]:
-    """Means of tokens and GFLOPs over the answers, and their measured times; None where nothing was answered.
-
-    inside: whether encoder layers merge ahead of their MLP.
-    """
-    if not answers:
-        return {"tokens": None, "gflops": None, "ms": None}
-    return {
-        "tokens": mean_tokens(answers),
-        "gflops": mean_gflops(flops_of(answers, Sizes.of(model), inside)),
-        "ms": {
-            **spread([one["ms"] for one in answers]),
-            "encode": spread([one["encode_ms"] for one in answers]),
-            "prefill": spread([one["prefill_ms"] for one in answers]),
-        },
-    }
 
 
 def main(argv: list[str] | None = None) -> None:

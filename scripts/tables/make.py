@@ -25,8 +25,10 @@ from pathlib import Path
 
 from llava.eval.benchmarks.registry import benchmark
 from llava.mm_utils import get_model_name_from_path
-from scripts.tables.benchmark_cell import BenchmarkCell
+from scripts.tables.cells.document import read_document
 from scripts.tables.cells.embedded import embedded_grid
+from scripts.tables.cells.produce import make_cell, missing_files
+from scripts.tables.cells.spec import CellSpec
 from scripts.tables.cells.times import EFFICIENCY, measure_times, times_of
 from scripts.tables.cells.training import training_run
 from scripts.tables.paper.spec import Column, Row, Table
@@ -86,9 +88,9 @@ class Maker:
             return one.trained[-1]
         return one.checkpoint or self.model
 
-    def cell(self, one: Row, key: str) -> BenchmarkCell:
+    def spec(self, one: Row, key: str) -> CellSpec:
         assert one.pruner is not None
-        return BenchmarkCell(
+        return CellSpec(
             family="v1_6" if one.checkpoint and "v1.6" in one.checkpoint else self.table.family,
             benchmark=key,
             model=self.checkpoint(one),
@@ -110,15 +112,15 @@ class Maker:
         return {key: reading for key, reading in found.items() if reading is not None}
 
     def run(self, wanted: Sequence[tuple[int, Column]]) -> None:
-        cells = [self.cell(self.table.rows[index], column.key) for index, column in wanted]
-        lacking = {cell.benchmark: cell.missing_files() for cell in cells}
+        specs = [self.spec(self.table.rows[index], column.key) for index, column in wanted]
+        lacking = {spec.benchmark: missing_files(spec) for spec in specs}
         for name, files in lacking.items():
             if files:
                 self.problems.append(f"{name} is left out: {self.args.data} lacks {', '.join(files[:3])}")
-        todo = {cell.file: cell for cell in cells if not lacking[cell.benchmark] and cell.read() is None}
-        for number, cell in enumerate(todo.values(), start=1):
-            print(f"[{number}/{len(todo)}] {cell.benchmark}, {cell.pruner}, {cell.model}", file=sys.stderr)
-            self._try(cell.make)
+        todo = {spec.file: spec for spec in specs if not lacking[spec.benchmark] and read_document(spec) is None}
+        for number, spec in enumerate(todo.values(), start=1):
+            print(f"[{number}/{len(todo)}] {spec.benchmark}, {spec.pruner}, {spec.model}", file=sys.stderr)
+            self._try(partial(make_cell, spec))
 
     def run_times(self, rows: set[int]) -> None:
         by_model: dict[str, list[str]] = {}
@@ -155,10 +157,10 @@ class Maker:
             own = times.get(one.pruner)
             return None if own is None else Reading(own[column.key], int(own["questions"]))
         if column.source == "flops":
-            cells = (self.cell(one, other.key).read() for other in self.table.columns if other.source == "cell")
+            cells = (read_document(self.spec(one, other.key)) for other in self.table.columns if other.source == "cell")
             known = [cell["gflops"][column.key] / 1000 for cell in cells if cell and cell["gflops"]]
             return Reading(known[0]) if known else None
-        cell = self.cell(one, column.key).read()
+        cell = read_document(self.spec(one, column.key))
         if cell is None:
             return None
         part = cell["parts"]

@@ -1,102 +1,112 @@
-"""The JSON of a benchmark's cell, out of what the evaluation scripts left behind."""
+"""The JSON of a benchmark's cell: composed from the files of an evaluation, or read while it is up to date."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from llava.eval import launch
 from llava.eval.benchmarks.contract import Benchmark, Row, Score, Split
 from llava.eval.benchmarks.files import read_json, read_rows
 from llava.eval.benchmarks.tally import DIGITS
-from llava.eval.measures import flops_of, mean_gflops, mean_tokens, spread
 from llava.eval.provenance import environment
 from scripts.tables.cells import identity
+from scripts.tables.cells.costs import mean_costs
+from scripts.tables.cells.file_names import method_of
+from scripts.tables.cells.spec import CellSpec
 from scripts.tables.intervals import interval_of
 from scripts.tables.model_flops import sizes_in
 
-if TYPE_CHECKING:
-    from scripts.tables.benchmark_cell import BenchmarkCell
 
+def make_document(spec: CellSpec) -> dict[str, Any]:
+    """What stands in a cell's file, from the answers and scores of its evaluation.
 
-def document(cell: BenchmarkCell, question_file: Path) -> dict[str, Any]:
-    """What stands in a cell's file.
+    `missing` counts the asked questions without an answer. Tokens, GFLOPs and times (ms) are means over the answers
+    about pictures; `pictured` says how many those are.
 
-    question_file: the one that was asked. `missing` counts the asked questions without an answer. Tokens, GFLOPs and
-    times are means over the answers about pictures, `pictured` says how many those are.
-
-    Raises ValueError, one line, when files of the run are missing or damaged.
+    Raises:
+        ValueError: files of the evaluation are missing or damaged; the message is one line.
     """
-    merged = cell.answers_folder / "merge.jsonl"
+    merged = spec.answers_folder / "merge.jsonl"
     summary = read_json(merged.with_name("merge.scores.json"))
     answers = read_rows(merged, "answers")
-    rows = cell.bench.rows(cell.folder, cell.split)
-    asked = len(rows if cell.limit is None else cell.bench.subset(rows, cell.limit))
-    settings = identity.recorded_settings(cell)
-    marks = identity.data_hash(cell)
+    rows = spec.bench.rows(spec.folder, spec.split)
+    asked = len(rows if spec.limit is None else spec.bench.subset(rows, spec.limit))
+    settings = identity.recorded_settings(spec)
+    marks = identity.data_hash(spec)
     return {
-        "benchmark": cell.benchmark,
-        "family": cell.family,
+        "benchmark": spec.benchmark,
+        "family": spec.family,
         "model": settings["model"],
-        "pruner": cell.pruner,
-        "method": cell.pruner.partition(":")[0],
-        "budget": cell.parsed_pruner.budget if cell.parsed_pruner else None,
+        "pruner": spec.pruner,
+        "method": method_of(spec.pruner),
+        "budget": spec.parsed_pruner.budget if spec.parsed_pruner else None,
         "value": summary["main"],
-        **_interval(cell, merged, rows, summary),
+        **_interval(spec, merged, rows, summary),
         "n": summary["n"],
         "missing": asked - len(answers),
         **{name: summary[name] for name in ("metric", "reported", "paper", "split", "labels", "parts", "judge")},
-        "limit": cell.limit,
-        **_costs(cell, [row["metadata"] for row in answers]),
-        "identity": {**settings, **identity.chosen(cell), "data_hash": marks},
+        "limit": spec.limit,
+        **_costs(spec, [row["metadata"] for row in answers]),
+        "identity": {**settings, **identity.chosen(spec), "data_hash": marks},
         "data_hash": marks,
-        "command": cell.command,
+        "command": spec.command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **environment(_device(cell)),
-        "answers": os.path.relpath(merged, cell.file.parent),
-        "scores": os.path.relpath(merged.with_name("merge.scores.json"), cell.file.parent),
+        **environment(_device(spec)),
+        "answers": os.path.relpath(merged, spec.file.parent),
+        "scores": os.path.relpath(merged.with_name("merge.scores.json"), spec.file.parent),
     }
 
 
-def _device(cell: BenchmarkCell) -> torch.device:
-    return torch.device("cpu" if launch.share(cell.arguments).devices[0] == "cpu" else "cuda")
+def read_document(spec: CellSpec) -> dict[str, Any] | None:
+    """The JSON in a cell's file if it is up to date, else None. Loads no model and starts no process.
+
+    Up to date means that no question is unanswered, and that pruner, split, limit, flags that decide about answers,
+    questions, annotations and weights are the same. What is not on this machine (data, weights of a Hub name)
+    contradicts nothing.
+    """
+    if not spec.file.is_file():
+        return None
+    try:
+        there = json.loads(spec.file.read_text("utf-8"))
+    except json.JSONDecodeError:
+        return None  # edited by hand; it follows from the answers and is made anew
+    wanted = identity.expected(spec)
+    differs = any(there["identity"].get(name) != value for name, value in wanted.items())
+    unjudged = "judge" in wanted and there["value"] is None
+    return None if differs or unjudged or there["missing"] > 0 else there
 
 
-def _costs(cell: BenchmarkCell, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """None where no picture was shown, and GFLOPs where there is no formula for the model."""
-    shown = [one for one in answers if one["tokens"]]
-    if not shown:
-        return {"pictured": 0, "tokens": None, "gflops": None, "ms": None}
-    folder = identity.folder_here(cell.model)
-    sizes = None if folder is None else sizes_in(folder, cell.answering.model_base)
-    inside = cell.parsed_pruner is not None and cell.parsed_pruner.merges_inside
-    stages = {name: spread([one[f"{name}_ms"] for one in shown]) for name in ("encode", "prefill")}
-    return {
-        "pictured": len(shown),
-        "tokens": mean_tokens(shown),
-        "gflops": None if sizes is None else mean_gflops(flops_of(shown, sizes, inside)),
-        "ms": {**spread([one["ms"] for one in shown]), **stages},
-    }
+def _device(spec: CellSpec) -> torch.device:
+    return torch.device("cpu" if spec.share.devices[0] == "cpu" else "cuda")
 
 
-def _interval(cell: BenchmarkCell, merged: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, Any]:
+def _costs(spec: CellSpec, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Costs of the answers about pictures, and how many these are; GFLOPs are None where the model has no formula."""
+    pictured = [one for one in answers if one["tokens"]]
+    folder = identity.folder_here(spec.model) if pictured else None
+    sizes = None if folder is None else sizes_in(folder, spec.answering.model_base)
+    return {"pictured": len(pictured), **mean_costs(pictured, sizes, spec.parsed_pruner)}
+
+
+def _interval(spec: CellSpec, merged: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, Any]:
     """`ci95`, and whether pictures or questions were drawn; the benchmark's own where it has one.
 
     None for numbers that do not follow from the answers alone: a judge's.
     """
     if "ci95" in summary:
         return {"ci95": summary["ci95"], "ci95_over": "scenes"}
-    scores = [cell.bench.score(one) for one in cell.bench.read(cell.folder, merged, cell.split).samples]
-    if summary["main"] is None or cell.bench.aggregate(scores)["main"] != summary["main"]:
+    scores = [spec.bench.score(one) for one in spec.bench.read(spec.folder, merged, spec.split).samples]
+    if summary["main"] is None or spec.bench.aggregate(scores)["main"] != summary["main"]:
         return {"ci95": None, "ci95_over": None}
-    pictures = _pictures(cell.bench, cell.split, rows)
+    pictures = _pictures(spec.bench, spec.split, rows)
     groups: list[Hashable] = [pictures.get(str(one.question_id), (one.question_id,)) for one in scores]
-    found = interval_of(scores, groups, summary["main"], lambda part: _main(cell.bench, part))
+    found = interval_of(scores, groups, summary["main"], lambda part: _main(spec.bench, part))
     ends = None if found is None else [round(end, DIGITS) for end in found]
     drawn = "pictures" if all(str(one.question_id) in pictures for one in scores) else "questions"
     return {"ci95": ends, "ci95_over": drawn if ends else None}

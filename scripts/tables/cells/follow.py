@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 _KEPT = 100_000  # characters of the end; progress bars of a day would fill the memory
@@ -35,10 +35,10 @@ class Ended(NamedTuple):
         return json.loads(last) if last.startswith("{") else {}
 
 
-def follow(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
-    """Run a command to its end, both its streams going to stderr: stdout belongs to whoever calls."""
+def follow(command: Sequence[str]) -> Ended:
+    """Run a command to its end. Both of its streams go to stderr, since stdout belongs to the caller."""
     said, decoder = "", codecs.getincrementaldecoder("utf-8")("replace")
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         # Pieces as they come: a progress bar has no line ends to wait for.
         while piece := os.read(process.stdout.fileno(), 4096):

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.tables import benchmark_cell, make
+from scripts.tables import make
+from scripts.tables.cells import produce
 from scripts.tables.cells import times as times_module
 from scripts.tables.cells.times import measure_times, times_of
 from scripts.tables.cells.training import training_run
 from tests.llava.eval.data_tree import make_data_tree
-from tests.scripts.tables.test_benchmark_cell import FLAGS, answered_here, nothing_may_run
+from tests.scripts.tables.cells.made_here import FLAGS, answered_here, nothing_may_run
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def lines_of(root, number=9):
 
 
 def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark_cell, "follow", answered_here)
+    monkeypatch.setattr(produce, "follow", answered_here)
     ask(root, "--methods", "FasterVLM", "--columns", "POPE", "TFLOPs")
     lines = lines_of(root)
     cells = {file.stem: json.loads(file.read_text()) for file in (root / "results/tiny/pope").glob("*.json")}
@@ -55,7 +56,7 @@ def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
     # three questions are not the published 8,910, which has to be said
     assert "published 8910" in (root / "results/tiny/tables/table09.md").read_text()
 
-    monkeypatch.setattr(benchmark_cell, "follow", nothing_may_run)
+    monkeypatch.setattr(produce, "follow", nothing_may_run)
     before = (root / "results/tiny/tables/table09.csv").read_text()
     ask(root, "--methods", "FasterVLM", "--columns", "POPE", "TFLOPs")
     assert (root / "results/tiny/tables/table09.csv").read_text() == before
@@ -66,7 +67,7 @@ def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
 
 
 def test_a_benchmark_without_files_is_named_and_the_rest_is_made(root, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark_cell, "follow", answered_here)
+    monkeypatch.setattr(produce, "follow", answered_here)
     with pytest.raises(SystemExit) as stopped:
         ask(root, "--columns", "POPE", "TextVQA", "--methods", "FasterVLM")
     assert stopped.value.code == 1
