@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
-from scripts.tables.cell import Cell
+from scripts.tables.cells.file_names import cell_name
 from scripts.tables.cells.paired import Mean, Shared
 from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
 from scripts.tables.render.grid import NOTHING
@@ -28,7 +28,7 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
     """The unpruned cell, and what there is of `scripts.embedded.rows`. Raises ValueError without the former."""
     texts = ["none", *(fitted(method, budget) for budget in BUDGETS for method in MAIN)]
     texts += [text for budget in BUDGETS for text in rows(budget)]
-    files = [folder / f"{Cell('embedded', text).name}.json" for text in texts]
+    files = [folder / f"{cell_name(text)}.json" for text in texts]
     cells = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
     if not any(cell["pruner"] == "none" for cell in cells):
         raise ValueError(f"{folder} holds no unpruned cell; make the cells with scripts/embedded/evaluate.sh")

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from llava.eval.confidence import bootstrap_interval
 
-Cell = Mapping[str, Any]
+CellDocument = Mapping[str, Any]
+"""The JSON of a cell."""
 
 
 class Mean(NamedTuple):
@@ -33,7 +34,7 @@ class Shared:
     scores: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def of(cls, cells: Sequence[Cell]) -> Shared:
+    def of(cls, cells: Sequence[CellDocument]) -> Shared:
         """Raises ValueError when the cells share no question, or are of different data."""
         own = [cell["questions"].split() for cell in cells]
         common = set(own[0]).intersection(*own[1:])

@@ -1,25 +1,14 @@
-"""A table of the paper beside what was measured: paper | ours | difference | n for every row."""
+"""A table of the paper with what was measured: lines for paper, ours, difference and n under every row."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from scripts.tables.cells.measured import MeasuredTable
 from scripts.tables.paper.spec import Column, Table
 from scripts.tables.render.grid import NOTHING, Grid
-
-
-class Reading(NamedTuple):
-    """A measured number. n: over how many questions; labels: what has to be said beside it."""
-
-    value: float
-    n: int | None = None
-    labels: tuple[str, ...] = ()
-
-
-Readings = Mapping[tuple[int, str], Reading]
-"""(number of the row from 0, name of the column) -> what was measured."""
 
 
 class Average(NamedTuple):
@@ -43,7 +32,7 @@ def average(
     return Average(statistics.fmean(ratios.values()), tuple(ratios), len(own)) if ratios else None
 
 
-def grid(table: Table, readings: Readings, model: str) -> Grid:
+def grid(table: Table, measured: MeasuredTable, model: str) -> Grid:
     """Four lines a row; rows without public code have the paper's alone.
 
     An average stands twice: against the row's own unpruned model, and against the paper's unpruned numbers. The paper's
@@ -54,43 +43,41 @@ def grid(table: Table, readings: Readings, model: str) -> Grid:
         header += [name, f"{name}, paper's bound"]
     made = Grid(f"Table {table.number}: {table.title} ({model})", header, left=3)
     for number in range(len(table.rows)):
-        made.lines += _lines(made, table, number, readings)
+        made.lines += _lines(made, table, number, measured)
     made.notes += table.notes
     return made
 
 
-def _lines(made: Grid, table: Table, number: int, readings: Readings) -> list[list[str]]:
-    one, columns = table.rows[number], table.columns
+def _lines(made: Grid, table: Table, number: int, measured: MeasuredTable) -> list[list[str]]:
+    row, columns = table.rows[number], table.columns
     upper = table.upper(number)
-    found = [readings.get((number, column.name)) for column in columns]
-    ours = [None if reading is None else reading.value for reading in found]
-    bound = [readings.get((upper, column.name)) for column in columns]
-    unpruned = [None if reading is None else reading.value for reading in bound]
+    found = [measured.get((number, column.name)) for column in columns]
+    ours = [one and one.value for one in found]
+    unpruned = [one and one.value for one in (measured.get((upper, column.name)) for column in columns)]
 
     paper_line, our_line, difference, count = [], [], [], []
-    for column, printed, reading in zip(columns, one.printed, found, strict=True):
-        misprint = table.misprints.get((one.section, one.method, column.name))
+    for column, printed, one in zip(columns, row.printed, found, strict=True):
+        misprint = table.misprints.get((row.section, row.method, column.name))
         paper_line.append(made.mark(_number(printed, column.digits), misprint and f"misprint: {misprint}"))
-        labels = "; ".join(reading.labels) if reading else None
-        our_line.append(made.mark(_number(reading and reading.value, column.digits), labels))
-        both = printed is not None and reading is not None
-        difference.append(f"{reading.value - printed:+.{column.digits}f}" if both else NOTHING)  # type: ignore[union-attr, operator]
-        count.append(NOTHING if reading is None or reading.n is None else str(reading.n))
+        our_line.append(made.mark(_number(one and one.value, column.digits), "; ".join(one.labels) if one else None))
+        difference.append(_difference(one and one.value, printed, column.digits))
+        count.append(NOTHING if one is None or one.n is None else str(one.n))
     for name in table.averages:
-        shown = one.average.get(name)
-        misprint = table.misprints.get((one.section, one.method, name))
-        again = average(columns, one.printed, table.rows[upper].printed, name)
-        paper_line += [made.mark(_number(shown), misprint and f"misprint: {misprint}"), _average(made, again, True)]
-        own, against_paper = (
-            average(columns, ours, unpruned, name),
-            average(columns, ours, table.rows[upper].printed, name),
-        )
-        our_line += [_average(made, own), _average(made, against_paper)]
-        for other in (own, against_paper):
-            difference.append(f"{other.value - shown:+.1f}" if other and shown is not None else NOTHING)
-            count.append(NOTHING if other is None else f"{len(other.used)} of {other.of}")
-    head = [one.section, one.method]
-    if one.pruner is None:
+        shown = row.average.get(name)
+        misprint = table.misprints.get((row.section, row.method, name))
+        recomputed = average(columns, row.printed, table.rows[upper].printed, name)
+        paper_line += [
+            made.mark(_number(shown), misprint and f"misprint: {misprint}"),
+            _average(made, recomputed, True),
+        ]
+        against_ours = average(columns, ours, unpruned, name)
+        against_paper = average(columns, ours, table.rows[upper].printed, name)
+        for mean in (against_ours, against_paper):
+            our_line.append(_average(made, mean))
+            difference.append(_difference(mean and mean.value, shown))
+            count.append(NOTHING if mean is None else f"{len(mean.used)} of {mean.of}")
+    head = [row.section, row.method]
+    if row.pruner is None:
         return [[*head, made.mark("paper", "reported, not run: no public code"), *paper_line]]
     return [
         [*head, "paper", *paper_line],
@@ -104,8 +91,12 @@ def _number(value: float | None, digits: int = 1) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
-def _average(made: Grid, one: Average | None, printed: bool = False) -> str:
-    if one is None:
+def _difference(ours: float | None, printed: float | None, digits: int = 1) -> str:
+    return NOTHING if ours is None or printed is None else f"{ours - printed:+.{digits}f}"
+
+
+def _average(made: Grid, mean: Average | None, printed: bool = False) -> str:
+    if mean is None:
         return NOTHING
-    few = None if printed or len(one.used) == one.of else f"over {', '.join(one.used)} only"
-    return made.mark(f"{one.value:.1f}", few)
+    few = None if printed or len(mean.used) == mean.of else f"over {', '.join(mean.used)} only"
+    return made.mark(f"{mean.value:.1f}", few)

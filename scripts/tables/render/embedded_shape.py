@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.embedded.rows import PATCHES, transferred
-from scripts.tables.cells.paired import Cell, Shared
+from scripts.embedded.rows import PATCHES
+from scripts.tables.cells.paired import CellDocument, Shared
+from scripts.tables.paper.embedded_rows import pruner_of, pruners
 from scripts.tables.paper.spec import Row, Table
 from scripts.tables.render.grid import NOTHING, Grid
 
@@ -21,18 +22,7 @@ SHAPE = {
 }
 
 
-def pruner_of(table: Table, one: Row) -> str | None:
-    """The row's text form on the embedded model; None where there is no code."""
-    return one.embedded or (None if one.pruner is None else transferred(one.pruner, one.of or table.tokens))
-
-
-def pruners(table: Table) -> list[str]:
-    """What is to be measured, each once."""
-    texts = (pruner_of(table, one) for one in table.rows)
-    return list(dict.fromkeys(text for text in texts if text is not None))
-
-
-def accuracy(table: Table, cells: Mapping[str, Cell]) -> Grid:
+def accuracy(table: Table, cells: Mapping[str, CellDocument]) -> Grid:
     """cells: by text form, one for each of `pruners`. Raises ValueError when they share no question."""
     texts = pruners(table)
     shared = Shared.of([cells[text] for text in texts])
@@ -65,7 +55,9 @@ def accuracy(table: Table, cells: Mapping[str, Cell]) -> Grid:
     return made
 
 
-def efficiency(table: Table, cells: Mapping[str, Cell], times: Mapping[str, Mapping[str, Any]], how: str) -> Grid:
+def efficiency(
+    table: Table, cells: Mapping[str, CellDocument], times: Mapping[str, Mapping[str, Any]], how: str
+) -> Grid:
     """Table 5. times: by text form, what the columns of the table are keyed by; how: how they were taken."""
     made = _empty(table, ["ms a question", "speed-up", "paper's", "prefill ms", "speed-up", "paper's", "GFLOPs"])
     made.header[-1] = "paper's TFLOPs"
@@ -90,7 +82,7 @@ def efficiency(table: Table, cells: Mapping[str, Cell], times: Mapping[str, Mapp
     return made
 
 
-def training(table: Table, cells: Mapping[str, Cell], runs: Mapping[str, Any]) -> Grid:
+def training(table: Table, cells: Mapping[str, CellDocument], runs: Mapping[str, Any]) -> Grid:
     """Table 6. cells: by text form, of the trained models. runs: what scripts/embedded/train_pruned.sh recorded."""
     made = accuracy(table, cells)
     made.notes.pop(0)
@@ -121,7 +113,7 @@ def _paper(table: Table, one: Row) -> str:
     return NOTHING if value is None else f"{value:.1f}"
 
 
-def _head(made: Grid, cell: Cell, one: Row, text: str) -> list[str]:
+def _head(made: Grid, cell: CellDocument, one: Row, text: str) -> list[str]:
     """Tokens (of the language model; its layers' mean where it is cut inside) and method."""
     tokens = cell["tokens"]
     inside = tokens["llm_inputs"] != tokens["llm"]
