@@ -1,4 +1,4 @@
-"""The TFLOPs that the paper prints in Tables 5 and 9 beside what flowcut.cost makes of the same methods.
+"""The TFLOPs that the paper prints in Tables 5 and 9, compared with what flowcut.cost makes of the same methods.
 
     python -m scripts.tables.tflops                    (Markdown; --csv for CSV, --write for docs/cost.md)
 
@@ -19,7 +19,8 @@ from transformers import AutoConfig
 
 from flowcut.cost import Cost
 from flowcut.synthetic import GEOMETRIES
-from scripts.tables.paper.printed_tflops import LINES, NEXT, ONE, PATCHES, BudgetNotMet, Case, Line
+from scripts.tables.paper.counting import PATCHES, BudgetNotMet, Case
+from scripts.tables.paper.printed_tflops import LINES, NEXT, ONE, Line
 from scripts.tables.render.grid import NOTHING, Grid
 from scripts.tables.render.marked_files import fill
 
