@@ -29,11 +29,11 @@ from llava.eval.images import load_image
 from llava.eval.questions import subset
 from llava.mm_utils import process_images
 from scripts.embedded import data
+from scripts.embedded.rows import BUDGETS
+from scripts.embedded.rows import MAIN as METHODS
 from scripts.tables.cells.in_process import Cell, Plan, Setup, measure, report
 
 BENCHMARK = "embedded"
-METHODS = ("random", "fastervlm", "flowcut")
-BUDGETS = (192, 128, 64, 32)
 
 
 def cells() -> list[Cell]:

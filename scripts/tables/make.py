@@ -6,7 +6,7 @@
 Every number is a cell, one JSON under <results>/<model>/<benchmark>/ that knows where it comes from. What is there and
 still true is not made again; what was interrupted goes on; a benchmark whose files are missing is left out and named.
 The table lies in <results>/<model>/tables/. Paper, ours, difference and number of questions stand one below the other;
-with the embedded model, which has a benchmark of its own, the table keeps its shape alone.
+with the embedded model, which has its own benchmark, only the table's shape is kept.
 
 All GPUs in CUDA_VISIBLE_DEVICES share a benchmark's questions. Flags that are not listed here go to
 `python -m llava.eval.launch` as they are (--judge-base-url, --dtype, --batch-size, ...).

@@ -25,7 +25,11 @@ REFERENCE = "flowcut"
 
 
 def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """The unpruned cell, and what there is of `scripts.embedded.rows`. Raises ValueError without the former."""
+    """The unpruned cell, and those of `scripts.embedded.rows` that exist.
+
+    Raises:
+        ValueError: there is no unpruned cell.
+    """
     texts = ["none", *(fitted(method, budget) for budget in BUDGETS for method in MAIN)]
     texts += [text for budget in BUDGETS for text in rows(budget)]
     files = [folder / f"{cell_name(text)}.json" for text in texts]
@@ -35,13 +39,13 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
     return cells
 
 
-def line(cell: dict[str, Any], accuracy: Mean, beside: str, times: Mapping[str, Any] | None) -> str:
+def line(cell: dict[str, Any], accuracy: Mean, difference: str, times: Mapping[str, Any] | None) -> str:
     tokens, gflops = cell["tokens"], cell["gflops"]
     parts = [
         f"`{cell['pruner']}`",
         f"{accuracy.value:.1f}",
         f"{accuracy.low:.1f}-{accuracy.high:.1f}",
-        beside,
+        difference,
         f"{tokens['encoder_inputs']:.0f} / {tokens['encoder_outputs']:.0f}",
         f"{tokens['llm']:.0f}",
         f"{tokens['llm_inputs']:.0f} / {tokens['llm_outputs']:.0f}",
@@ -54,7 +58,7 @@ def line(cell: dict[str, Any], accuracy: Mean, beside: str, times: Mapping[str, 
 
 
 def table(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
-    """The cells of one budget, best first, on the questions they share; and how many these are."""
+    """A table of the cells of one budget, best first, on the questions that they share, and the number of these."""
     shared = Shared.of(cells)
     accuracies = [shared.accuracy(index) for index in range(len(cells))]
     reference = next((i for i, cell in enumerate(cells) if cell["pruner"].startswith(REFERENCE + ":budget=")), None)
@@ -64,11 +68,11 @@ def table(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]
     )
     lines = [head, "|---|---:|---|---|---|---:|---|" + "---:|" * 6]
     for index in sorted(range(len(cells)), key=lambda index: -accuracies[index].value):
-        beside = NOTHING
+        difference = NOTHING
         if reference is not None and index != reference:
-            beside = shared.difference(index, reference).signed
+            difference = shared.difference(index, reference).signed
         cell = cells[index]
-        lines.append(line(cell, accuracies[index], beside, times.get(cell["pruner"])))
+        lines.append(line(cell, accuracies[index], difference, times.get(cell["pruner"])))
     return "\n".join(lines), len(shared.questions)
 
 

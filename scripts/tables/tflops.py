@@ -94,7 +94,7 @@ HEADER = [
 
 
 def table(text_tokens: int = TEXT_TOKENS, entropy_ratio: float = ENTROPY_RATIO, footnotes: bool = True) -> Grid:
-    """All lines; what is to say about them as footnotes or in a column of its own."""
+    """All lines. Their notes are footnotes, or stand in a last column."""
     grid = Grid("TFLOPs, printed and counted", HEADER if footnotes else [*HEADER, "note"], left=4)
     for line in LINES:
         number, model = str(line.table.number), NEXT if line.tiles > 1 else ONE

@@ -18,9 +18,9 @@ from llava.eval.provenance import environment
 from scripts.tables.cells import identity
 from scripts.tables.cells.costs import mean_costs
 from scripts.tables.cells.file_names import method_of
+from scripts.tables.cells.intervals import interval_of
+from scripts.tables.cells.model_flops import sizes_in
 from scripts.tables.cells.spec import CellSpec
-from scripts.tables.intervals import interval_of
-from scripts.tables.model_flops import sizes_in
 
 
 def make_document(spec: CellSpec) -> dict[str, Any]:
@@ -95,9 +95,9 @@ def _costs(spec: CellSpec, answers: Sequence[Mapping[str, Any]]) -> dict[str, An
 
 
 def _interval(spec: CellSpec, merged: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """`ci95`, and whether pictures or questions were drawn; the benchmark's own where it has one.
+    """`ci95`, and what was drawn for it: pictures, questions or scenes. The benchmark's own interval comes first.
 
-    None for numbers that do not follow from the answers alone: a judge's.
+    Both are None for numbers that do not follow from the answers alone, such as a judge's.
     """
     if "ci95" in summary:
         return {"ci95": summary["ci95"], "ci95_over": "scenes"}
@@ -117,7 +117,7 @@ def _main(bench: Benchmark, scores: Sequence[Score]) -> float | None:
 
 
 def _pictures(bench: Benchmark, split: Split, rows: Sequence[Row]) -> dict[str, Hashable]:
-    """Question id -> its picture, or where pictures are in the question file, the questions that belong together."""
+    """Question id -> its picture, or the group of its question where pictures are part of the question file."""
     named: dict[str, Hashable] = {}
     for row in rows:
         picture = row.get("image") if split.images else None

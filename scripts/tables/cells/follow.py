@@ -1,4 +1,4 @@
-"""A program run for its result, with all it says shown on stderr as it says it."""
+"""Runs a program for its result, and shows its output on stderr as it comes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ _REASON = re.compile(r"(?:error: |not answered: |[\w.]*(?:Error|Exception|Interr
 
 
 class Ended(NamedTuple):
-    """status: 0 for success. lines: the last ones it said, progress bars among them."""
+    """How a program ended.
+
+    Attributes:
+        status: exit status, 0 for success.
+        lines: the last lines of its output, progress bars included.
+    """
 
     status: int
     lines: list[str]
 
     @property
     def reason(self) -> str:
-        """The line that tells best why it failed: the first error, else what it said last."""
+        """The line that tells best why it failed: the first error, else the last line."""
         told = [line for line in self.lines if _REASON.match(line)]
         last = self.lines[-1] if self.lines else "it said nothing"
         return (told[0] if told else last).removeprefix("error: ")

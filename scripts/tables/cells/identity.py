@@ -29,7 +29,7 @@ def folder_here(name_or_path: str) -> Path | None:
 
 
 def model_hash(model: str, base: str | None) -> str | None:
-    """As `llava.eval.answer` notes it; None while weights are not on this machine."""
+    """Hash of the weights, as it is recorded with answers; None while they are not on this machine."""
     marks = []
     for name in filter(None, (model, base)):
         folder = folder_here(name)
@@ -40,7 +40,7 @@ def model_hash(model: str, base: str | None) -> str | None:
 
 
 def data_hash(spec: CellSpec) -> str | None:
-    """Over the question file of the split and the annotations that scores follow from; None without a question file."""
+    """Hash of the split's question file and of the annotations for scoring; None without a question file."""
     if not spec.question_file.is_file():
         return None
     files = [spec.question_file]
@@ -52,7 +52,7 @@ def data_hash(spec: CellSpec) -> str | None:
 
 
 def _texts(path: Path) -> list[Path]:
-    """The file, or a folder's files that are no pictures."""
+    """The file itself, or the files of a folder that are not pictures."""
     if path.is_file():
         return [path]
     return sorted(file for file in path.rglob("*") if file.suffix in _TEXTS)
@@ -60,7 +60,7 @@ def _texts(path: Path) -> list[Path]:
 
 @lru_cache(maxsize=256)
 def _hash(states: tuple[tuple[Path, int, int], ...]) -> str:
-    """Remembered while the files' times and sizes stay: the cells of a table share their data."""
+    """Cached while the files' times and sizes stay the same, since the cells of a table share their data."""
     return fingerprint(file for file, _, _ in states)
 
 
@@ -75,7 +75,7 @@ def expected_settings(spec: CellSpec, question_file: Path | None = None) -> dict
     marks = model_hash(spec.model, told.model_base)
     if marks is not None:
         settings["model_hash"] = marks
-    # The others have defaults that the scripts or the model decide about.
+    # Where these are not given, the model decides.
     for name in ("conv_mode", "dtype", "max_pixels"):
         if getattr(told, name) is not None:
             settings[name] = getattr(told, name)
@@ -92,9 +92,9 @@ def expected(spec: CellSpec) -> dict[str, Any]:
 
 
 def chosen(spec: CellSpec) -> dict[str, Any]:
-    """The part of a cell's identity that the cell itself decides about.
+    """The part of a cell's identity that follows from its specification alone.
 
-    The judge is named where one is given: without one, a number that was judged before stays true.
+    The judge is named where one is given. Without one, a number that was judged before stays valid.
     """
     identity: dict[str, Any] = {"benchmark": spec.benchmark, "split": spec.split.name, "limit": spec.limit}
     judge = spec.judge
@@ -134,7 +134,7 @@ def archive_stale(spec: CellSpec, question_file: Path) -> Path | None:
 
 
 def _chunks(spec: CellSpec) -> list[dict[str, Any]]:
-    """The settings of each chunk that is there, of as many as the cell would be answered in now."""
+    """The settings of each chunk that exists, for the number of chunks that the cell is answered in now."""
     files = sorted(spec.answers_folder.glob(f"{spec.share.chunks}_*.settings.json"))
     read = [json.loads(file.read_text("utf-8")) for file in files]
     return [{name: value for name, value in one.items() if name != "chunk"} for one in read]

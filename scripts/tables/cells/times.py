@@ -16,10 +16,10 @@ EFFICIENCY = "efficiency.json"
 
 
 def times_of(file: Path) -> dict[str, dict[str, float]]:
-    """Medians at batch 1 by text form: encode (with projector), prefill, ttft and total in ms a question, speed-ups,
-    TFLOPs, and over how many questions.
+    """Medians at batch size 1, by text form of the pruner; empty where there is no such file.
 
-    Empty where there is no such file.
+    Each holds encode (with projector), prefill, ttft and total in ms a question, speed-ups against the unpruned model,
+    TFLOPs a question, and the number of questions.
     """
     if not file.is_file():
         return {}
@@ -39,7 +39,7 @@ def times_of(file: Path) -> dict[str, dict[str, float]]:
 
 
 def how_taken(file: Path) -> str:
-    """A sentence about the run."""
+    """A sentence about how the times in a file were taken."""
     if not file.is_file():
         return "Times were not measured."
     run = json.loads(file.read_text("utf-8"))
@@ -58,9 +58,12 @@ def measure_times(
     images: Path,
     flags: Sequence[str] = (),
 ) -> None:
-    """Time the pruners, and none, on the same questions, unless the file has all of them.
+    """Time the pruners and the unpruned model on the same questions, unless the file has all of them.
 
-    Raises ValueError when the run failed; it has then said why.
+    flags: further flags of `python -m llava.eval.efficiency`.
+
+    Raises:
+        ValueError: the run failed; it has then said why.
     """
     wanted = dict.fromkeys(("none", *pruners))
     if set(wanted) <= set(times_of(file)):

@@ -1,4 +1,4 @@
-"""How long training took, from what transformers' Trainer leaves behind."""
+"""How long training took, from the state that transformers' Trainer saves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from typing import NamedTuple
 
 
 class TrainingRun(NamedTuple):
+    """Optimizer steps of a training run, and the seconds that they took."""
+
     steps: int
     seconds: float
 
 
 def training_run(folder: Path) -> TrainingRun:
-    """Raises ValueError for a run that is not finished, or was resumed, which tells only the time since then."""
+    """The run whose checkpoint lies in a folder.
+
+    Raises:
+        ValueError: the run is not finished, or was resumed and tells only the time since then.
+    """
     file = folder / "trainer_state.json"
     if not file.is_file():
         raise ValueError(f"{file} does not exist; train into {folder} first")

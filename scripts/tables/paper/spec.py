@@ -1,4 +1,4 @@
-"""What a table of the paper consists of. `table01.py` to `table11.py` beside this file fill it with data.
+"""What a table of the paper consists of. `table01.py` to `table11.py` in this folder fill it with data.
 
 Numbers are the paper's as printed (arXiv 2505.19536), "-" where it has none. A row names the pruner that measures it
 anew, and no pruner where nobody can: methods without public code.
@@ -83,7 +83,7 @@ class Row:
         embedded: text form on the embedded model; None for what the budget's share of 576 makes of `pruner`.
         checkpoint: the model where it is not the table's.
         of: visual tokens of a picture in that model.
-        trained: folders of the training runs behind a trained row, its checkpoint last.
+        trained: folders of the training runs of a trained row, its checkpoint last.
     """
 
     method: str

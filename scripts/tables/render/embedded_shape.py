@@ -1,7 +1,7 @@
 """The paper's tables in the same shape on the embedded model, whose only benchmark has question types for columns.
 
-A row keeps the share of visual tokens that it has in the paper. The paper's own number stands last, for orientation: it
-is of another model on other questions, so no difference is taken.
+A row keeps the share of visual tokens that it has in the paper. The paper's number stands last, for orientation: it is
+of another model on other questions, so no difference is taken.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ SHAPE = {
 
 
 def accuracy(table: Table, cells: Mapping[str, CellDocument]) -> Grid:
-    """cells: by text form, one for each of `pruners`. Raises ValueError when they share no question."""
+    """Accuracy of every row, in percent, on the questions that all cells share.
+
+    cells: by text form, one for each of `pruners`.
+
+    Raises:
+        ValueError: the cells share no question.
+    """
     texts = pruners(table)
     shared = Shared.of([cells[text] for text in texts])
     unpruned = texts.index("none")
@@ -58,7 +64,10 @@ def accuracy(table: Table, cells: Mapping[str, CellDocument]) -> Grid:
 def efficiency(
     table: Table, cells: Mapping[str, CellDocument], times: Mapping[str, Mapping[str, Any]], how: str
 ) -> Grid:
-    """Table 5. times: by text form, what the columns of the table are keyed by; how: how they were taken."""
+    """Table 5: times in ms and speed-ups.
+
+    cells: by text form. times: as `times_of` reads them. how: a sentence about how they were taken.
+    """
     made = _empty(table, ["ms a question", "speed-up", "paper's", "prefill ms", "speed-up", "paper's", "GFLOPs"])
     made.header[-1] = "paper's TFLOPs"
     for one in table.rows:
@@ -83,7 +92,10 @@ def efficiency(
 
 
 def training(table: Table, cells: Mapping[str, CellDocument], runs: Mapping[str, Any]) -> Grid:
-    """Table 6. cells: by text form, of the trained models. runs: what scripts/embedded/train_pruned.sh recorded."""
+    """Table 6: accuracy of trained models, with the minutes of their training.
+
+    cells: by text form, of the trained models. runs: the record of scripts/embedded/train_pruned.sh.
+    """
     made = accuracy(table, cells)
     made.notes.pop(0)
     seconds = {run["tokens"]: run["seconds"] for run in runs["rows"]}
@@ -114,11 +126,12 @@ def _paper(table: Table, one: Row) -> str:
 
 
 def _head(made: Grid, cell: CellDocument, one: Row, text: str) -> list[str]:
-    """Tokens (of the language model; its layers' mean where it is cut inside) and method."""
+    """Tokens of the language model, averaged over its layers where they are cut inside it, and the method."""
     tokens = cell["tokens"]
-    inside = tokens["llm_inputs"] != tokens["llm"]
     shown = f"{tokens['llm_inputs']:.0f}"
-    return [made.mark(shown, "mean over the language model's layers of what goes in") if inside else shown, one.method]
+    if tokens["llm_inputs"] != tokens["llm"]:
+        shown = made.mark(shown, "mean over the language model's layers of what goes in")
+    return [shown, one.method]
 
 
 def _not_run(made: Grid, one: Row, empty: int, printed: str) -> list[str]:

@@ -17,7 +17,9 @@ NOTHING = "-"
 class Grid:
     """Header and lines, all as text, with footnotes.
 
-    left: how many columns at the beginning hold words; the others hold numbers.
+    Attributes:
+        notes: paragraphs below the footnotes.
+        left: number of leading columns that hold words; the others hold numbers.
     """
 
     title: str
@@ -28,7 +30,7 @@ class Grid:
     _marks: dict[str, int] = field(default_factory=dict)
 
     def mark(self, text: str, footnote: str | None) -> str:
-        """The text with the footnote's number behind it; footnotes of the same words share one."""
+        """The text followed by the footnote's number; footnotes of the same words share a number."""
         if not footnote:
             return text
         return f"{text} [{self._marks.setdefault(footnote, len(self._marks) + 1)}]"
@@ -49,7 +51,7 @@ class Grid:
         return text.getvalue()
 
     def html(self) -> str:
-        """A page of its own, without anything from elsewhere."""
+        """A self-contained page."""
 
         def cells(line: list[str], tag: str) -> str:
             kinds = ["l"] * self.left + ["r"] * (len(line) - self.left)
@@ -69,7 +71,7 @@ class Grid:
         )
 
     def texts(self, stem: Path) -> dict[Path, str]:
-        """<stem>.md, .csv and .html with what is to stand in them."""
+        """The contents of <stem>.md, .csv and .html."""
         forms = {".md": f"# {self.title}\n\n{self.markdown()}\n", ".csv": self.csv(), ".html": self.html()}
         return {stem.with_suffix(suffix): text for suffix, text in forms.items()}
 

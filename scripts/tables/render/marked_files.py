@@ -1,4 +1,4 @@
-"""Files of the repository that follow from committed cells: written anew, or checked for being up to date."""
+"""Files of the repository that follow from committed cells: regenerated, or checked for being up to date."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from llava.eval.journal import write_aside
 
 
 def fill(text: str, marker: str, table: str) -> str:
-    """`text` with what stands between the two comments of `marker` replaced by `table`."""
+    """`text`, with `table` between the two comments of `marker`.
+
+    Raises:
+        ValueError: the text lacks the comments.
+    """
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"the text has no <!-- {marker} --> ... <!-- /{marker} --> to fill")

@@ -17,8 +17,8 @@ from scripts.tables import benchmark_cell
 from scripts.tables.cells import produce
 from scripts.tables.cells.document import read_document
 from scripts.tables.cells.follow import Ended
+from scripts.tables.cells.model_flops import sizes_in
 from scripts.tables.cells.produce import make_cell, missing_files
-from scripts.tables.model_flops import sizes_in
 from tests.scripts.tables.cells.made_here import FLAGS, PRUNER, at, made_here, nothing_may_run
 
 

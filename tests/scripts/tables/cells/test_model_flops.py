@@ -7,7 +7,7 @@ from transformers import CLIPVisionConfig
 from flowcut.cost import encoder_flops, prefill_flops, projector_flops
 from llava.eval.measures import Sizes, flops_of
 from llava.model import LlavaConfig
-from scripts.tables.model_flops import sizes_in
+from scripts.tables.cells.model_flops import sizes_in
 
 
 def test_flops_of_tiles():
