@@ -29,11 +29,11 @@ from llava.eval.images import load_image
 from llava.eval.questions import subset
 from llava.mm_utils import process_images
 from scripts.embedded import data
-from scripts.tables.cell import Bench, Cell, Plan, measure
+from scripts.embedded.rows import BUDGETS
+from scripts.embedded.rows import MAIN as METHODS
+from scripts.tables.cells.in_process import Cell, Plan, Setup, measure, report
 
 BENCHMARK = "embedded"
-METHODS = ("random", "fastervlm", "flowcut")
-BUDGETS = (192, 128, 64, 32)
 
 
 def cells() -> list[Cell]:
@@ -124,13 +124,12 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint = load_checkpoint(args.model, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
         if not (args.data / "answers.jsonl").is_file():
             data.main(["--out", str(args.data), "--split", "test"])
-        bench = Bench(checkpoint, args.data, args.out, args.limit or None, 1, args.fresh, command.strip())
-        plans = [Plan(bench, cell) for cell in cells()]
+        setup = Setup(checkpoint, args.data, args.out, args.limit or None, 1, args.fresh, command.strip())
+        plans = [Plan(setup, cell) for cell in cells()]
     except ValueError as error:
         sys.exit(f"error: {error}")
     results, problems = measure(plans)
-    for problem in problems:
-        print(f"not answered: {problem.where}: {problem.what}", file=sys.stderr)
+    report(problems)
     if not all(result["n"] for result in results):
         sys.exit("error: a row without any answer cannot be shown")
     print(table(results))

@@ -3,9 +3,9 @@
     python -m scripts.embedded.rows 64          (prints the rows of a budget as words for scripts.tables.cell)
     python -m scripts.embedded.rows flowcut     (those of a method)
 
-The first layer alone reads 576 / 4 = 144 visual tokens on average. Methods that cut behind it can therefore not reach
-a mean below that; for smaller budgets they are given the number of tokens that are left behind their last cut. The page
-of results tells both means for every row.
+The first layer alone reads 576 / 4 = 144 visual tokens on average. Methods that cut after it can therefore not reach
+a mean below that; for smaller budgets they are given the number of tokens that remain after their last cut. The page of
+results tells both means for every row.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def transferred(text: str, tokens: int) -> str:
 
 
 def rows(budget: int) -> list[str]:
-    """The methods beside MAIN. VTW has a single row, at 128: behind layer 1 nothing is left, whatever is asked."""
+    """The methods other than MAIN. VTW has a single row, at 128: nothing remains after layer 1 at any budget."""
     return [fitted(method, budget) for method in (*OTHERS, *["vtw"] * (budget == 128))]
 
 

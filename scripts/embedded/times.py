@@ -1,6 +1,6 @@
 """Times of the unpruned model and every row, in one run: python -m scripts.embedded.times
 
-Takes about seven minutes; nothing should run beside it. `results/embedded/efficiency.json` is made anew.
+Takes about seven minutes; nothing else should run meanwhile. `results/embedded/efficiency.json` is made anew.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
-from scripts.tables.embedded_run import DATA, MODEL, QUICK
-from scripts.tables.times import EFFICIENCY, measure_times
+from scripts.tables.cells.embedded import DATA, MODEL, QUICK
+from scripts.tables.cells.times import EFFICIENCY, measure_times
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from llava.eval.journal import write_aside
 from llava.eval.provenance import environment
-from scripts.tables.training import training_run
+from scripts.tables.cells.training import training_run
 
 TOKENS = (576, 192, 128)
 

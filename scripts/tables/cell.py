@@ -13,202 +13,14 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from flowcut import parse_pruner
-from llava.eval.answer import DTYPES, Answerer, Checkpoint, Generation, load_checkpoint
-from llava.eval.benchmarks import embedded
-from llava.eval.benchmarks.contract import Score
-from llava.eval.benchmarks.join import join, read_answers
-from llava.eval.benchmarks.tally import by_part
-from llava.eval.confidence import mean_with_interval
-from llava.eval.journal import Journal, write_aside
-from llava.eval.measures import Sizes, flops_of, mean_gflops, mean_tokens, spread
-from llava.eval.provenance import environment, fingerprint
-from llava.eval.questions import Problem, Question, read_questions, subset
-from llava.eval.run import Run
-
-BENCHMARKS = {"embedded": embedded}
+from llava.eval.answer import DTYPES, load_checkpoint
+from scripts.tables.cells.in_process import BENCHMARKS, Cell, Plan, Setup, measure, report
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What is measured: a pruner (as text) on a benchmark; `blind` asks about other pictures than the right ones."""
-
-    benchmark: str
-    pruner: str = "none"
-    blind: bool = False
-
-    @property
-    def method(self) -> str:
-        return self.pruner.partition(":")[0]
-
-    @property
-    def name(self) -> str:
-        """For files: blind, none, flowcut_64, pdrop_192_layers=1-2-3."""
-        if self.blind:
-            return "blind"
-        settings = [
-            part.strip().removeprefix("budget=") for part in self.pruner.split(":")[1:] for part in part.split(",")
-        ]
-        return "_".join([self.method, *settings]).replace("/", "-")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where and how cells are made. limit: that many questions, spread evenly; None for all."""
-
-    checkpoint: Checkpoint
-    data: Path
-    out: Path
-    limit: int | None = None
-    batch_size: int = 1
-    fresh: bool = False
-    command: str = ""
-
-
-class Plan:
-    """A cell on its way: its files, and whether what lies there is still true.
-
-    `run` answers what is missing; None when the cell's JSON is there and up to date, for these questions or for more.
-
-    Raises ValueError for missing files and pruners that do not fit.
-    """
-
-    def __init__(self, bench: Bench, cell: Cell) -> None:
-        self.bench, self.cell = bench, cell
-        self.benchmark = BENCHMARKS[cell.benchmark]
-        self.question_file = bench.data / (self.benchmark.BLIND if cell.blind else self.benchmark.QUESTIONS)
-        self.truth_file = bench.data / self.benchmark.TRUTH
-        self.images = bench.data / self.benchmark.IMAGES
-        self.rows, self.problems = read_questions(self.question_file)
-        self.questions: list[Question] = subset(self.rows, bench.limit)
-        generation = Generation(max_new_tokens=self.benchmark.MAX_NEW_TOKENS)
-        self.answerer = Answerer(bench.checkpoint, cell.pruner, generation)
-        self.identity = self._identity(self.questions)
-        folder = bench.out / cell.benchmark
-        self.file = folder / f"{cell.name}.json"
-        self.answers = folder / "answers" / f"{cell.name}.jsonl"
-        self.run = self._start() if bench.fresh or self._stale() else None
-
-    def _identity(self, questions: Sequence[Question]) -> dict[str, Any]:
-        """What decides about the answers to these questions."""
-        named = sorted({self.images / str(name) for question in questions for name in question.images})
-        pictures = [picture for picture in named if picture.is_file()]
-        return {
-            **self.answerer.settings(),
-            "benchmark": self.cell.benchmark,
-            "blind": self.cell.blind,
-            "data_hash": fingerprint([self.question_file, self.truth_file, *pictures]),
-            "questions": len(questions),
-            "batch_size": self.bench.batch_size,
-            "device": self.bench.checkpoint.model.device.type,
-        }
-
-    def _stale(self) -> bool:
-        if not self.file.is_file():
-            return True
-        there = json.loads(self.file.read_text("utf-8"))
-        asked = subset(self.rows, there["limit"])
-        return (
-            not {one.question_id for one in self.questions} <= {one.question_id for one in asked}
-            or there["identity"] != self._identity(asked)
-            or there["missing"] > 0
-        )
-
-    def _start(self) -> Run:
-        fresh = self.bench.fresh or not Journal.fits(self.answers, self.identity)
-        journal = Journal(self.answers, self.identity, fresh)
-        return Run(self.answerer, self.questions, self.images, journal, self.bench.batch_size, self.problems)
-
-    def result(self) -> dict[str, Any]:
-        """The cell's JSON: read, or computed from the answers and written."""
-        if self.run is None:
-            return json.loads(self.file.read_text("utf-8"))
-        rows = [json.loads(line) for line in self.answers.read_text("utf-8").split("\n") if line]
-        asked = {question.question_id for question in self.questions}
-        benchmark = self.benchmark.BENCHMARK
-        samples = [one for one in benchmark.load(self.bench.data, benchmark.split(), []) if one.question_id in asked]
-        joined = join(samples, read_answers(self.answers), benchmark.answer_key)
-        scores = [one for one in map(benchmark.score, joined.samples) if one.value is not None]
-        tower = self.bench.checkpoint.model.get_vision_tower()
-        pruner = self.answerer.pruner
-        inside = pruner is not None and pruner.merges_before_mlp
-        result = {
-            "benchmark": self.cell.benchmark,
-            "model": self.bench.checkpoint.name,
-            "pruner": self.cell.pruner,
-            "method": self.cell.method,
-            "budget": pruner.budget if pruner else tower.num_patches,
-            "blind": self.cell.blind,
-            **_accuracy(scores),
-            "categories": {name: _accuracy(own) for name, own in by_part(scores, "category").items()},
-            "missing": len(samples) - len(rows) + len(self.problems),
-            **_costs([row["metadata"] for row in rows], self.bench.checkpoint.model, inside),
-            "identity": self.identity,
-            "attention": self.bench.checkpoint.model.config._attn_implementation,
-            "limit": self.bench.limit,
-            "command": self.bench.command,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            **environment(self.bench.checkpoint.model.device),
-            "answers": str(self.answers.relative_to(self.file.parent)),
-            # enough to compare two cells question by question without their answers files
-            "questions": " ".join(str(one.question_id) for one in scores),
-            "scenes": " ".join(str(one.parts["scene"]) for one in scores),
-            "types": " ".join(str(one.parts["category"]) for one in scores),
-            "scores": " ".join(f"{one.value:g}" for one in scores),
-        }
-        write_aside(self.file, json.dumps(result, indent=1) + "\n")
-        return result
-
-
-def measure(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Make the cells that are missing or stale. Returns all cells' results in order, and what could not be answered."""
-    runs = [plan.run for plan in plans if plan.run]
-    for run in runs:
-        run.warm_up()
-    total = sum(len(run.questions) for run in runs)
-    waiting = sum(run.remaining for run in runs)
-    with tqdm(total=total, initial=total - waiting, desc="questions, all rows", unit="q", disable=not total) as bar:
-        while any(run.remaining for run in runs):
-            bar.update(sum(run.step() for run in runs if run.remaining))
-    problems = [problem for run in runs for problem in run.finish()]
-    return [plan.result() for plan in plans], list(dict.fromkeys(problems))
-
-
-def _accuracy(scores: Sequence[Score]) -> dict[str, Any]:
-    """Share of right answers with its 95 % interval, bootstrapped over scenes; None over nothing."""
-    known = [(one.value, one.parts["scene"]) for one in scores if one.value is not None]
-    mean = mean_with_interval([value for value, _ in known], [scene for _, scene in known])
-    value, low, high = (None, None, None) if mean is None else (round(number, 4) for number in mean)
-    return {"n": len(known), "accuracy": value, "ci95": None if mean is None else [low, high]}
-
-
-def _costs(answers: Sequence[dict[str, Any]], model: Any, inside: bool) -> dict[str, Any]:
-    """Means of tokens and GFLOPs over the answers, and their measured times; None where nothing was answered.
-
-    inside: whether encoder layers merge ahead of their MLP.
-    """
-    if not answers:
-        return {"tokens": None, "gflops": None, "ms": None}
-    return {
-        "tokens": mean_tokens(answers),
-        "gflops": mean_gflops(flops_of(answers, Sizes.of(model), inside)),
-        "ms": {
-            **spread([one["ms"] for one in answers]),
-            "encode": spread([one["encode_ms"] for one in answers]),
-            "prefill": spread([one["prefill_ms"] for one in answers]),
-        },
-    }
-
-
-def main(argv: list[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="playground/embedded", help="checkpoint folder, or Hub name")
     parser.add_argument("--benchmark", choices=BENCHMARKS, default="embedded")
@@ -222,7 +34,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--conv-mode")
     parser.add_argument("--fresh", action="store_true", help="make the cells again")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     command = "python -m scripts.tables.cell " + shlex.join(sys.argv[1:] if argv is None else argv)
     cells = [Cell(args.benchmark, pruner) for pruner in args.pruner or ["none"]]
     if args.blind:
@@ -231,13 +47,12 @@ def main(argv: list[str] | None = None) -> None:
         for cell in cells:
             parse_pruner(cell.pruner)
         checkpoint = load_checkpoint(args.model, None, args.conv_mode, args.device, args.dtype, "vicuna_v1")
-        bench = Bench(checkpoint, args.data, args.out, args.limit, args.batch_size, args.fresh, command)
-        plans = [Plan(bench, cell) for cell in cells]
+        setup = Setup(checkpoint, args.data, args.out, args.limit, args.batch_size, args.fresh, command)
+        plans = [Plan(setup, cell) for cell in cells]
     except ValueError as error:
         sys.exit(f"error: {error}")
     results, problems = measure(plans)
-    for problem in problems:
-        print(f"not answered: {problem.where}: {problem.what}", file=sys.stderr)
+    report(problems)
     shown = ("pruner", "budget", "blind", "n", "missing", "accuracy", "ci95", "gflops", "ms")
     print(json.dumps([{key: result[key] for key in shown} for result in results]))
     if problems:

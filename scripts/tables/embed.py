@@ -10,15 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.tables.grid import NOTHING
-from scripts.tables.pages import fill, keep_pages
-from scripts.tables.times import EFFICIENCY, how_taken, times_of
+from scripts.embedded.rows import BUDGETS, MAIN
+from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
+from scripts.tables.render.grid import NOTHING
+from scripts.tables.render.marked_files import fill, keep_pages
 
-ROWS = ["blind", "none", *(f"{m}_{b}" for b in (192, 128, 64, 32) for m in ("random", "fastervlm", "flowcut"))]
+ROWS = ["blind", "none", *(f"{method}_{budget}" for budget in BUDGETS for method in MAIN)]
 
 
 def read_cells(folder: Path) -> dict[str, dict[str, Any]]:
-    """{row: cell} in the order of the table. Raises ValueError for a cell that is not there."""
+    """Cells by the names of `ROWS`, in their order.
+
+    Raises:
+        ValueError: a cell does not exist.
+    """
     missing = [name for name in ROWS if not (folder / f"{name}.json").is_file()]
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}; make them with scripts/embedded/evaluate.sh")
@@ -61,7 +66,7 @@ def category_table(cells: dict[str, dict[str, Any]]) -> str:
 
 
 def texts(results: Path) -> dict[Path, str]:
-    """README and the embedded model's page, with their tables."""
+    """The whole text of README and of the embedded model's page, with their tables."""
     cells = read_cells(results / "embedded")
     times = results / "embedded" / EFFICIENCY
     tables = {"results": main_table(cells, times_of(times), how_taken(times)), "types": category_table(cells)}

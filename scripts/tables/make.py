@@ -6,7 +6,7 @@
 Every number is a cell, one JSON under <results>/<model>/<benchmark>/ that knows where it comes from. What is there and
 still true is not made again; what was interrupted goes on; a benchmark whose files are missing is left out and named.
 The table lies in <results>/<model>/tables/. Paper, ours, difference and number of questions stand one below the other;
-with the embedded model, which has a benchmark of its own, the table keeps its shape alone.
+with the embedded model, which has its own benchmark, only the table's shape is kept.
 
 All GPUs in CUDA_VISIBLE_DEVICES share a benchmark's questions. Flags that are not listed here go to
 `python -m llava.eval.launch` as they are (--judge-base-url, --dtype, --batch-size, ...).
@@ -15,31 +15,22 @@ All GPUs in CUDA_VISIBLE_DEVICES share a benchmark's questions. Flags that are n
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.benchmarks.registry import benchmark
 from llava.mm_utils import get_model_name_from_path
-from scripts.tables import published
-from scripts.tables.benchmark_cell import BenchmarkCell
-from scripts.tables.embedded_run import embedded_grid
-from scripts.tables.grid import Grid
-from scripts.tables.published import Reading
-from scripts.tables.spec import Column, Row, Table
-from scripts.tables.times import EFFICIENCY, measure_times, times_of
-from scripts.tables.training import training_run
+from scripts.tables.cells.embedded import make_missing
+from scripts.tables.cells.table_cells import TableCells
+from scripts.tables.paper.spec import Table
+from scripts.tables.paper.tables import NUMBERS, table_of
+from scripts.tables.render import against_paper
+from scripts.tables.render.embedded_grid import embedded_grid
+from scripts.tables.render.grid import Grid
 
-NUMBERS = range(1, 12)
 EMBEDDED = ("embedded", "playground/embedded")
-
-
-def table_of(number: int) -> Table:
-    return importlib.import_module(f"scripts.tables.table{number:02d}").TABLE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,131 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Maker:
-    """The numbers of one table for a 7B model.
-
-    problems: what could not be made, a line each.
-    """
-
-    def __init__(self, table: Table, args: argparse.Namespace, launch_flags: Sequence[str]) -> None:
-        self.table, self.args, self.flags = table, args, tuple(launch_flags)
-        self.model: str = args.model or table.model
-        self.problems: list[str] = []
-
-    def wanted(self) -> list[tuple[int, Column]]:
-        """(row, column) of every number asked for, the unpruned model and FlowCut first."""
-        columns = [one for one in self.table.columns if not self.args.columns or one.name in self.args.columns]
-        rows = [
-            index
-            for index, one in enumerate(self.table.rows)
-            if one.pruner is not None
-            and (one.pruner == "none" or not self.args.methods or one.method in self.args.methods)
-        ]
-        rows.sort(
-            key=lambda index: (self.table.rows[index].pruner != "none", "FlowCut" not in self.table.rows[index].method)
-        )
-        return [(index, column) for column in columns for index in rows]
-
-    def checkpoint(self, one: Row) -> str:
-        """The model of a row: what was trained here, the row's own, or the table's."""
-        if one.trained and Path(one.trained[-1]).is_dir() and one.pruner != "none":
-            return one.trained[-1]
-        return one.checkpoint or self.model
-
-    def cell(self, one: Row, key: str) -> BenchmarkCell:
-        assert one.pruner is not None
-        return BenchmarkCell(
-            family="v1_6" if one.checkpoint and "v1.6" in one.checkpoint else self.table.family,
-            benchmark=key,
-            model=self.checkpoint(one),
-            pruner=one.pruner,
-            out=self.args.results,
-            limit=self.args.limit,
-            data=self.args.data,
-            flags=self.flags,
-        )
-
-    def readings(self) -> dict[tuple[int, str], Reading]:
-        """Run what is missing, and read everything."""
-        wanted = self.wanted()
-        if not self.args.render:
-            self.run([(index, column) for index, column in wanted if column.source == "cell"])
-            if any(column.source == "efficiency" for _, column in wanted):
-                self.run_times({index for index, _ in wanted})
-        found = {(index, column.name): self.read(self.table.rows[index], column) for index, column in wanted}
-        return {key: reading for key, reading in found.items() if reading is not None}
-
-    def run(self, wanted: Sequence[tuple[int, Column]]) -> None:
-        cells = [self.cell(self.table.rows[index], column.key) for index, column in wanted]
-        lacking = {cell.benchmark: cell.missing_files() for cell in cells}
-        for name, files in lacking.items():
-            if files:
-                self.problems.append(f"{name} is left out: {self.args.data} lacks {', '.join(files[:3])}")
-        todo = {cell.file: cell for cell in cells if not lacking[cell.benchmark] and cell.read() is None}
-        for number, cell in enumerate(todo.values(), start=1):
-            print(f"[{number}/{len(todo)}] {cell.benchmark}, {cell.pruner}, {cell.model}", file=sys.stderr)
-            self._try(cell.make)
-
-    def run_times(self, rows: set[int]) -> None:
-        by_model: dict[str, list[str]] = {}
-        for index in sorted(rows):
-            one = self.table.rows[index]
-            assert one.pruner is not None
-            by_model.setdefault(self.checkpoint(one), []).append(one.pruner)
-        pope = benchmark("pope")
-        try:
-            split = pope.split()
-            prepared = pope.prepare(pope.folder(self.args.data, split), split)
-        except ValueError as error:
-            self.problems.append(f"no times: {error}")
-            return
-        assert prepared.images is not None, "POPE's pictures are files"
-        flags = ("--questions", str(self.args.limit or 500))
-        for model, pruners in by_model.items():
-            file = self.args.results / get_model_name_from_path(model) / EFFICIENCY
-            arguments = (model, pruners, file, prepared.question_file, prepared.images, flags)
-            self._try(partial(measure_times, *arguments))
-
-    def _try(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except ValueError as error:
-            self.problems.append(str(error))
-
-    def read(self, one: Row, column: Column) -> Reading | None:
-        if column.source == "training":
-            return self.trained(one, column.key)
-        if column.source == "efficiency":
-            assert one.pruner is not None
-            times = times_of(self.args.results / get_model_name_from_path(self.checkpoint(one)) / EFFICIENCY)
-            own = times.get(one.pruner)
-            return None if own is None else Reading(own[column.key], int(own["questions"]))
-        if column.source == "flops":
-            cells = (self.cell(one, other.key).read() for other in self.table.columns if other.source == "cell")
-            known = [cell["gflops"][column.key] / 1000 for cell in cells if cell and cell["gflops"]]
-            return Reading(known[0]) if known else None
-        cell = self.cell(one, column.key).read()
-        if cell is None:
-            return None
-        part = cell["parts"]
-        for name in column.path:
-            part = part[name]
-        value = part["value"] if column.path else cell["value"]
-        return None if value is None else Reading(value, cell["n"], tuple(cell["labels"]))
-
-    def trained(self, one: Row, key: str) -> Reading | None:
-        """Hours of a row's training, or how many times faster it was than the first row's."""
-        try:
-            own, first = (
-                sum(training_run(Path(folder)).seconds for folder in row.trained) for row in (one, self.table.rows[0])
-            )
-        except ValueError:  # not trained here: the column stays empty
-            return None
-        return Reading(own / 3600 if key == "hours" else first / own)
-
-
 def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, str, list[str]]:
-    """The table, the model's name, and what could not be made. Raises ValueError where nothing can be."""
+    """The table, the model's name, and what could not be made.
+
+    Raises:
+        ValueError: nothing can be made.
+    """
     table = table_of(args.number)
     for given, known, flag in (
         (args.columns, {one.name for one in table.columns}, "--columns"),
@@ -188,16 +60,30 @@ def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, s
         if unknown := sorted(set(given or ()) - known):
             raise ValueError(f"{flag} {' '.join(unknown)}: table {table.number} has {', '.join(sorted(known))}")
     if args.model in EMBEDDED:
-        if launch_flags or args.columns or args.methods:
-            given = [*launch_flags, *(f"--{name}" for name in ("columns", "methods") if getattr(args, name))]
-            raise ValueError(
-                f"{' '.join(given)}: not with the embedded model, which takes --limit, --results and --render"
-            )
+        return _on_embedded_model(table, args, launch_flags), "embedded", []
+    cells = TableCells(
+        table,
+        model=args.model or table.model,
+        results=args.results,
+        data=args.data,
+        limit=args.limit,
+        columns=args.columns or (),
+        methods=args.methods or (),
+        flags=tuple(launch_flags),
+    )
+    if not args.render:
+        cells.make_missing()
+    return against_paper.grid(table, cells.read(), cells.model), get_model_name_from_path(cells.model), cells.problems
+
+
+def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Sequence[str]) -> Grid:
+    given = [*launch_flags, *(f"--{name}" for name in ("columns", "methods") if getattr(args, name))]
+    if given:
+        raise ValueError(f"{' '.join(given)}: not with the embedded model, which takes --limit, --results and --render")
+    if not args.render:
         command = "python -m scripts.tables.make " + shlex.join([str(args.number), "--model", "embedded"])
-        return embedded_grid(table, args.results, args.limit, args.render, command), "embedded", []
-    maker = Maker(table, args, launch_flags)
-    grid = published.grid(table, maker.readings(), maker.model)
-    return grid, get_model_name_from_path(maker.model), maker.problems
+        make_missing(table, args.results, args.limit, command)
+    return embedded_grid(table, args.results)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,34 +14,38 @@ from pathlib import Path
 from typing import Any
 
 from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
-from scripts.tables.cell import Cell
-from scripts.tables.grid import NOTHING
-from scripts.tables.pages import fill, keep_pages
-from scripts.tables.paired import Mean, Shared
-from scripts.tables.times import EFFICIENCY, how_taken, times_of
+from scripts.tables.cells.file_names import cell_name
+from scripts.tables.cells.paired import Mean, Shared
+from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
+from scripts.tables.render.grid import NOTHING
+from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("docs/results.md")
 REFERENCE = "flowcut"
 
 
 def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """The unpruned cell, and what there is of `scripts.embedded.rows`. Raises ValueError without the former."""
+    """The unpruned cell, and those of `scripts.embedded.rows` that exist.
+
+    Raises:
+        ValueError: there is no unpruned cell.
+    """
     texts = ["none", *(fitted(method, budget) for budget in BUDGETS for method in MAIN)]
     texts += [text for budget in BUDGETS for text in rows(budget)]
-    files = [folder / f"{Cell('embedded', text).name}.json" for text in texts]
+    files = [folder / f"{cell_name(text)}.json" for text in texts]
     cells = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
     if not any(cell["pruner"] == "none" for cell in cells):
         raise ValueError(f"{folder} holds no unpruned cell; make the cells with scripts/embedded/evaluate.sh")
     return cells
 
 
-def line(cell: dict[str, Any], accuracy: Mean, beside: str, times: Mapping[str, Any] | None) -> str:
+def line(cell: dict[str, Any], accuracy: Mean, difference: str, times: Mapping[str, Any] | None) -> str:
     tokens, gflops = cell["tokens"], cell["gflops"]
     parts = [
         f"`{cell['pruner']}`",
         f"{accuracy.value:.1f}",
         f"{accuracy.low:.1f}-{accuracy.high:.1f}",
-        beside,
+        difference,
         f"{tokens['encoder_inputs']:.0f} / {tokens['encoder_outputs']:.0f}",
         f"{tokens['llm']:.0f}",
         f"{tokens['llm_inputs']:.0f} / {tokens['llm_outputs']:.0f}",
@@ -54,7 +58,7 @@ def line(cell: dict[str, Any], accuracy: Mean, beside: str, times: Mapping[str, 
 
 
 def table(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
-    """The cells of one budget, best first, on the questions they share; and how many these are."""
+    """A table of the cells of one budget, best first, on the questions that they share, and the number of these."""
     shared = Shared.of(cells)
     accuracies = [shared.accuracy(index) for index in range(len(cells))]
     reference = next((i for i, cell in enumerate(cells) if cell["pruner"].startswith(REFERENCE + ":budget=")), None)
@@ -64,11 +68,11 @@ def table(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]
     )
     lines = [head, "|---|---:|---|---|---|---:|---|" + "---:|" * 6]
     for index in sorted(range(len(cells)), key=lambda index: -accuracies[index].value):
-        beside = NOTHING
+        difference = NOTHING
         if reference is not None and index != reference:
-            beside = shared.difference(index, reference).signed
+            difference = shared.difference(index, reference).signed
         cell = cells[index]
-        lines.append(line(cell, accuracies[index], beside, times.get(cell["pruner"])))
+        lines.append(line(cell, accuracies[index], difference, times.get(cell["pruner"])))
     return "\n".join(lines), len(shared.questions)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.tables.embedded_run import embedded_grid
-from scripts.tables.make import NUMBERS, table_of
-from scripts.tables.pages import fill, keep_pages
+from scripts.tables.paper.tables import NUMBERS, table_of
+from scripts.tables.render.embedded_grid import embedded_grid
+from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("docs/tables.md")
 
@@ -18,7 +18,7 @@ def texts(results: Path) -> dict[Path, str]:
     files: dict[Path, str] = {}
     page = PAGE.read_text("utf-8")
     for number in NUMBERS:
-        grid = embedded_grid(table_of(number), results, None, True, "")
+        grid = embedded_grid(table_of(number), results)
         page = fill(page, f"table{number}", grid.markdown())
         files |= grid.texts(results / "embedded" / "tables" / f"table{number:02d}")
     return {PAGE: page, **files}

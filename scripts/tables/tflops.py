@@ -1,4 +1,4 @@
-"""The TFLOPs that the paper prints in Tables 5 and 9 beside what flowcut.cost makes of the same methods.
+"""The TFLOPs that the paper prints in Tables 5 and 9, compared with what flowcut.cost makes of the same methods.
 
     python -m scripts.tables.tflops                    (Markdown; --csv for CSV, --write for docs/cost.md)
 
@@ -19,9 +19,10 @@ from transformers import AutoConfig
 
 from flowcut.bench.synthetic import GEOMETRIES
 from flowcut.cost import Cost
-from scripts.tables.grid import NOTHING, Grid
-from scripts.tables.pages import fill
-from scripts.tables.tflops_lines import LINES, NEXT, ONE, PATCHES, BudgetNotMet, Case, Line
+from scripts.tables.paper.counting import PATCHES, BudgetNotMet, Case
+from scripts.tables.paper.printed_tflops import LINES, NEXT, ONE, Line
+from scripts.tables.render.grid import NOTHING, Grid
+from scripts.tables.render.marked_files import fill
 
 PAGE = Path("docs/cost.md")
 TEXT_TOKENS, ENTROPY_RATIO = 62, 0.95
@@ -93,7 +94,7 @@ HEADER = [
 
 
 def table(text_tokens: int = TEXT_TOKENS, entropy_ratio: float = ENTROPY_RATIO, footnotes: bool = True) -> Grid:
-    """All lines; what is to say about them as footnotes or in a column of its own."""
+    """All lines. Their notes are footnotes, or stand in a last column."""
     grid = Grid("TFLOPs, printed and counted", HEADER if footnotes else [*HEADER, "note"], left=4)
     for line in LINES:
         number, model = str(line.table.number), NEXT if line.tiles > 1 else ONE

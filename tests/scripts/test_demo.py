@@ -13,6 +13,7 @@ from scripts import demo
 from scripts.embedded.data import write_benchmark
 from scripts.embedded.questions import MAKERS
 from scripts.tables import cell
+from scripts.tables.cells.in_process import Cell
 from tests.conftest import build_tiny_llava
 
 
@@ -151,9 +152,9 @@ def test_bad_input_is_one_line(llava_folder, data, tmp_path, more, said):
 
 def test_names_of_cells():
     names = [
-        cell.Cell("embedded", blind=True),
-        cell.Cell("embedded"),
-        cell.Cell("embedded", "flowcut:budget=64"),
-        cell.Cell("embedded", "flowcut:budget=64,interval=4"),
+        Cell("embedded", blind=True),
+        Cell("embedded"),
+        Cell("embedded", "flowcut:budget=64"),
+        Cell("embedded", "flowcut:budget=64,interval=4"),
     ]
     assert [one.name for one in names] == ["blind", "none", "flowcut_64", "flowcut_64_interval=4"]

@@ -3,16 +3,13 @@
 import csv
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
-from scripts.tables import benchmark_cell, make
-from scripts.tables import times as times_module
-from scripts.tables.times import measure_times, times_of
-from scripts.tables.training import training_run
+from scripts.tables import make
+from scripts.tables.cells import produce
 from tests.llava.eval.data_tree import make_data_tree
-from tests.scripts.tables.test_benchmark_cell import FLAGS, answered_here, nothing_may_run
+from tests.scripts.tables.cells.made_here import FLAGS, answered_here, nothing_may_run
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def lines_of(root, number=9):
 
 
 def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark_cell, "follow", answered_here)
+    monkeypatch.setattr(produce, "follow", answered_here)
     ask(root, "--methods", "FasterVLM", "--columns", "POPE", "TFLOPs")
     lines = lines_of(root)
     cells = {file.stem: json.loads(file.read_text()) for file in (root / "results/tiny/pope").glob("*.json")}
@@ -55,7 +52,7 @@ def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
     # three questions are not the published 8,910, which has to be said
     assert "published 8910" in (root / "results/tiny/tables/table09.md").read_text()
 
-    monkeypatch.setattr(benchmark_cell, "follow", nothing_may_run)
+    monkeypatch.setattr(produce, "follow", nothing_may_run)
     before = (root / "results/tiny/tables/table09.csv").read_text()
     ask(root, "--methods", "FasterVLM", "--columns", "POPE", "TFLOPs")
     assert (root / "results/tiny/tables/table09.csv").read_text() == before
@@ -66,7 +63,7 @@ def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
 
 
 def test_a_benchmark_without_files_is_named_and_the_rest_is_made(root, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark_cell, "follow", answered_here)
+    monkeypatch.setattr(produce, "follow", answered_here)
     with pytest.raises(SystemExit) as stopped:
         ask(root, "--columns", "POPE", "TextVQA", "--methods", "FasterVLM")
     assert stopped.value.code == 1
@@ -92,45 +89,3 @@ def test_names_that_a_table_does_not_have_are_refused(root, flags, said):
 def test_flags_that_the_embedded_model_would_not_heed_are_refused(flags):
     with pytest.raises(SystemExit, match=f"{flags[0]}.*: not with the embedded model, which takes --limit"):
         make.main(["1", "--model", "embedded", "--render", *flags])
-
-
-def test_hours_come_from_the_runs(root, tmp_path):
-    def trained(name, steps, seconds, per_second):
-        end = {"train_runtime": seconds, "train_steps_per_second": per_second}
-        (tmp_path / name).mkdir()
-        state = {"global_step": steps, "log_history": [{"loss": 1.0}, end]}
-        (tmp_path / name / "trainer_state.json").write_text(json.dumps(state))
-        return tmp_path / name
-
-    assert training_run(trained("whole", 100, 200.0, 0.5)) == (100, 200.0)
-    with pytest.raises(ValueError, match="was interrupted"):
-        training_run(trained("resumed", 100, 100.0, 0.5))
-    with pytest.raises(ValueError, match="does not exist; train into"):
-        training_run(tmp_path / "nothing")
-    (tmp_path / "whole" / "trainer_state.json").write_text(json.dumps({"global_step": 5, "log_history": []}))
-    with pytest.raises(ValueError, match="not trained to its end"):
-        training_run(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_times_are_taken_once_for_all_rows(root, monkeypatch):
-    file = root / "results/tiny/efficiency.json"
-    questions = [{"question_id": n, "image": "p.png", "text": f"Is it {n}?"} for n in range(3)]
-    (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
-    shutil.copy(next((root / "eval").rglob("*.jpg")), root / "p.png")
-    arguments = (str(root / "tiny"), ["fastervlm:budget=5"], file, root / "questions.jsonl", root)
-    flags = ("--questions", "3", "--warm-up", "1", "--max-new-tokens", "2", "--device", "cpu")
-    measure_times(*arguments, flags)
-    times = times_of(file)
-    assert set(times) == {"none", "fastervlm:budget=5"}
-    assert times["none"]["total_speedup"] == 1
-    assert times["none"]["tflops"] > times["fastervlm:budget=5"]["tflops"] > 0
-    for own in times.values():
-        assert own["total"] >= own["ttft"] >= own["prefill"] > 0
-    stamp = file.stat().st_mtime_ns
-    measure_times(*arguments, ("--no-such-flag",))
-    assert file.stat().st_mtime_ns == stamp
-    monkeypatch.setattr(times_module.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
-    with pytest.raises(ValueError, match="could not be taken"):
-        measure_times(arguments[0], ["random:budget=5"], *arguments[2:])
-    assert times_of(file) == times  # a failed run takes nothing away

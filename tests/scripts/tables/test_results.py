@@ -13,7 +13,7 @@ from llava.eval.confidence import bootstrap_interval
 from llava.eval.provenance import model_fingerprint
 from scripts.embedded.rows import BUDGETS, transferred
 from scripts.tables import embed, methods
-from scripts.tables.cell import Cell
+from scripts.tables.cells.file_names import cell_name
 from scripts.tables.make import table_of
 
 ROOT = Path(__file__).parents[3]
@@ -115,7 +115,7 @@ def test_a_table_on_the_embedded_model_says_what_the_cells_say():
     texts = [row.pruner for row in table_of(1).rows]
     cells = {}
     for text, line in zip(texts, lines, strict=True):
-        name = Cell("embedded", transferred(text, 576)).name
+        name = cell_name(transferred(text, 576))
         cells[name] = (json.loads((ROOT / f"results/embedded/{name}.json").read_text()), line)
     scores = {
         name: dict(zip(cell["questions"].split(), map(float, cell["scores"].split()), strict=True))

@@ -1,0 +1,125 @@
+"""The JSON of a benchmark's cell: composed from the files of an evaluation, or read while it is up to date."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.eval.benchmarks.contract import Benchmark, Row, Score, Split
+from llava.eval.benchmarks.files import read_json, read_rows
+from llava.eval.benchmarks.tally import DIGITS
+from llava.eval.provenance import environment
+from scripts.tables.cells import identity
+from scripts.tables.cells.costs import mean_costs
+from scripts.tables.cells.file_names import method_of
+from scripts.tables.cells.intervals import interval_of
+from scripts.tables.cells.model_flops import sizes_in
+from scripts.tables.cells.spec import CellSpec
+
+
+def make_document(spec: CellSpec) -> dict[str, Any]:
+    """What stands in a cell's file, from the answers and scores of its evaluation.
+
+    `missing` counts the asked questions without an answer. Tokens, GFLOPs and times (ms) are means over the answers
+    about pictures; `pictured` says how many those are.
+
+    Raises:
+        ValueError: files of the evaluation are missing or damaged; the message is one line.
+    """
+    merged = spec.answers_folder / "merge.jsonl"
+    summary = read_json(merged.with_name("merge.scores.json"))
+    answers = read_rows(merged, "answers")
+    rows = spec.bench.rows(spec.folder, spec.split)
+    asked = len(rows if spec.limit is None else spec.bench.subset(rows, spec.limit))
+    settings = identity.recorded_settings(spec)
+    marks = identity.data_hash(spec)
+    return {
+        "benchmark": spec.benchmark,
+        "family": spec.family,
+        "model": settings["model"],
+        "pruner": spec.pruner,
+        "method": method_of(spec.pruner),
+        "budget": spec.parsed_pruner.budget if spec.parsed_pruner else None,
+        "value": summary["main"],
+        **_interval(spec, merged, rows, summary),
+        "n": summary["n"],
+        "missing": asked - len(answers),
+        **{name: summary[name] for name in ("metric", "reported", "paper", "split", "labels", "parts", "judge")},
+        "limit": spec.limit,
+        **_costs(spec, [row["metadata"] for row in answers]),
+        "identity": {**settings, **identity.chosen(spec), "data_hash": marks},
+        "data_hash": marks,
+        "command": spec.command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **environment(_device(spec)),
+        "answers": os.path.relpath(merged, spec.file.parent),
+        "scores": os.path.relpath(merged.with_name("merge.scores.json"), spec.file.parent),
+    }
+
+
+def read_document(spec: CellSpec) -> dict[str, Any] | None:
+    """The JSON in a cell's file if it is up to date, else None. Loads no model and starts no process.
+
+    Up to date means that no question is unanswered, and that pruner, split, limit, flags that decide about answers,
+    questions, annotations and weights are the same. What is not on this machine (data, weights of a Hub name)
+    contradicts nothing.
+    """
+    if not spec.file.is_file():
+        return None
+    try:
+        there = json.loads(spec.file.read_text("utf-8"))
+    except json.JSONDecodeError:
+        return None  # edited by hand; it follows from the answers and is made anew
+    wanted = identity.expected(spec)
+    differs = any(there["identity"].get(name) != value for name, value in wanted.items())
+    unjudged = "judge" in wanted and there["value"] is None
+    return None if differs or unjudged or there["missing"] > 0 else there
+
+
+def _device(spec: CellSpec) -> torch.device:
+    return torch.device("cpu" if spec.share.devices[0] == "cpu" else "cuda")
+
+
+def _costs(spec: CellSpec, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Costs of the answers about pictures, and how many these are; GFLOPs are None where the model has no formula."""
+    pictured = [one for one in answers if one["tokens"]]
+    folder = identity.folder_here(spec.model) if pictured else None
+    sizes = None if folder is None else sizes_in(folder, spec.answering.model_base)
+    return {"pictured": len(pictured), **mean_costs(pictured, sizes, spec.parsed_pruner)}
+
+
+def _interval(spec: CellSpec, merged: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """`ci95`, and what was drawn for it: pictures, questions or scenes. The benchmark's own interval comes first.
+
+    Both are None for numbers that do not follow from the answers alone, such as a judge's.
+    """
+    if "ci95" in summary:
+        return {"ci95": summary["ci95"], "ci95_over": "scenes"}
+    scores = [spec.bench.score(one) for one in spec.bench.read(spec.folder, merged, spec.split).samples]
+    if summary["main"] is None or spec.bench.aggregate(scores)["main"] != summary["main"]:
+        return {"ci95": None, "ci95_over": None}
+    pictures = _pictures(spec.bench, spec.split, rows)
+    groups: list[Hashable] = [pictures.get(str(one.question_id), (one.question_id,)) for one in scores]
+    found = interval_of(scores, groups, summary["main"], lambda part: _main(spec.bench, part))
+    ends = None if found is None else [round(end, DIGITS) for end in found]
+    drawn = "pictures" if all(str(one.question_id) in pictures for one in scores) else "questions"
+    return {"ci95": ends, "ci95_over": drawn if ends else None}
+
+
+def _main(bench: Benchmark, scores: Sequence[Score]) -> float | None:
+    return bench.aggregate(scores)["main"]
+
+
+def _pictures(bench: Benchmark, split: Split, rows: Sequence[Row]) -> dict[str, Hashable]:
+    """Question id -> its picture, or the group of its question where pictures are part of the question file."""
+    named: dict[str, Hashable] = {}
+    for row in rows:
+        picture = row.get("image") if split.images else None
+        named[str(row.get("question_id", row.get("id")))] = str(picture) if picture else str(bench.group(row))
+    return named

@@ -1,0 +1,73 @@
+"""How a benchmark's cell is produced: its files are checked, its questions answered and scored, its JSON written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+from llava.eval.benchmarks.files import absent
+from llava.eval.journal import write_aside
+from llava.eval.prepare import look
+from scripts.tables.cells import identity
+from scripts.tables.cells.document import make_document, read_document
+from scripts.tables.cells.follow import follow
+from scripts.tables.cells.spec import CellSpec
+
+LAUNCHER = (sys.executable, "-m", "llava.eval.launch")
+
+logger = logging.getLogger(__name__)
+
+
+def make_cell(spec: CellSpec) -> dict[str, Any]:
+    """The cell's JSON. It is read where it is up to date; otherwise what is missing is answered and scored.
+
+    Messages of the evaluation go to stderr. Answers that were made with other settings than the cell asks for are
+    archived in a folder next to them.
+
+    Raises:
+        ValueError: files are missing, or the evaluation failed; the message is one line. Answers up to there are kept.
+    """
+    there = read_document(spec)
+    if there is not None:
+        return there
+    if lacking := missing_files(spec):
+        raise ValueError(f"{spec.folder} lacks {'; '.join(lacking)}")
+    asked = spec.bench.prepare(spec.folder, spec.split, spec.limit)
+    archived = identity.archive_stale(spec, asked.question_file)
+    if archived is not None:
+        logger.warning("answers made with another model, pruner or setting were put aside: %s", archived)
+    _evaluate(spec)
+    made = make_document(spec)
+    spec.file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(spec.file, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
+    return made
+
+
+def missing_files(spec: CellSpec) -> list[str]:
+    """What the benchmark lacks and where to get it, a line each; pictures of questions included."""
+    bench, folder, split = spec.bench, spec.folder, spec.split
+    lacking = bench.missing(folder, split)
+    if lacking:
+        return [f"{' or '.join(one.paths)} ({one.purpose}), get it from {one.source}" for one in lacking]
+    found = look(bench, folder, split)
+    gone = found.absent
+    if gone and spec.limit:
+        gone = absent(bench.subset(bench.rows(folder, split), spec.limit), found.images)
+    if not gone or spec.launching.skip_bad:
+        return []
+    return [f"{len(gone)} pictures of questions in {found.images}, such as {gone[0]}"]
+
+
+def _evaluate(spec: CellSpec) -> None:
+    """Answer the questions that have no answer yet, and score all of them. Everything about how a cell is run is here.
+
+    Raises:
+        ValueError: the launcher failed, or other machines still answer their share.
+    """
+    ended = follow([*LAUNCHER, *spec.launch_arguments])
+    if ended.status:
+        raise ValueError(f"{spec.command} ended with {ended.status}: {ended.reason}; started again it goes on")
+    if "waiting_for" in ended.document:
+        raise ValueError(f"{spec.command}: {ended.document['waiting_for']} still answer; start it again after them")

@@ -1,0 +1,1 @@
+"""Tables and pages, rendered from the paper's numbers and from cells that are there."""

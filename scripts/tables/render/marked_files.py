@@ -1,0 +1,51 @@
+"""Files of the repository that follow from committed cells: regenerated, or checked for being up to date."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from llava.eval.journal import write_aside
+
+
+def fill(text: str, marker: str, table: str) -> str:
+    """`text`, with `table` between the two comments of `marker`.
+
+    Raises:
+        ValueError: the text lacks the comments.
+    """
+    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the text has no <!-- {marker} --> ... <!-- /{marker} --> to fill")
+    return pattern.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text)
+
+
+def keep_pages(
+    module: str, about: str | None, texts: Callable[[Path], Mapping[Path, str]], argv: list[str] | None
+) -> None:
+    """The body of a program's `main`: bring files up to date, or fail by --check if they are not.
+
+    module: of the program. about: its help. texts: from the folder of results to each file's whole text; its ValueError
+    becomes one line.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where cells are (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file is out of date")
+    args = parser.parse_args(argv)
+    try:
+        wanted = texts(args.results)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    stale = {
+        file: text for file, text in wanted.items() if not file.is_file() or file.read_text(encoding="utf-8") != text
+    }
+    names = ", ".join(str(file) for file in stale)
+    if stale and args.check:
+        sys.exit(f"error: out of date: {names}; run python -m {module}")
+    for file, text in stale.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(file, text)
+    print(f"changed: {names}" if stale else "up to date")
