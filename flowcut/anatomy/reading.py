@@ -72,12 +72,12 @@ def decoder_of(body: Any, head: Any = None, mrope: bool = False) -> Decoder:
         ValueError: it is laid out in another way.
     """
     body = unwrap(body)
-    if not all(hasattr(body, part) for part in ("layers", "rotary_emb")):
+    layers = [unwrap(layer) for layer in getattr(body, "layers", ())]
+    if not layers or not hasattr(body, "rotary_emb") or not all(hasattr(layer, "self_attn") for layer in layers):
         raise ValueError(
-            f"a {type(body).__name__} as language model cannot be cut in; known are those with layers and "
-            "rotary_emb, such as Llama, Mistral and Qwen2"
+            f"a {type(body).__name__} as language model cannot be cut in; known are those whose layers all have a "
+            "self_attn, with one rotary_emb, such as Llama, Mistral and Qwen2; use a method that cuts in the encoder"
         )
-    layers = [unwrap(layer) for layer in body.layers]
     return Decoder(body, layers, [layer.self_attn for layer in layers], body.rotary_emb, head, mrope)
 
 

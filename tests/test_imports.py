@@ -1,0 +1,102 @@
+"""Knowledge runs one way: no import circle, and every arrow goes from an upper room to a lower one.
+
+Imports inside functions and under TYPE_CHECKING count. A package's own `__init__` is not counted as imported by its
+modules.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("flowcut", "llava", "scripts")
+LAYERS = (  # from the ground up; a room imports from its own layer and those below
+    ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots"),
+    ("flowcut.pruner",),
+    ("flowcut.methods", "flowcut.hooks"),
+    ("flowcut.registry", "flowcut.anatomy"),
+    ("flowcut.attach", "flowcut.text_tower"),
+    ("flowcut.bench",),
+    ("flowcut.checkpoints",),
+    ("flowcut.flow", "flowcut.vtw_search", "flowcut.__main__"),
+)
+APART = (("flowcut.methods", "flowcut.hooks"), ("flowcut.hooks", "flowcut.methods"))  # a method knows no model
+DOOR = "flowcut.checkpoints"
+
+
+def modules():
+    """{dotted name: file} of everything in the packages."""
+    found = {}
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imports(file, known):
+    """The known modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively; write the whole name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in known else node.module for name in names}
+    return found & set(known)
+
+
+@pytest.fixture(scope="module")
+def graph():
+    known = modules()
+    return {name: imports(file, known) - {name} for name, file in known.items()}
+
+
+def test_no_circles(graph):
+    """What imports none of the rest, or is imported by none of it, is taken away until only circles remain."""
+    rest = {name: set(arrows) for name, arrows in graph.items()}
+    while True:
+        imported = set().union(*rest.values()) if rest else set()
+        ends = {name for name, arrows in rest.items() if not arrows or name not in imported}
+        if not ends:
+            break
+        rest = {name: arrows - ends for name, arrows in rest.items() if name not in ends}
+    assert sorted(rest) == []
+
+
+def layer_of(name):
+    """The number of the layer that a module of flowcut belongs to; None for the package's own face."""
+    for number, rooms in enumerate(LAYERS):
+        if any(name == room or name.startswith(f"{room}.") for room in rooms):
+            return number
+    assert name == "flowcut", f"{name} stands in no layer; write it into LAYERS"
+    return None
+
+
+def test_arrows_go_down(graph):
+    wrong = []
+    for name, arrows in graph.items():
+        if not name.startswith("flowcut."):
+            continue
+        for other in arrows:
+            if other.startswith("flowcut.") and layer_of(other) > layer_of(name):
+                wrong.append((name, other))
+            if any(name.startswith(one) and other.startswith(two) for one, two in APART):
+                wrong.append((name, other))
+    assert wrong == []
+
+
+def test_flowcut_reaches_llava_through_one_door(graph):
+    assert _importing(graph, "flowcut", "llava") == [DOOR]
+
+
+def test_libraries_do_not_know_the_scripts(graph):
+    assert _importing(graph, "flowcut", "scripts") == _importing(graph, "llava", "scripts") == []
+
+
+def _importing(graph, package, other):
+    """The modules of a package that import something of another one."""
+    names = [name for name in graph if name.split(".")[0] == package]
+    return sorted(name for name in names if any(arrow.split(".")[0] == other for arrow in graph[name]))
