@@ -19,8 +19,9 @@ from typing import Any
 from llava.eval import judge, judge_settings
 from llava.eval.benchmarks import llavabench
 from llava.eval.benchmarks.contract import by_id
-from llava.eval.benchmarks.files import Row, read_rows, write_rows
-from llava.eval.benchmarks.join import Sample, join, read_answers
+from llava.eval.benchmarks.join import join, read_answers
+from llava.eval.files import Row, read_rows, write_rows
+from llava.eval.sample import Sample
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from llava.eval.benchmarks.join import Sample
-from llava.eval.judge_client import Client, Endpoint, Reply, Unanswered
+from llava.eval.judge_client import Client, Endpoint, Unanswered
 from llava.eval.judge_files import Filed, Online, ReplyJournal, read_replies, write_requests
-from llava.eval.judge_protocol import Ask, JudgeProtocol, Prompts, Verdict, body_of, load_prompts
+from llava.eval.judge_protocol import Ask, JudgeProtocol, Prompts, body_of, load_prompts
 from llava.eval.judge_settings import HOW, Settings
+from llava.eval.sample import JudgeReply, Sample, Verdict
 
 Place = tuple[int, int]  # which sample, which run
 
@@ -133,7 +133,7 @@ class _Review:
         """None where the source has no reply to an attempt that is needed."""
         index, run = place
         sample = self.samples[index]
-        reply: Reply | None = None
+        reply: JudgeReply | None = None
         for attempt in range(1, self.protocol.attempts + 1):
             body = body_of(self.protocol, self.prompts, sample, attempt, self.model, self.settings.body)
             try:

@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
+
+from llava.eval.sample import JudgeReply
 
 LONGEST_PAUSE = 60.0  # seconds between two tries, when the server names none
 LONGEST_WAIT = 600.0  # a server that wants more of it is not waited for
@@ -34,14 +36,6 @@ class Unanswered(Exception):
 
 class Stopped(Exception):
     """The client was told to stop while this request waited."""
-
-
-class Reply(NamedTuple):
-    """What a judge said. model: what the server says it is. date: ISO 8601, UTC."""
-
-    text: str
-    model: str
-    date: str
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,7 @@ class Client:
         """Wake up every thread that waits for its next try, and let none send anything more."""
         self.pace.stopping.set()
 
-    def ask(self, body: Mapping[str, Any]) -> Reply:
+    def ask(self, body: Mapping[str, Any]) -> JudgeReply:
         """The judge's reply to one request body.
 
         Raises Unanswered when all tries failed or this request was refused, ValueError (one line) when no request
@@ -183,7 +177,7 @@ class Client:
         return problem
 
 
-def reply_of(answer: Any, asked_model: str) -> Reply:
+def reply_of(answer: Any, asked_model: str) -> JudgeReply:
     """The reply in a chat completion, dated with the server's clock. A null content (a refusal) is an empty text.
 
     Raises ValueError, one line, when it is no chat completion.
@@ -195,7 +189,7 @@ def reply_of(answer: Any, asked_model: str) -> Reply:
     if text is not None and not isinstance(text, str):
         raise ValueError(f"a chat completion without text: {str(text)[:_SHOWN]!r}")
     model = answer.get("model")
-    return Reply(text or "", model if isinstance(model, str) else asked_model, _date(answer.get("created")))
+    return JudgeReply(text or "", model if isinstance(model, str) else asked_model, _date(answer.get("created")))
 
 
 def _date(created: Any) -> str:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.files import read_rows, write_rows
-from llava.eval.journal import drop_half_line
-from llava.eval.judge_client import Client, Reply, reply_of
+from llava.eval.files import drop_half_line, read_rows, write_rows
+from llava.eval.judge_client import Client, reply_of
 from llava.eval.judge_protocol import Ask
+from llava.eval.sample import JudgeReply
 
 
 class ReplyJournal:
@@ -28,13 +28,13 @@ class ReplyJournal:
         self.path = path.expanduser()
         self._about = {"host": host, "prompt": prompt}
         self._lock = threading.Lock()
-        self._replies: dict[str, Reply] = {}
+        self._replies: dict[str, JudgeReply] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         drop_half_line(self.path)
         for number, row in enumerate(read_rows(self.path, "journal") if self.path.is_file() else [], start=1):
             try:
                 if row["host"] == host:
-                    self._replies[row["key"]] = Reply(row["reply"], row["model"], row["date"])
+                    self._replies[row["key"]] = JudgeReply(row["reply"], row["model"], row["date"])
             except KeyError as error:
                 raise ValueError(f"{self.path} line {number} has no {error}; remove the line") from None
         self._file = self.path.open("a", encoding="utf-8")
@@ -45,11 +45,11 @@ class ReplyJournal:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def find(self, ask: Ask) -> Reply | None:
+    def find(self, ask: Ask) -> JudgeReply | None:
         """A reply that an earlier run wrote."""
         return self._replies.get(ask.key)
 
-    def write(self, ask: Ask, reply: Reply) -> None:
+    def write(self, ask: Ask, reply: JudgeReply) -> None:
         row = {
             "key": ask.key,
             "question_id": ask.question_id,
@@ -74,7 +74,7 @@ class Online:
         self.journal = journal
         self.client = client
 
-    def find(self, ask: Ask) -> Reply | None:
+    def find(self, ask: Ask) -> JudgeReply | None:
         found = self.journal.find(ask)
         if found is None:
             found = self.client.ask(ask.body)
@@ -85,11 +85,11 @@ class Online:
 class Filed:
     """Replies from files; `open` collects the requests that no file answers."""
 
-    def __init__(self, replies: Mapping[str, Reply]) -> None:
+    def __init__(self, replies: Mapping[str, JudgeReply]) -> None:
         self.replies = replies
         self.open: list[Ask] = []
 
-    def find(self, ask: Ask) -> Reply | None:
+    def find(self, ask: Ask) -> JudgeReply | None:
         found = self.replies.get(ask.key)
         if found is None:
             self.open.append(ask)
@@ -102,7 +102,7 @@ def write_requests(asks: Iterable[Ask], path: Path) -> None:
     write_rows(rows, path)
 
 
-def read_replies(paths: Sequence[Path]) -> dict[str, Reply]:
+def read_replies(paths: Sequence[Path]) -> dict[str, JudgeReply]:
     """Key -> reply out of batch outputs, or of lines `{"custom_id": ..., "reply": "..."}`; later ones win.
 
     A batch's lines of failed requests are left out. Raises ValueError, one line, for other lines.
@@ -121,11 +121,11 @@ def read_replies(paths: Sequence[Path]) -> dict[str, Reply]:
     return replies
 
 
-def _filed(row: dict[str, Any]) -> Reply | None:
+def _filed(row: dict[str, Any]) -> JudgeReply | None:
     if not isinstance(row["custom_id"], str):
         raise ValueError("custom_id is no text")
     if isinstance(row.get("reply"), str):
-        return Reply(row["reply"], row.get("model") or "", row.get("date") or "")
+        return JudgeReply(row["reply"], row.get("model") or "", row.get("date") or "")
     response = row["response"]
     if row.get("error") or response is None or response["status_code"] != 200:
         return None

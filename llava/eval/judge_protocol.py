@@ -10,9 +10,8 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-from llava.eval.benchmarks.files import read_json
-from llava.eval.benchmarks.join import Sample
-from llava.eval.judge_client import Reply
+from llava.eval.files import read_json
+from llava.eval.sample import Sample
 
 Message = dict[str, str]
 
@@ -60,18 +59,6 @@ class Ask(NamedTuple):
     def key(self) -> str:
         """32 hex digits that differ when anything about the request does: replies are found again by it."""
         return hashlib.sha256(json.dumps(list(self), sort_keys=True).encode()).hexdigest()[:32]
-
-
-class Verdict(NamedTuple):
-    """What became of judging one answer once.
-
-    value: the protocol's form; None without a verdict. reply: the last one, None when none came.
-    problem: why there is no verdict, or why it is the fallback; empty when all went well.
-    """
-
-    value: Any
-    reply: Reply | None = None
-    problem: str = ""
 
 
 def load_prompts(protocol: JudgeProtocol, file: Path | None = None) -> Prompts:

@@ -23,9 +23,9 @@ from typing import Any
 from flowcut import Pruner, parse_pruner
 from llava.eval import launch, program
 from llava.eval.benchmarks.contract import Benchmark, Split
-from llava.eval.benchmarks.files import absent
 from llava.eval.benchmarks.registry import MODULES, benchmark
-from llava.eval.journal import write_aside
+from llava.eval.files import absent
+from llava.eval.files import write_atomic as write_aside
 from llava.eval.prepare import DATA, look
 from llava.mm_utils import get_model_name_from_path
 from scripts.tables import origin

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava.eval import launch
-from llava.eval.benchmarks.contract import Benchmark, Row, Score, Split
-from llava.eval.benchmarks.files import read_json, read_rows
+from llava.eval.benchmarks.contract import Benchmark, Split
 from llava.eval.benchmarks.tally import DIGITS
+from llava.eval.files import Row, read_json, read_rows
 from llava.eval.measures import flops_of, mean_gflops, mean_tokens, spread
 from llava.eval.provenance import environment
+from llava.eval.sample import Score
 from scripts.tables import origin
 from scripts.tables.intervals import interval_of
 from scripts.tables.model_flops import sizes_in

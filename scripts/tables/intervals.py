@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 
-from llava.eval.benchmarks.contract import Score
 from llava.eval.confidence import Interval, bootstrap_interval
+from llava.eval.sample import Score
 
 _BLOCKS = 100
 _NORMAL = 1.959964  # of the normal distribution, 95 % lie within so many standard deviations

@@ -13,12 +13,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split, scored
-from llava.eval.benchmarks.files import field_of, is_empty, read_table
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import by_part, counts, percent, percents
+from llava.eval.files import Row, field_of, is_empty, read_table
 from llava.eval.matching import infer_option
 from llava.eval.prompts import with_options
+from llava.eval.sample import Sample, Score, scored
 
 ROTATION = 1_000_000
 NOT_SUBMITTED = frozenset({"hint", "category", "source", "image", "comment", "l2-category"})

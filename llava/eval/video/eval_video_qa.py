@@ -20,8 +20,8 @@ from typing import Any
 
 from llava.eval import judge, judge_settings
 from llava.eval.benchmarks import video_qa
-from llava.eval.benchmarks.files import field_of, read_rows, write_json
-from llava.eval.benchmarks.join import Sample
+from llava.eval.files import field_of, read_rows, write_json
+from llava.eval.sample import Sample
 from llava.eval.score import shown
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.answer import DTYPES, Generation
+from llava.eval.files import write_atomic
 from llava.eval.hosts import HostAnswerer, load_host
-from llava.eval.journal import Journal, write_aside
+from llava.eval.journal import Journal
 from llava.eval.program import answer_all, default_workers
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
@@ -136,7 +137,7 @@ def run_inference(args: argparse.Namespace) -> int:
         for line in lines
     ]
     output = Path(args.output_dir).expanduser() / f"{args.output_name}.json"
-    write_aside(output, "".join(json.dumps(line) + "\n" for line in written))
+    write_atomic(output, "".join(json.dumps(line) + "\n" for line in written))
     return failures
 
 

@@ -10,12 +10,12 @@ import time
 import pytest
 
 from llava.eval import judge
-from llava.eval.benchmarks.join import Sample
 from llava.eval.judge import JudgesFailed, apply
 from llava.eval.judge_client import Endpoint
 from llava.eval.judge_files import read_replies
 from llava.eval.judge_protocol import Ask, JudgeProtocol, load_prompts
 from llava.eval.judge_settings import Settings, add_arguments, settings_of
+from llava.eval.sample import Sample
 from tests.llava.eval.data_tree import write_answers
 from tests.llava.eval.data_tree_judged import make_judged_tree
 from tests.llava.eval.fake_judge import Response, error, serving

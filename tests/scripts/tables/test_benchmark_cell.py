@@ -18,9 +18,9 @@ from transformers import CLIPVisionConfig
 
 from flowcut.cost import cost_of, encoder_flops, prefill_flops, projector_flops
 from llava.eval import launch, model_vqa_loader, score
-from llava.eval.benchmarks.contract import Score
 from llava.eval.confidence import bootstrap_interval
 from llava.eval.measures import Sizes, flops_of
+from llava.eval.sample import Score
 from llava.model import LlavaConfig
 from scripts.tables import benchmark_cell
 from scripts.tables.benchmark_cell import BenchmarkCell

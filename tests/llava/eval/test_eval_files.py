@@ -1,10 +1,17 @@
-"""Reading and writing benchmark files; means with what is missing left out."""
+"""Reading and writing files: whole or not at all, damage named in one line."""
 
 import pytest
 
-from llava.eval.benchmarks.contract import Score
-from llava.eval.benchmarks.files import absent, is_empty, read_json, read_rows, read_table, write_rows
-from llava.eval.benchmarks.tally import accuracy, by_part, mean, percent, total
+from llava.eval.files import (
+    absent,
+    drop_half_line,
+    is_empty,
+    read_json,
+    read_rows,
+    read_table,
+    write_atomic,
+    write_rows,
+)
 
 
 def test_rows_go_there_and_back(tmp_path):
@@ -46,28 +53,19 @@ def test_absent_images_are_named_once(tmp_path):
     assert absent(rows, None) == []
 
 
-def test_missing_scores_are_in_no_mean():
-    scores = [Score(1, 1.0), Score(2, None, answered=False), Score(3, 0.0), Score(4, None)]
-    assert percent(scores) == {"value": 50.0, "n": 2}
-    assert percent(scores[1:2]) == {"value": None, "n": 0}
-    summary = accuracy(scores)
-    assert (summary["main"], summary["n"], summary["missing"]) == (50.0, 2, 1)
-    assert accuracy([])["main"] is None
+def test_half_a_line_is_cut_off_and_nothing_else(tmp_path):
+    file = tmp_path / "a.jsonl"
+    drop_half_line(file)
+    assert not file.exists()
+    for content, left in (("one\ntwo", "one\n"), ("one\ntwo\n", "one\ntwo\n"), ("half", "")):
+        file.write_text(content)
+        drop_half_line(file)
+        assert file.read_text() == left
 
 
-def test_parts_are_sorted_and_may_be_absent():
-    scores = [
-        Score(1, 1.0, parts={"words": 10}),
-        Score(2, 1.0, parts={"words": 9}),
-        Score(3, 0.0, parts={"words": None}),
-    ]
-    assert list(by_part(scores, "words")) == ["9", "10"]
-    assert by_part(scores, "nothing") == {}
-
-
-def test_a_sum_or_mean_over_something_missing_is_missing():
-    assert total([1.0, 2.5]) == 3.5
-    assert mean([1.0, 2.0]) == 1.5
-    for values in ([1.0, None], []):
-        assert total(values) is None
-        assert mean(values) is None
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    file = tmp_path / "a.txt"
+    write_atomic(file, "first")
+    write_atomic(file, "再")
+    assert file.read_text("utf-8") == "再"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]

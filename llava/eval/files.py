@@ -1,14 +1,13 @@
-"""Reading and writing the files of benchmarks: JSON, JSON lines, tables; errors of one line that name the place."""
+"""Reading and writing JSON, JSON lines and tables. Errors are one line and name the place."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from llava.eval.journal import write_aside
 
 Row = dict[str, Any]
 _LARGEST_CELL = 2**31 - 1  # characters; the most that fits into a C long everywhere
@@ -19,6 +18,24 @@ _EMPTY = frozenset(
         *("NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
     )
 )
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that it is either there as a whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, "utf-8")
+    os.replace(part, path)
+
+
+def drop_half_line(path: Path) -> None:
+    """Cut off an unfinished last line, which a killed process leaves. A missing file stays missing."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
 
 
 def read_json(path: Path) -> Any:
@@ -62,13 +79,13 @@ def write_rows(rows: Iterable[Any], path: Path) -> None:
         write_json(list(rows), path)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_json(content: Any, path: Path) -> None:
     """One JSON document; there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+    write_atomic(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
 def field_of(row: Row, name: str, where: str) -> Any:
