@@ -66,7 +66,7 @@ def show(image_file: str, model_path: str, pruner_text: str, out: str) -> None:
         ValueError: a pruner, model or image that cannot be used.
         OSError: a file that cannot be read or written.
     """
-    from llava.eval.images import load_image
+    from llava.eval.media.images import load_image
     from llava.mm_utils import get_model_name_from_path, picture_of, process_images
     from llava.model.builder import load_pretrained_model
 

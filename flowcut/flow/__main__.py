@@ -96,7 +96,7 @@ def read_pictures(paths: Sequence[str]) -> list[tuple[str, Image.Image]]:
     Raises:
         ValueError: there are none, or one cannot be read.
     """
-    from llava.eval.images import load_image
+    from llava.eval.media.images import load_image
 
     files: list[str] = []
     for path in paths:

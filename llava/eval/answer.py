@@ -26,8 +26,8 @@ from llava.constants import (
     IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import conv_templates, conversation_mode
+from llava.eval.media.reading import Picture, PictureReader
 from llava.eval.provenance import model_fingerprint
-from llava.eval.reading import Picture, PictureReader
 from llava.eval.stopwatch import Stopwatch
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from flowcut.memory import peak_memory_mb
 from llava.eval.answer import Answerer, Checkpoint, Generation, Reply
 from llava.eval.efficiency_report import Power, Result, Turn, Way
+from llava.eval.media.reading import Picture, QuestionMedia
 from llava.eval.power import PowerMeter
 from llava.eval.questions import Question
-from llava.eval.reading import Picture, Reading
 
 POWER_SECONDS = 10.0  # a loop at least this long, as the sensor averages over up to a second
 
@@ -40,7 +40,7 @@ class Bench:
         generation = Generation(max_new_tokens=max_new_tokens)
         pruners = dict.fromkeys(way.pruner for way in ways)
         self.answerers = {pruner: Answerer(checkpoint, pruner, generation) for pruner in pruners}
-        self.reading = Reading(questions, images, checkpoint.reader)
+        self.reading = QuestionMedia(questions, images, checkpoint.reader)
 
     def measure(self, warm_up: int, power: bool) -> dict[Way, Result]:
         """Every way's result, with a bar on the way. warm_up: questions a way, in whole batches, that do not count."""

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval import judge, judge_settings
 from llava.eval.benchmarks import mmvet
 from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import Join, join
 from llava.eval.files import read_json, write_atomic, write_json
+from llava.eval.judge import review
+from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
 
 
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"no judge to ask; {judge_settings.HOW}")
         joined = read(args.mmvet_path.expanduser(), folder / f"{args.ckpt_name}.json")
         journal = folder / f"{args.ckpt_name}.judge.jsonl"
-        judged = judge.apply(mmvet.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
+        judged = review.apply(mmvet.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
     summary = mmvet.aggregate([mmvet.score(sample) for sample in judged.samples])

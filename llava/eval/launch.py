@@ -23,10 +23,11 @@ from typing import NamedTuple
 import torch
 
 from flowcut.registry import parse_pruner
-from llava.eval import judge_settings, score
+from llava.eval import score
 from llava.eval.benchmarks.contract import PROGRAMS, Benchmark
 from llava.eval.benchmarks.registry import MODULES, benchmark
 from llava.eval.files import write_atomic
+from llava.eval.judge import settings as judge_settings
 from llava.eval.prepare import DATA
 from llava.mm_utils import get_model_name_from_path
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from llava.eval.answer import DTYPES, Answerer, Generation, load_checkpoint
-from llava.eval.images import load_image
+from llava.eval.media.images import load_image
 
 __all__ = ["eval_model", "image_parser", "load_image", "load_images", "main"]
 

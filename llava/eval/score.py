@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval import judge, judge_settings
 from llava.eval.benchmarks.contract import Benchmark, Split
 from llava.eval.benchmarks.join import Join
 from llava.eval.benchmarks.registry import MODULES, benchmark
 from llava.eval.files import write_atomic
+from llava.eval.judge import review
+from llava.eval.judge import settings as judge_settings
 from llava.eval.prepare import DATA
 from llava.eval.sample import Score
 
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = bench.folder(args.data, split)
         joined = bench.read(folder, answers, split)
         settings = judge_settings.settings_of(args)
-        judged = judge.apply(bench.judge, joined.samples, settings, stem.with_name(stem.name + ".judge.jsonl"), True)
+        judged = review.apply(bench.judge, joined.samples, settings, stem.with_name(stem.name + ".judge.jsonl"), True)
         joined = joined._replace(samples=judged.samples)
         scores = [bench.score(sample) for sample in joined.samples]
     except ValueError as error:

@@ -21,7 +21,7 @@ from typing import Any
 
 from llava.eval.answer import DTYPES, Generation
 from llava.eval.hosts import HOSTS, HostAnswerer, load_answerer
-from llava.eval.images import load_image
+from llava.eval.media.images import load_image
 
 
 def model_class() -> Any:

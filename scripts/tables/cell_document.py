@@ -15,10 +15,10 @@ from llava.eval.benchmarks.contract import Benchmark, Split
 from llava.eval.benchmarks.tally import DIGITS
 from llava.eval.files import Row, read_json, read_rows
 from llava.eval.measures import flops_of, mean_gflops, mean_tokens, spread
+from llava.eval.metrics.intervals import interval_of
 from llava.eval.provenance import environment
 from llava.eval.sample import Score
 from scripts.tables import origin
-from scripts.tables.intervals import interval_of
 from scripts.tables.model_flops import sizes_in
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from llava.eval import judge_settings, launch
+from llava.eval import launch
+from llava.eval.judge import settings as judge_settings
 from llava.eval.provenance import fingerprint, model_fingerprint
 from llava.mm_utils import get_model_name_from_path
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from llava.eval.benchmarks.join import Join, join, read_answers
 from llava.eval.files import Row, absent, read_rows, write_rows
-from llava.eval.judge_protocol import JudgeProtocol
+from llava.eval.judge.protocol import JudgeProtocol
 from llava.eval.questions import subset
 from llava.eval.sample import Sample, Score
 

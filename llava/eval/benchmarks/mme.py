@@ -12,10 +12,10 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from llava.eval.benchmarks.answer_formats import SHORT_ANSWER, short_answer
 from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import by_part, counts, percent, total
 from llava.eval.files import Row, write_atomic
-from llava.eval.prompts import SHORT_ANSWER, short_answer
 from llava.eval.sample import Sample, Score, scored
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")

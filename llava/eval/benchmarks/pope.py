@@ -9,10 +9,10 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.eval.benchmarks.answer_formats import SHORT_ANSWER, short_answer
 from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import DIGITS, by_part, counts, mean
 from llava.eval.files import Row, field_of, read_rows
-from llava.eval.prompts import SHORT_ANSWER, short_answer
 from llava.eval.sample import Sample, Score, scored
 
 CATEGORIES = ("adversarial", "random", "popular")  # LLaVA's order

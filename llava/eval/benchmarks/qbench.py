@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.eval.benchmarks.answer_formats import with_options
 from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import accuracy
 from llava.eval.files import Row, field_of, read_json
-from llava.eval.matching import LETTERS, infer_option
-from llava.eval.prompts import with_options
+from llava.eval.metrics.option_letter import LETTERS, infer_option
 from llava.eval.sample import Sample, Score, scored
 
 SOURCE = "https://huggingface.co/datasets/nanyangtu/LLVisionQA-QBench"

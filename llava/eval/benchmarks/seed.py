@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.eval.benchmarks.answer_formats import multiple_choice
 from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import accuracy
 from llava.eval.files import Row, field_of, read_json, write_rows
-from llava.eval.prompts import multiple_choice
 from llava.eval.sample import Sample, Score, scored
 
 SOURCE = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"

@@ -14,8 +14,8 @@ from transformers.utils import is_accelerate_available
 from flowcut.anatomy import Anatomy, anatomy_of
 from llava.conversation import conversation_mode
 from llava.eval.hosts.prepare import FILES, Preparation, Shown, ShownReader, load_preparation
+from llava.eval.media.frames import spread
 from llava.eval.provenance import fingerprint, model_fingerprint
-from llava.eval.video.frames import spread
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoint import DAMAGE, local_folder, one_line, quiet, read_config, weight_names
 

@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from llava.eval.images import decode_image, load_image
-from llava.eval.video.frames import Clip, is_video, sample_frames
+from llava.eval.media.frames import Clip, is_video, sample_frames
+from llava.eval.media.images import decode_image, load_image
 
 # Files of a checkpoint that decide, beside config and weights, what the model is given.
 FILES = (

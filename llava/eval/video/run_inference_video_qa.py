@@ -21,11 +21,11 @@ from llava.eval.answer import DTYPES, Generation
 from llava.eval.files import write_atomic
 from llava.eval.hosts import HostAnswerer, load_host
 from llava.eval.journal import Journal
+from llava.eval.media.frames import is_video
 from llava.eval.program import answer_all, default_workers
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
 from llava.eval.run import Run
-from llava.eval.video.frames import is_video
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,8 +15,8 @@ from llava.eval.benchmarks.registry import benchmark
 from llava.model.builder import load_tokenizer, save_llava_checkpoint
 from tests.llava.eval.data_tree import make_data_tree
 from tests.llava.eval.data_tree_judged import make_judged_tree
-from tests.llava.eval.fake_judge import serving
 from tests.llava.eval.hosts.tiny import write_host
+from tests.llava.eval.judge.fake_judge import serving
 
 OFFLINE = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "sqa", "textvqa", "seed", "ai2d", "mmmu", "qbench")
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava.eval.answer import Answerer
+from llava.eval.benchmarks.answer_formats import OPTION_LETTER
 from llava.eval.model_vqa_mmbench import OPTION_LETTER_CN
-from llava.eval.prompts import OPTION_LETTER
 
 
 def answers(folder, name="answers.jsonl"):

@@ -5,7 +5,7 @@ import pytest
 from llava.eval.answer import Generation
 from llava.eval.hosts import HostAnswerer, HostCheckpoint, load_host
 from tests.llava.eval.hosts.tiny import write_host
-from tests.llava.eval.video.videos import write_video
+from tests.llava.eval.media.videos import write_video
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from llava.eval.hosts import HostAnswerer, is_ours, load_answerer, load_host
 from llava.eval.hosts.prepare import join_frames
-from llava.eval.video.frames import sample_frames
+from llava.eval.media.frames import sample_frames
 from tests.llava.eval.hosts.tiny import FAMILIES
 
 pytest.importorskip("av", reason="videos need PyAV: pip install av")

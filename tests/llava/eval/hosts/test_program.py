@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from llava.eval import model_vqa_loader
-from tests.llava.eval.video.videos import write_video
+from tests.llava.eval.media.videos import write_video
 
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
 

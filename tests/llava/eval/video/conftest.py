@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests.llava.eval.hosts.tiny import write_host
-from tests.llava.eval.video.videos import write_video
+from tests.llava.eval.media.videos import write_video
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llava.eval.confidence import bootstrap_interval
+from llava.eval.metrics.bootstrap import bootstrap_interval
 
 
 def test_independent_questions_give_the_normal_interval():

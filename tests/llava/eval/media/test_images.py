@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava.eval import images
-from llava.eval.images import decode_image, load_image
+from llava.eval.media import images
+from llava.eval.media.images import decode_image, load_image
 
 PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 

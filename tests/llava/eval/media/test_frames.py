@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llava.eval.video.frames import is_video, sample_frames, spread
-from tests.llava.eval.video.videos import number_of, write_video
+from llava.eval.media.frames import is_video, sample_frames, spread
+from tests.llava.eval.media.videos import number_of, write_video
 
 av = pytest.importorskip("av", reason="videos need PyAV: pip install av")
 
@@ -58,7 +58,7 @@ def test_twice_the_same(tmp_path):
 
 
 def test_a_wrong_claim_about_the_length_is_found_out(tmp_path, monkeypatch):
-    from llava.eval.video import frames
+    from llava.eval.media import frames
 
     file, decode, wanted = write_video(tmp_path / "a.mp4", 20), frames._decode, []
 
@@ -109,7 +109,7 @@ def test_sound_alone_is_no_video(tmp_path):
 
 def test_a_decoder_that_is_not_there_is_named(tmp_path, monkeypatch):
     file = write_video(tmp_path / "a.mp4", 4)
-    monkeypatch.setattr("llava.eval.video.frames.find_spec", lambda name: None)
+    monkeypatch.setattr("llava.eval.media.frames.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="read with torchcodec, which is not installed; pip install torchcodec"):
         sample_frames(file, decoder="torchcodec")
 

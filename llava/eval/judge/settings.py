@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava.eval.judge_client import Endpoint
+from llava.eval.judge.client import Endpoint
 
 HOW = "give --judge-base-url and --judge-model, or --judge-requests FILE; see docs/judges.md"
 
 
 @dataclass(frozen=True)
-class Settings:
+class JudgeSettings:
     """Who judges, and how.
 
     model: None for the protocol's. endpoint: None for judging by files. body: changes to each request's body.
@@ -89,7 +89,7 @@ def _object(text: str) -> dict[str, Any]:
     return value
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> JudgeSettings:
     """The flags of `add_arguments` as settings. Raises ValueError, one line, when they do not go together."""
     endpoint = None
     if args.judge_base_url:
@@ -100,7 +100,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
             args.judge_retries,
             connections=args.judge_workers,
         )
-    settings = Settings(
+    settings = JudgeSettings(
         args.judge_model,
         endpoint,
         args.judge_prompt,

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from llava.eval import fetch as fetching
-from llava.eval.fetch import fetch, is_public
+from llava.eval.media import fetch as fetching
+from llava.eval.media.fetch import fetch, is_public
 
 CONTENT = bytes(range(256)) * 8
 

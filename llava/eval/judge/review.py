@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from llava.eval.judge_client import Client, Endpoint, Unanswered
-from llava.eval.judge_files import Filed, Online, ReplyJournal, read_replies, write_requests
-from llava.eval.judge_protocol import Ask, JudgeProtocol, Prompts, body_of, load_prompts
-from llava.eval.judge_settings import HOW, Settings
+from llava.eval.judge.client import Client, Endpoint, Unanswered
+from llava.eval.judge.protocol import Ask, JudgeProtocol, Prompts, body_of, load_prompts
+from llava.eval.judge.replies import Filed, Online, ReplyJournal, read_replies, write_requests
+from llava.eval.judge.settings import HOW, JudgeSettings
 from llava.eval.sample import JudgeReply, Sample, Verdict
 
 Place = tuple[int, int]  # which sample, which run
@@ -39,7 +39,11 @@ class Judged(NamedTuple):
 
 
 def apply(
-    protocol: JudgeProtocol | None, samples: Sequence[Sample], settings: Settings, journal: Path, progress: bool = False
+    protocol: JudgeProtocol | None,
+    samples: Sequence[Sample],
+    settings: JudgeSettings,
+    journal: Path,
+    progress: bool = False,
 ) -> Judged:
     """The samples with a verdict a run for each answer; unchanged without a judge.
 
@@ -66,7 +70,7 @@ class _Review:
     """The verdicts on their way."""
 
     def __init__(
-        self, protocol: JudgeProtocol, prompts: Prompts, settings: Settings, samples: Sequence[Sample]
+        self, protocol: JudgeProtocol, prompts: Prompts, settings: JudgeSettings, samples: Sequence[Sample]
     ) -> None:
         self.protocol = protocol
         self.prompts = prompts

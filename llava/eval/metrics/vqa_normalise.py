@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from llava.eval.contractions import CONTRACTIONS
+from llava.eval.metrics.contractions import CONTRACTIONS
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.contractions import CONTRACTIONS
-from llava.eval.normalise import (
+from llava.eval.metrics.contractions import CONTRACTIONS
+from llava.eval.metrics.vqa_normalise import (
     consensus,
     m4c,
     m4c_accuracy,
@@ -17,7 +17,7 @@ from llava.eval.normalise import (
     official_reference,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def golden(name: str) -> list[list[str]]:

@@ -9,16 +9,16 @@ import time
 
 import pytest
 
-from llava.eval import judge
-from llava.eval.judge import JudgesFailed, apply
-from llava.eval.judge_client import Endpoint
-from llava.eval.judge_files import read_replies
-from llava.eval.judge_protocol import Ask, JudgeProtocol, load_prompts
-from llava.eval.judge_settings import Settings, add_arguments, settings_of
+from llava.eval.judge import review
+from llava.eval.judge.client import Endpoint
+from llava.eval.judge.protocol import Ask, JudgeProtocol, load_prompts
+from llava.eval.judge.replies import read_replies
+from llava.eval.judge.review import JudgesFailed, apply
+from llava.eval.judge.settings import JudgeSettings, add_arguments, settings_of
 from llava.eval.sample import Sample
 from tests.llava.eval.data_tree import write_answers
 from tests.llava.eval.data_tree_judged import make_judged_tree
-from tests.llava.eval.fake_judge import Response, error, serving
+from tests.llava.eval.judge.fake_judge import Response, error, serving
 
 
 def messages(sample, texts, attempt):
@@ -43,7 +43,7 @@ def samples(count=4, texts=None):
 
 
 def settings(server, **options):
-    return Settings(endpoint=Endpoint(server.url, pause=0.01, retries=options.pop("retries", 2)), **options)
+    return JudgeSettings(endpoint=Endpoint(server.url, pause=0.01, retries=options.pop("retries", 2)), **options)
 
 
 def values(judged):
@@ -173,7 +173,7 @@ def test_workers_in_a_pause_do_not_hold_up_the_end(tmp_path):
         return Response(status=400 if "answer 0" in body["messages"][0]["content"] else 503, delay=0.05)
 
     with serving(bad) as server:
-        patient = Settings(endpoint=Endpoint(server.url, pause=60))
+        patient = JudgeSettings(endpoint=Endpoint(server.url, pause=60))
         began = time.monotonic()
         with pytest.raises(JudgesFailed, match="question 0"):
             apply(PROTOCOL, samples(4), patient, tmp_path / "j")
@@ -238,7 +238,7 @@ def test_a_killed_run_goes_on(tmp_path):
 def test_a_damaged_journal_is_told(tmp_path):
     (tmp_path / "j").write_text('{"host": "x"}\n{"host": "127.0.0.1:9", "key": "k"}\n')
     with pytest.raises(ValueError, match="line 2 has no 'reply'; remove the line"):
-        apply(PROTOCOL, samples(1), Settings(endpoint=Endpoint("http://127.0.0.1:9/v1")), tmp_path / "j")
+        apply(PROTOCOL, samples(1), JudgeSettings(endpoint=Endpoint("http://127.0.0.1:9/v1")), tmp_path / "j")
 
 
 def batch_output(requests, text, **more):
@@ -256,28 +256,28 @@ def batch_output(requests, text, **more):
 
 def test_requests_to_a_file_and_replies_from_files(tmp_path):
     wanted = tmp_path / "requests.jsonl"
-    judged = apply(PROTOCOL, samples(3), Settings(requests=wanted, runs=2), tmp_path / "j")
+    judged = apply(PROTOCOL, samples(3), JudgeSettings(requests=wanted, runs=2), tmp_path / "j")
     assert values(judged) == [[], [], []]
     assert judged.labels == [f"not judged: 6 requests written to {wanted}"]
     assert not (tmp_path / "j").exists()
     first = batch_output(wanted, lambda body: "hm" if "answer 1" in str(body["messages"]) else "0.5")
 
     more = tmp_path / "more.jsonl"
-    judged = apply(PROTOCOL, samples(3), Settings(requests=more, replies=(first,), runs=2), tmp_path / "j")
+    judged = apply(PROTOCOL, samples(3), JudgeSettings(requests=more, replies=(first,), runs=2), tmp_path / "j")
     assert judged.labels == [f"not judged: 2 requests written to {more}"]
     assert [json.loads(line)["body"]["messages"][0]["content"] for line in more.read_text().splitlines()] == [
         "Grade: answer 1 #2"
     ] * 2
     second = batch_output(more, lambda body: "0.25")
 
-    judged = apply(PROTOCOL, samples(3), Settings(replies=(first, second), runs=2), tmp_path / "j")
+    judged = apply(PROTOCOL, samples(3), JudgeSettings(replies=(first, second), runs=2), tmp_path / "j")
     assert values(judged) == [[0.5, 0.5], [0.25, 0.25], [0.5, 0.5]]
     assert (judged.record["host"], judged.record["answered_as"]) == ("files", ["batch-model"])
 
 
 def test_files_and_a_server_ask_the_same(tmp_path):
     wanted = tmp_path / "requests.jsonl"
-    apply(PROTOCOL, samples(3), Settings(requests=wanted), tmp_path / "j")
+    apply(PROTOCOL, samples(3), JudgeSettings(requests=wanted), tmp_path / "j")
     with serving(graded) as server:
         apply(PROTOCOL, samples(3), settings(server, workers=1), tmp_path / "j")
     assert [json.loads(line)["body"] for line in wanted.read_text().splitlines()] == server.bodies
@@ -285,10 +285,10 @@ def test_files_and_a_server_ask_the_same(tmp_path):
 
 def test_replies_that_are_missing_or_failed_are_failures(tmp_path):
     wanted = tmp_path / "requests.jsonl"
-    apply(PROTOCOL, samples(2), Settings(requests=wanted), tmp_path / "j")
+    apply(PROTOCOL, samples(2), JudgeSettings(requests=wanted), tmp_path / "j")
     failed = batch_output(wanted, lambda body: "0.5", response=None, error={"code": "batch_expired"})
     with pytest.raises(JudgesFailed, match=r"2 of 2 verdicts failed .*no reply in the files.*--judge-requests"):
-        apply(PROTOCOL, samples(2), Settings(replies=(failed,)), tmp_path / "j")
+        apply(PROTOCOL, samples(2), JudgeSettings(replies=(failed,)), tmp_path / "j")
 
 
 def test_plain_reply_lines(tmp_path):
@@ -384,9 +384,9 @@ def test_a_body_that_is_no_object(body, capsys):
 
 
 def test_without_a_judge(tmp_path):
-    judged = apply(PROTOCOL, samples(2), Settings(), tmp_path / "j")
+    judged = apply(PROTOCOL, samples(2), JudgeSettings(), tmp_path / "j")
     assert (values(judged), judged.record) == ([[], []], {})
-    assert judged.labels == [f"not judged: {judge.HOW}"]
+    assert judged.labels == [f"not judged: {review.HOW}"]
     with pytest.raises(ValueError, match="scored without a judge"):
-        apply(None, samples(2), Settings(requests=tmp_path / "r"), tmp_path / "j")
-    assert apply(None, samples(2), Settings(), tmp_path / "j").labels == []
+        apply(None, samples(2), JudgeSettings(requests=tmp_path / "r"), tmp_path / "j")
+    assert apply(None, samples(2), JudgeSettings(), tmp_path / "j").labels == []

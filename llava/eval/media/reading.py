@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from llava.eval.images import decode_image, load_image
+from llava.eval.media.images import decode_image, load_image
 from llava.eval.questions import Question
 from llava.mm_utils import process_images
 
@@ -23,7 +23,7 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
-class Read(NamedTuple):
+class LoadedQuestion(NamedTuple):
     """A question with what it shows (pictures, as its `Reader` gives them); `problem` says why there is nothing."""
 
     question: Question
@@ -51,7 +51,7 @@ class PictureReader:
         return Picture(pixels, image.size)
 
 
-class Reading(Dataset):
+class QuestionMedia(Dataset):
     """What the questions show, and for each question the problem that kept it from being read, or None."""
 
     def __init__(self, questions: Sequence[Question], folder: Path, reader: Reader) -> None:
@@ -71,7 +71,7 @@ class Reading(Dataset):
 
 def batches(
     questions: Sequence[Question], folder: Path, reader: Reader, batch_size: int, workers: int = 0
-) -> Iterator[list[Read]]:
+) -> Iterator[list[LoadedQuestion]]:
     """All questions in order, `batch_size` at a time; what cannot be read becomes a problem, not an error.
 
     workers: processes that read ahead, two batches each; 0 reads when asked.
@@ -80,9 +80,9 @@ def batches(
     waiting = iter(questions)
     # Questions stay here: what a worker cannot send back (torch 2.13) would hang the loader instead of failing.
     for batch in DataLoader(
-        Reading(questions, folder, reader), batch_size, collate_fn=list, num_workers=workers, **ahead
+        QuestionMedia(questions, folder, reader), batch_size, collate_fn=list, num_workers=workers, **ahead
     ):
-        yield [Read(next(waiting), pictures, problem) for pictures, problem in batch]
+        yield [LoadedQuestion(next(waiting), pictures, problem) for pictures, problem in batch]
 
 
 def _single_thread(_: int) -> None:

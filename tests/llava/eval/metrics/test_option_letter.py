@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.matching import infer_option
-from llava.eval.prompts import multiple_choice, short_answer, with_options
+from llava.eval.benchmarks.answer_formats import multiple_choice, short_answer, with_options
+from llava.eval.metrics.option_letter import infer_option
 
 OPTIONS = {"A": "red", "B": "dark blue", "C": "blue", "D": "green"}
 
 
 def test_the_golden_pairs():
-    with (Path(__file__).parent / "golden" / "golden_mmbench_infer.csv").open(encoding="utf-8", newline="") as file:
+    with (Path(__file__).parents[1] / "golden" / "golden_mmbench_infer.csv").open(encoding="utf-8", newline="") as file:
         pairs = list(csv.reader(file))[1:]
     assert len(pairs) == 20
     for given, wanted in pairs:

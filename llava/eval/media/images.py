@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava.eval.fetch import fetch
+from llava.eval.media.fetch import fetch
 
 LARGEST_DOWNLOAD = 64 * 2**20  # bytes
 LARGEST_PICTURE = 89_478_485  # pixels; above that Pillow warns of a decompression bomb
@@ -22,7 +22,7 @@ _FAILURES = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, htt
 def load_image(image_file: str | Path, allow_private: bool = False) -> Image.Image:
     """The picture in RGB, from a path or an http(s) address.
 
-    allow_private: also fetch from loopback, private and link-local addresses; see `llava.eval.fetch.fetch`.
+    allow_private: also fetch from loopback, private and link-local addresses; see `llava.eval.media.fetch.fetch`.
 
     Raises ValueError, one line, when it is missing, forbidden, too large, or cannot be read.
     """

@@ -7,8 +7,8 @@ from email.utils import format_datetime
 
 import pytest
 
-from llava.eval.judge_client import Client, Endpoint, Pace, Stopped, Unanswered, announced_wait, duration, reply_of
-from tests.llava.eval.fake_judge import Response, error, serving
+from llava.eval.judge.client import Client, Endpoint, Pace, Stopped, Unanswered, announced_wait, duration, reply_of
+from tests.llava.eval.judge.fake_judge import Response, error, serving
 
 BODY = {"model": "asked", "messages": [{"role": "user", "content": "hello"}]}
 

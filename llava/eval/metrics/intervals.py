@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 
-from llava.eval.confidence import Interval, bootstrap_interval
+from llava.eval.metrics.bootstrap import Interval, bootstrap_interval
 from llava.eval.sample import Score
 
 _BLOCKS = 100

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.files import drop_half_line, read_rows, write_rows
-from llava.eval.judge_client import Client, reply_of
-from llava.eval.judge_protocol import Ask
+from llava.eval.judge.client import Client, reply_of
+from llava.eval.judge.protocol import Ask
 from llava.eval.sample import JudgeReply
 
 
