@@ -125,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _asked(args: argparse.Namespace) -> tuple[nn.Module, list[dict[str, Any]]]:
     """The checkpoint's model, and its calls for the first questions of the file."""
-    from llava.eval.answer import Answerer, load_checkpoint
+    from llava.eval.models.llava_answerer import LlavaAnswerer as Answerer
+    from llava.eval.models.llava_checkpoint import load_checkpoint
     from llava.eval.questions import read_questions
     from llava.mm_utils import tokenizer_image_token
 

@@ -84,7 +84,7 @@ class Subject:
         """
         if self.reader is None:
             raise ValueError(f"{self.name} is an encoder alone and answers nothing; leave --question out")
-        from llava.eval.answer import Generation
+        from llava.eval.models.reply import Generation
 
         answerer = type(self.reader)(self.reader.checkpoint, pruner, Generation(max_new_tokens=64))
         return [answerer([question], [[image]])[0].text for image in images]
@@ -96,7 +96,7 @@ def load_subject(path: str) -> Subject:
     Raises:
         ValueError: one line about what cannot be loaded, or is of no known family.
     """
-    from llava.eval.hosts.choose import load_answerer
+    from llava.eval.models.load import load_answerer
     from llava.model.checkpoint import local_folder, read_config
 
     folder = local_folder(path, patterns=["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"])

@@ -38,12 +38,13 @@ from transformers.utils import is_flash_attn_2_available
 
 from flowcut import parse_pruner
 from flowcut.bench import device_name, keep_freed_memory
-from llava.eval.answer import DTYPES, load_checkpoint
 from llava.eval.bench import questions_of
 from llava.eval.efficiency_report import Result, Way, row_of, table
 from llava.eval.efficiency_turns import Bench
 from llava.eval.files import write_atomic
 from llava.eval.measures import Sizes
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from llava.eval.models.reply import DTYPES
 from llava.eval.power import check_power
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Question

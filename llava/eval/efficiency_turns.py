@@ -15,9 +15,11 @@ import torch
 from tqdm import tqdm
 
 from flowcut.memory import peak_memory_mb
-from llava.eval.answer import Answerer, Checkpoint, Generation, Reply
 from llava.eval.efficiency_report import Power, Result, Turn, Way
 from llava.eval.media.reading import Picture, QuestionMedia
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import Checkpoint
+from llava.eval.models.reply import Generation, Reply
 from llava.eval.power import PowerMeter
 from llava.eval.questions import Question
 
@@ -39,7 +41,7 @@ class Bench:
         self.device: torch.device = checkpoint.model.device
         generation = Generation(max_new_tokens=max_new_tokens)
         pruners = dict.fromkeys(way.pruner for way in ways)
-        self.answerers = {pruner: Answerer(checkpoint, pruner, generation) for pruner in pruners}
+        self.answerers = {pruner: LlavaAnswerer(checkpoint, pruner, generation) for pruner in pruners}
         self.reading = QuestionMedia(questions, images, checkpoint.reader)
 
     def measure(self, warm_up: int, power: bool) -> dict[Way, Result]:

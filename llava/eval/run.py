@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from llava.eval.answer import Answerer, Reply
 from llava.eval.journal import Journal
 from llava.eval.media.reading import LoadedQuestion, batches
+from llava.eval.models.answerer import Answerer
+from llava.eval.models.reply import Reply
 from llava.eval.questions import Problem, Question
 
 

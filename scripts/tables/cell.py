@@ -22,7 +22,6 @@ from typing import Any
 from tqdm import tqdm
 
 from flowcut import parse_pruner
-from llava.eval.answer import DTYPES, Answerer, Checkpoint, Generation, load_checkpoint
 from llava.eval.benchmarks import embedded
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.tally import by_part
@@ -30,6 +29,9 @@ from llava.eval.files import write_atomic as write_aside
 from llava.eval.journal import Journal
 from llava.eval.measures import Sizes, flops_of, mean_gflops, mean_tokens, spread
 from llava.eval.metrics.bootstrap import mean_with_interval
+from llava.eval.models.llava_answerer import LlavaAnswerer as Answerer
+from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
+from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Problem, Question, read_questions, subset
 from llava.eval.run import Run

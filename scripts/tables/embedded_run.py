@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer import load_checkpoint
+from llava.eval.models.llava_checkpoint import load_checkpoint
 from scripts.tables import embedded_table
 from scripts.tables.cell import Bench, Cell, Plan, measure
 from scripts.tables.grid import Grid

@@ -33,7 +33,7 @@ def folder_here(name_or_path: str) -> Path | None:
 
 
 def model_hash(model: str, base: str | None) -> str | None:
-    """As `llava.eval.answer` notes it; None while weights are not on this machine."""
+    """As `llava.eval.models` notes it; None while weights are not on this machine."""
     marks = []
     for name in filter(None, (model, base)):
         folder = folder_here(name)

@@ -24,14 +24,14 @@ class Picture(NamedTuple):
 
 
 class LoadedQuestion(NamedTuple):
-    """A question with what it shows (pictures, as its `Reader` gives them); `problem` says why there is nothing."""
+    """A question with what it shows, as a `MediaReader` prepares it; `problem` says why there is nothing."""
 
     question: Question
     pictures: list[Any]
     problem: str | None
 
 
-class Reader(Protocol):
+class MediaReader(Protocol):
     """Reads what a question shows, and prepares it for one kind of model. Worker processes get a copy."""
 
     def __call__(self, source: str | bytes, folder: Path) -> Any:
@@ -54,7 +54,7 @@ class PictureReader:
 class QuestionMedia(Dataset):
     """What the questions show, and for each question the problem that kept it from being read, or None."""
 
-    def __init__(self, questions: Sequence[Question], folder: Path, reader: Reader) -> None:
+    def __init__(self, questions: Sequence[Question], folder: Path, reader: MediaReader) -> None:
         self.questions = list(questions)
         self.folder = folder
         self.reader = reader
@@ -70,7 +70,7 @@ class QuestionMedia(Dataset):
 
 
 def batches(
-    questions: Sequence[Question], folder: Path, reader: Reader, batch_size: int, workers: int = 0
+    questions: Sequence[Question], folder: Path, reader: MediaReader, batch_size: int, workers: int = 0
 ) -> Iterator[list[LoadedQuestion]]:
     """All questions in order, `batch_size` at a time; what cannot be read becomes a problem, not an error.
 

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer import DTYPES, Generation
 from llava.eval.files import write_atomic
-from llava.eval.hosts import HostAnswerer, load_host
 from llava.eval.journal import Journal
 from llava.eval.media.frames import is_video
+from llava.eval.models.hf_answerer import HFAnswerer
+from llava.eval.models.hf_checkpoint import load_hf_checkpoint
+from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.program import answer_all, default_workers
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
@@ -112,10 +113,10 @@ def prepare(args: argparse.Namespace) -> Run:
     """Everything up to the first answer. Raises ValueError, one line, for whatever the user has to mend."""
     rows, problems = read(args)
     questions = chunk(subset(rows, args.limit), args.num_chunks, args.chunk_idx)
-    checkpoint = load_host(
+    checkpoint = load_hf_checkpoint(
         args.model_path, args.conv_mode, args.device, args.dtype, args.frames, args.max_pixels, args.cache_dir
     )
-    answerer = HostAnswerer(checkpoint, args.pruner, Generation(max_new_tokens=args.max_new_tokens))
+    answerer = HFAnswerer(checkpoint, args.pruner, Generation(max_new_tokens=args.max_new_tokens))
     files = [Path(file).expanduser() for file in (args.gt_file_question, args.gt_file_answers)]
     settings = {
         **answerer.settings(),

@@ -135,7 +135,7 @@ def test_what_is_there_is_read_and_nothing_runs(root, monkeypatch, capsys):
     files = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in root.rglob("*.json*")}
     monkeypatch.setattr(benchmark_cell, "follow", nothing_may_run)
     monkeypatch.setattr("subprocess.Popen", nothing_may_run)
-    monkeypatch.setattr("llava.eval.hosts.load_answerer", nothing_may_run)
+    monkeypatch.setattr("llava.eval.models.load.load_answerer", nothing_may_run)
     first = cell.make()
     assert first == cell.read()
     flags = ["--benchmark", "pope", "--model", cell.model, "--pruner", PRUNER, "--data", str(cell.data)]

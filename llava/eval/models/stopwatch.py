@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from flowcut.anatomy import Anatomy
+
 
 class Clock(Protocol):
     """Marks moments. What lies between two is known after `settle`."""
@@ -20,7 +22,7 @@ class Clock(Protocol):
         """Wait for what is under way."""
 
 
-class HostClock:
+class WallClock:
     """For devices that have done their work when a call returns."""
 
     def mark(self) -> float:
@@ -51,11 +53,11 @@ class CudaClock:
 
 
 def clock_of(device: torch.device) -> Clock:
-    return CudaClock(device) if device.type == "cuda" else HostClock()
+    return CudaClock(device) if device.type == "cuda" else WallClock()
 
 
 class Stopwatch:
-    """Hooks around the projector and around the first forward pass of the language model, while it is entered.
+    """Times LLaVA's classes, by hooks around the projector and the language model's first forward pass, while entered.
 
     Good for one call: `start`, generate, `stop`. After `stop`, in milliseconds, 0.0 where a stage was not seen:
 
@@ -136,3 +138,32 @@ class Stopwatch:
     def _after(self, *_: object) -> None:
         if self._prefill_end is None:
             self._prefill_end = self.clock.mark()
+
+
+class AnatomyStopwatch(Stopwatch):
+    """For any family whose parts `flowcut.anatomy` knows.
+
+    Hooks at the language model's beginning and at the end of the model around it, while it is entered.
+
+    encode_ms: from `start` until the language model begins, that is vision tower, projector, and putting the visual
+        tokens into the prompt. prefill_ms: from there to the first logits. Both 0.0 while nothing was seen.
+    `projector_ms` is None and `visual_tokens` stays empty: neither is watched.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+        super().__init__(model)
+        assert anatomy.decoder is not None
+        self.decoder = anatomy.decoder
+        self.projector_ms = None
+
+    def __enter__(self) -> AnatomyStopwatch:
+        head = self.decoder.head if self.decoder.head is not None else self.decoder.model
+        self._undo = [
+            self.decoder.model.register_forward_pre_hook(self._begins, with_kwargs=True),
+            head.register_forward_hook(self._after),
+        ]
+        return self
+
+    def _begins(self, *_: object) -> None:
+        if self._prefill_begin is None:  # else a later forward pass: one token of the answer
+            self._prefill_begin = self._encoded = self.clock.mark()

@@ -71,7 +71,7 @@ def write_tokenizer(folder: Path, family: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_host(folder: Path, family: str) -> Path:
+def write_tiny_checkpoint(folder: Path, family: str) -> Path:
     """The checkpoint of a family as its files would lie on the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
     host = FAMILIES[family]

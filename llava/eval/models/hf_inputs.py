@@ -35,7 +35,7 @@ FILES = (
 SECONDS = "second_per_grid_ts"
 
 
-class Shown(NamedTuple):
+class VisualInput(NamedTuple):
     """A picture or a video, prepared.
 
     inputs: the model's arguments for it alone, in float32 on the CPU. rows: patches of each encoder row it makes, that
@@ -47,13 +47,13 @@ class Shown(NamedTuple):
     rows: tuple[int, ...]
 
     @property
-    def units(self) -> int:
+    def images(self) -> int:
         """How many images the language model is shown: frames count, tiles do not."""
         return len(self.rows) if self.video else 1
 
 
 @dataclass(frozen=True)
-class ShownReader:
+class VisualInputReader:
     """Reads and prepares what a question shows; a file is a video by its name's ending.
 
     pictures, frames: image processors, `frames` with the settings for videos and None where the model takes none.
@@ -65,23 +65,23 @@ class ShownReader:
     count: int
     patch: int
 
-    def __call__(self, source: str | bytes, folder: Path) -> Shown:
+    def __call__(self, source: str | bytes, folder: Path) -> VisualInput:
         if isinstance(source, bytes):
             return self.picture(decode_image(source))
         return self.video(folder / source) if is_video(source) else self.picture(load_image(folder / source))
 
-    def picture(self, image: Image.Image) -> Shown:
+    def picture(self, image: Image.Image) -> VisualInput:
         """A picture (RGB)."""
         inputs = _process(self.pictures, [image])
-        return Shown(False, inputs, self._rows(inputs["pixel_values"], inputs.get("image_grid_thw")))
+        return VisualInput(False, inputs, self._rows(inputs["pixel_values"], inputs.get("image_grid_thw")))
 
-    def video(self, path: str | Path) -> Shown:
+    def video(self, path: str | Path) -> VisualInput:
         """Frames of a video file; raises ValueError, one line, for what is none or where the model takes none."""
         if self.frames is None:
             raise ValueError(f"video {path} is shown to a model that takes pictures only; give a picture")
         clip = sample_frames(path, self.count)
         inputs = self._clip(clip)
-        return Shown(True, inputs, self._rows(inputs["pixel_values_videos"], inputs.get("video_grid_thw")))
+        return VisualInput(True, inputs, self._rows(inputs["pixel_values_videos"], inputs.get("video_grid_thw")))
 
     def _clip(self, clip: Clip) -> dict[str, Tensor]:
         inputs = _process(self.frames, clip.frames)
@@ -133,12 +133,12 @@ class Preparation(NamedTuple):
         return self.processor.tokenizer
 
     @property
-    def marks(self) -> list[int]:
+    def placeholder_ids(self) -> list[int]:
         """The ids of the placeholders: of a picture, and of a video where the family has one."""
-        marks = [getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id")]
-        return [mark for mark in marks if mark is not None]
+        ids = [getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id")]
+        return [number for number in ids if number is not None]
 
-    def expand(self, prompt: str, shown: Sequence[Shown]) -> str:
+    def expand(self, prompt: str, shown: Sequence[VisualInput]) -> str:
         """The prompt with as many placeholders for each picture and video as it has tokens.
 
         Raises ValueError, one line, when the prompt does not name as many as are shown.
@@ -157,7 +157,7 @@ class Preparation(NamedTuple):
             prompt = parts[0] + "".join(fill + part for fill, part in zip(fills, parts[1:], strict=True))
         return prompt
 
-    def batch(self, prompts: Sequence[str], shown: Sequence[Shown]) -> dict[str, Tensor]:
+    def batch(self, prompts: Sequence[str], shown: Sequence[VisualInput]) -> dict[str, Tensor]:
         """The model's arguments for expanded prompts, padded on the left, and all they show, in order."""
         tokenizer = self.tokenizer
         begun = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)

@@ -10,37 +10,42 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from llava.eval.hosts import HostAnswerer, is_ours, load_answerer, load_host
-from llava.eval.hosts.prepare import join_frames
 from llava.eval.media.frames import sample_frames
-from tests.llava.eval.hosts.tiny import FAMILIES
+from llava.eval.models.hf_answerer import HFAnswerer
+from llava.eval.models.hf_checkpoint import load_hf_checkpoint
+from llava.eval.models.hf_inputs import join_frames
+from llava.eval.models.load import fits_llava_classes, load_answerer
+from tests.llava.eval.models.tiny import FAMILIES
 
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
 
 
 def test_llavas_own_classes_are_taken_where_they_fit(host_folder, llava_folder, tmp_path):
-    assert {family for family in FAMILIES if is_ours(str(host_folder(family)))} == {"llava_hf", "llava_next_hf"}
-    assert is_ours(str(llava_folder))
-    assert is_ours(str(tmp_path)), "an adapter has no config.json"
-    assert not isinstance(load_answerer(str(llava_folder), device="cpu"), HostAnswerer)
+    assert {family for family in FAMILIES if fits_llava_classes(str(host_folder(family)))} == {
+        "llava_hf",
+        "llava_next_hf",
+    }
+    assert fits_llava_classes(str(llava_folder))
+    assert fits_llava_classes(str(tmp_path)), "an adapter has no config.json"
+    assert not isinstance(load_answerer(str(llava_folder), device="cpu"), HFAnswerer)
     with pytest.raises(ValueError, match="is no folder"):
-        is_ours(str(tmp_path / "nothing"))
+        fits_llava_classes(str(tmp_path / "nothing"))
 
 
 def test_the_host_may_be_chosen(host_folder):
     folder = str(host_folder("llava_hf"))
-    assert isinstance(load_answerer(folder, host="transformers", device="cpu"), HostAnswerer)
-    assert isinstance(load_answerer(str(host_folder("qwen2_vl")), device="cpu"), HostAnswerer)
+    assert isinstance(load_answerer(folder, backend="transformers", device="cpu"), HFAnswerer)
+    assert isinstance(load_answerer(str(host_folder("qwen2_vl")), device="cpu"), HFAnswerer)
     with pytest.raises(ValueError, match="Qwen2VLForConditionalGeneration"):
-        load_answerer(str(host_folder("qwen2_vl")), host="llava", device="cpu")
+        load_answerer(str(host_folder("qwen2_vl")), backend="llava", device="cpu")
     with pytest.raises(ValueError, match="host='vllm' is unknown; use auto, llava, transformers"):
-        load_answerer(folder, host="vllm")
+        load_answerer(folder, backend="vllm")
     with pytest.raises(ValueError, match="take whole checkpoints; merge"):
-        load_answerer(folder, model_base="base", host="transformers")
+        load_answerer(folder, model_base="base", backend="transformers")
 
 
 def test_settings_say_what_decides(host):
-    settings = HostAnswerer(host("qwen2_vl"), "flowcut:budget=6").settings()
+    settings = HFAnswerer(host("qwen2_vl"), "flowcut:budget=6").settings()
     assert settings["host"] == "transformers Qwen2VLForConditionalGeneration"
     assert (settings["conv_mode"], settings["frames"], settings["max_pixels"]) == ("chat template", 3, None)
     assert settings["dtype"] == "float32"
@@ -61,10 +66,10 @@ def test_missing_weights_are_refused(broken):
         {k: v for k, v in weights.items() if "multi_modal" not in k}, folder / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(ValueError, match=r"lacks 4 weights of VideoLlavaForConditionalGeneration, such as .*noise"):
-        load_host(str(folder), device="cpu")
+        load_hf_checkpoint(str(folder), device="cpu")
     (folder / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(ValueError, match="is damaged") as error:
-        load_host(str(folder), device="cpu")
+        load_hf_checkpoint(str(folder), device="cpu")
     assert "\n" not in str(error.value)
 
 
@@ -73,7 +78,7 @@ def test_missing_files_are_named(broken, name):
     folder = broken("video_llava")
     (folder / name).unlink()
     with pytest.raises(ValueError, match="lacks files of its tokenizer or processor") as error:
-        load_host(str(folder), device="cpu")
+        load_hf_checkpoint(str(folder), device="cpu")
     assert "\n" not in str(error.value)
 
 
@@ -81,29 +86,29 @@ def test_a_prompt_is_needed(broken):
     folder = broken("video_llava")
     (folder / "chat_template.json").unlink()
     with pytest.raises(ValueError, match="has no chat template; say how to prompt it"):
-        load_host(str(folder), device="cpu")
-    assert load_host(str(folder), conv_mode="llava_v1", device="cpu").mode == "llava_v1"
+        load_hf_checkpoint(str(folder), device="cpu")
+    assert load_hf_checkpoint(str(folder), conv_mode="llava_v1", device="cpu").mode == "llava_v1"
     with pytest.raises(ValueError, match="conversation mode 'chat' is unknown"):
-        load_host(str(folder), conv_mode="chat", device="cpu")
+        load_hf_checkpoint(str(folder), conv_mode="chat", device="cpu")
 
 
 def test_what_is_no_model_for_pictures_is_refused(llama_folder):
     with pytest.raises(ValueError, match="for which transformers knows no way to prepare pictures"):
-        load_host(str(llama_folder), device="cpu")
+        load_hf_checkpoint(str(llama_folder), device="cpu")
 
 
 def test_max_pixels(host_folder):
     """40 x 120 pixels: 5 x 15 tokens of 8 x 8 pixels, or as few as fit."""
     picture = Image.new("RGB", (120, 40))
     for limit, most in ((None, 25), (100 * 64, 100), (12 * 64, 12)):
-        checkpoint = load_host(str(host_folder("qwen2_vl")), device="cpu", max_pixels=limit)
+        checkpoint = load_hf_checkpoint(str(host_folder("qwen2_vl")), device="cpu", max_pixels=limit)
         grid = checkpoint.show(picture).inputs["image_grid_thw"]
         assert int(grid.prod()) // 4 <= most
         assert (int(grid.prod()) // 4 == 75) == (limit == 100 * 64)
     with pytest.raises(ValueError, match="max_pixels=10 is less than one token"):
-        load_host(str(host_folder("qwen2_vl")), device="cpu", max_pixels=10)
+        load_hf_checkpoint(str(host_folder("qwen2_vl")), device="cpu", max_pixels=10)
     with pytest.raises(ValueError, match="is for models such as Qwen2-VL"):
-        load_host(str(host_folder("video_llava")), device="cpu", max_pixels=10000)
+        load_hf_checkpoint(str(host_folder("video_llava")), device="cpu", max_pixels=10000)
 
 
 def test_video_llava_frames_are_cropped_and_never_flipped(host, video):
@@ -151,7 +156,7 @@ def test_videos_and_models_for_pictures(host, video, tmp_path):
     with pytest.raises(ValueError, match="shown to a model that takes pictures only"):
         host("llava_hf").show(video)
     with pytest.raises(ValueError, match="frames=0 is no number of frames"):
-        load_host("anything", frames=0)
+        load_hf_checkpoint("anything", frames=0)
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
         host("video_llava").reader("bad.mp4", tmp_path)

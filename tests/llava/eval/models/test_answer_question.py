@@ -7,10 +7,13 @@ import pytest
 from PIL import Image
 
 from flowcut import CDPruner, TextTower, asked, attach
-from llava.eval.answer import Answerer, Generation, load_checkpoint
-from llava.eval.hosts import HostAnswerer, load_host
+from llava.eval.models.hf_answerer import HFAnswerer
+from llava.eval.models.hf_checkpoint import load_hf_checkpoint
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from llava.eval.models.reply import Generation
 from tests.flowcut.seen import write_clip
-from tests.llava.eval.hosts.tiny import write_host
+from tests.llava.eval.models.tiny import write_tiny_checkpoint
 
 TEXTS = ["red", "how many cats", "zzz"]
 
@@ -42,7 +45,7 @@ def kept(monkeypatch):
 
 
 def test_each_picture_has_its_questions_text(checkpoint, whole_clip, kept):
-    answerer = Answerer(checkpoint, f"cdpruner:budget=5,text_tower={whole_clip}", Generation(max_new_tokens=3))
+    answerer = LlavaAnswerer(checkpoint, f"cdpruner:budget=5,text_tower={whole_clip}", Generation(max_new_tokens=3))
     shown = pictures(4)
     own = [shown[:1], shown[1:3], shown[3:]]
     together = answerer(TEXTS, own)
@@ -62,7 +65,7 @@ def test_each_picture_has_its_questions_text(checkpoint, whole_clip, kept):
 
 def test_it_is_what_asking_by_hand_gives(checkpoint, whole_clip, kept):
     pruner = CDPruner(5, text_tower=str(whole_clip))
-    Answerer(checkpoint, f"cdpruner:budget=5,text_tower={whole_clip}", Generation(max_new_tokens=1))(
+    LlavaAnswerer(checkpoint, f"cdpruner:budget=5,text_tower={whole_clip}", Generation(max_new_tokens=1))(
         ["red"], [pictures(1)]
     )
     tower = TextTower.find(checkpoint.model, str(whole_clip))
@@ -72,9 +75,9 @@ def test_it_is_what_asking_by_hand_gives(checkpoint, whole_clip, kept):
 
 
 def test_transformers_own_classes(whole_clip, tmp_path, kept):
-    loaded = load_host(str(write_host(tmp_path / "host", "llava_hf")), device="cpu")
+    loaded = load_hf_checkpoint(str(write_tiny_checkpoint(tmp_path / "host", "llava_hf")), device="cpu")
     pruner = f"cdpruner:budget=5,text_tower={whole_clip}"
-    replies = HostAnswerer(loaded, pruner, Generation(max_new_tokens=2))(TEXTS, [[one] for one in pictures(3)])
+    replies = HFAnswerer(loaded, pruner, Generation(max_new_tokens=2))(TEXTS, [[one] for one in pictures(3)])
     assert kept[0][0] == tuple(TEXTS)
     assert [reply.visual_tokens for reply in replies] == [5, 5, 5]
 
@@ -84,14 +87,16 @@ def test_a_text_tower_in_the_checkpoint_is_found(llava_folder, tmp_path):
     folder = tmp_path / "checkpoint"
     shutil.copytree(llava_folder, folder)
     write_clip(folder / "text_tower")
-    answerer = Answerer(load_checkpoint(str(folder), device="cpu"), "cdpruner:budget=5", Generation(max_new_tokens=1))
+    answerer = LlavaAnswerer(
+        load_checkpoint(str(folder), device="cpu"), "cdpruner:budget=5", Generation(max_new_tokens=1)
+    )
     [reply] = answerer(["red"], [pictures(1)])
     assert reply.visual_tokens == 5
 
 
 def test_a_missing_text_tower_is_told_at_once(checkpoint):
     with pytest.raises(ValueError, match=r"text_tower=") as error:
-        Answerer(checkpoint, "cdpruner:budget=5")
+        LlavaAnswerer(checkpoint, "cdpruner:budget=5")
     assert "\n" not in str(error.value)
-    assert Answerer(checkpoint, "cdpruner:budget=5,condition=false").text_tower is None
-    assert Answerer(checkpoint, "flowcut:budget=5,last_layer=-2").text_tower is None
+    assert LlavaAnswerer(checkpoint, "cdpruner:budget=5,condition=false").text_tower is None
+    assert LlavaAnswerer(checkpoint, "flowcut:budget=5,last_layer=-2").text_tower is None

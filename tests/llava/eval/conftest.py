@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.answer import Generation
-from llava.eval.hosts import HostAnswerer, HostCheckpoint, load_host
-from tests.llava.eval.hosts.tiny import write_host
+from llava.eval.models.hf_answerer import HFAnswerer
+from llava.eval.models.hf_checkpoint import HFCheckpoint, load_hf_checkpoint
+from llava.eval.models.reply import Generation
 from tests.llava.eval.media.videos import write_video
+from tests.llava.eval.models.tiny import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,7 @@ def host_folder(tmp_path_factory):
 
     def folder(family: str) -> Path:
         if family not in made:
-            made[family] = write_host(root / family, family)
+            made[family] = write_tiny_checkpoint(root / family, family)
         return made[family]
 
     return folder
@@ -24,11 +25,11 @@ def host_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def host(host_folder):
     """`host(family)`: that checkpoint loaded, three frames a video."""
-    loaded: dict[str, HostCheckpoint] = {}
+    loaded: dict[str, HFCheckpoint] = {}
 
-    def load(family: str) -> HostCheckpoint:
+    def load(family: str) -> HFCheckpoint:
         if family not in loaded:
-            loaded[family] = load_host(str(host_folder(family)), device="cpu", frames=3)
+            loaded[family] = load_hf_checkpoint(str(host_folder(family)), device="cpu", frames=3)
         return loaded[family]
 
     return load
@@ -37,7 +38,7 @@ def host(host_folder):
 @pytest.fixture(scope="session")
 def answerer(host):
     """`answerer(family, pruner)`: ready to say six words."""
-    return lambda family, pruner="none", **settings: HostAnswerer(
+    return lambda family, pruner="none", **settings: HFAnswerer(
         host(family), pruner, Generation(**{"max_new_tokens": 6, **settings})
     )
 

@@ -10,7 +10,9 @@ from PIL import Image
 
 from flowcut import FlowCut, attach, parse_pruner
 from llava.conversation import conv_templates
-from llava.eval.answer import Answerer, Generation, load_checkpoint
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from llava.eval.models.reply import Generation
 from llava.mm_utils import process_images, tokenizer_image_token
 
 TEXTS = ["what is in this image", "how many cats", "two", "hello world two cats in this image?"]
@@ -25,7 +27,7 @@ def pictures(count: int = 4) -> list[Image.Image]:
 
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_a_question_in_a_batch_is_answered_as_alone(checkpoint, pruner):
-    answerer = Answerer(checkpoint, pruner, Generation(max_new_tokens=6))
+    answerer = LlavaAnswerer(checkpoint, pruner, Generation(max_new_tokens=6))
     together = answerer(TEXTS, [[picture] for picture in pictures()])
     for text, picture, reply in zip(TEXTS, pictures(), together, strict=True):
         [alone] = answerer([text], [[picture]])
@@ -41,7 +43,7 @@ def test_a_question_in_a_batch_is_answered_as_alone(checkpoint, pruner):
 def test_the_answer_is_the_greedy_continuation(checkpoint):
     """Against full forward passes without cache, one token at a time."""
     model, tokenizer, [picture] = checkpoint.model, checkpoint.tokenizer, pictures(1)
-    [reply] = Answerer(checkpoint, generation=Generation(max_new_tokens=4))([TEXTS[0]], [[picture]])
+    [reply] = LlavaAnswerer(checkpoint, generation=Generation(max_new_tokens=4))([TEXTS[0]], [[picture]])
     conversation = conv_templates[checkpoint.mode].copy()
     conversation.append_message(conversation.roles[0], "<image>\n" + TEXTS[0])
     conversation.append_message(conversation.roles[1], None)
@@ -63,7 +65,7 @@ def test_tokens_are_counted_and_the_model_is_given_back(checkpoint, pruner, toke
     encoder = checkpoint.model.get_vision_tower().vision_tower
     before = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in checkpoint.model.modules()]
     implementation = encoder.config._attn_implementation
-    [reply] = Answerer(checkpoint, pruner, Generation(max_new_tokens=2))(TEXTS[:1], [pictures(1)])
+    [reply] = LlavaAnswerer(checkpoint, pruner, Generation(max_new_tokens=2))(TEXTS[:1], [pictures(1)])
     assert (reply.tokens, reply.visual_tokens) == (tokens, tokens[-1])
     assert reply.ms > reply.encode_ms + reply.prefill_ms > 0
     assert encoder.config._attn_implementation == implementation
@@ -73,20 +75,20 @@ def test_tokens_are_counted_and_the_model_is_given_back(checkpoint, pruner, toke
 
 
 def test_beams_count_as_one_question(checkpoint):
-    answerer = Answerer(checkpoint, "fastervlm:budget=5", Generation(num_beams=2, max_new_tokens=3))
+    answerer = LlavaAnswerer(checkpoint, "fastervlm:budget=5", Generation(num_beams=2, max_new_tokens=3))
     replies = answerer(TEXTS[:2], [[picture] for picture in pictures(2)])
     assert [reply.visual_tokens for reply in replies] == [5, 5]
 
 
 def test_several_pictures_in_one_question(checkpoint):
-    answerer = Answerer(checkpoint, "fastervlm:budget=5", Generation(max_new_tokens=3))
+    answerer = LlavaAnswerer(checkpoint, "fastervlm:budget=5", Generation(max_new_tokens=3))
     both, one = answerer([TEXTS[0], TEXTS[1]], [pictures(2), pictures(1)])
     assert (both.tokens, both.visual_tokens) == ([32, 10], 10)
     assert (one.tokens, one.visual_tokens) == ([16, 5], 5)
 
 
 def test_prompts(checkpoint, monkeypatch):
-    answerer = Answerer(checkpoint._replace(mode="vicuna_v1"))
+    answerer = LlavaAnswerer(checkpoint._replace(mode="vicuna_v1"))
     assert answerer.prompt("why?").endswith("questions. USER: <image>\nwhy? ASSISTANT:")
     assert answerer.prompt("a <image-placeholder> b").endswith("USER: a <image> b ASSISTANT:")
     assert answerer.prompt("why?", images=2).endswith("USER: <image>\n<image>\nwhy? ASSISTANT:")
@@ -107,14 +109,14 @@ def test_template_comes_from_flag_then_checkpoint_then_default(llava_folder, tmp
 
 def test_a_pruner_that_does_not_fit_is_refused_at_once(checkpoint):
     with pytest.raises(ValueError, match="unknown pruner"):
-        Answerer(checkpoint, "flowcat:budget=5")
+        LlavaAnswerer(checkpoint, "flowcat:budget=5")
     with pytest.raises(ValueError, match="last_layer=-3 is not in this encoder"):
-        Answerer(checkpoint, "flowcut:budget=5")
+        LlavaAnswerer(checkpoint, "flowcut:budget=5")
     with (
         attach(checkpoint.model, FlowCut(budget=5, last_layer=-2)),
         pytest.raises(ValueError, match="already has a pruner"),
     ):
-        Answerer(checkpoint, "flowcut:budget=5")
+        LlavaAnswerer(checkpoint, "flowcut:budget=5")
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def trained(checkpoint, monkeypatch):
     ],
 )
 def test_the_checkpoints_own_pruner_unless_told_otherwise(trained, caplog, asked, used, visual, warning):
-    answerer = Answerer(trained, asked, Generation(max_new_tokens=1))
+    answerer = LlavaAnswerer(trained, asked, Generation(max_new_tokens=1))
     [reply] = answerer(TEXTS[:1], [pictures(1)])
     assert (answerer.pruner_text, reply.visual_tokens) == (used, visual)
     assert answerer.settings()["pruner"] == (repr(parse_pruner(used)) if used != "none" else "none")
@@ -153,7 +155,7 @@ def test_a_checkpoint_is_loaded_without_its_pruner(llava_folder, tmp_path, caplo
     (folder / "config.json").write_text(json.dumps(fields))
     loaded = load_checkpoint(str(folder), device="cpu")
     assert not [record for record in caplog.records if record.name == "llava.model.remembered_pruner"]
-    assert Answerer(loaded).pruner == FlowCut(budget=5, last_layer=-2)
+    assert LlavaAnswerer(loaded).pruner == FlowCut(budget=5, last_layer=-2)
     attach(loaded.model, FlowCut(budget=3, last_layer=-2)).remove()
 
 
@@ -164,9 +166,9 @@ def test_a_model_without_eyes_is_refused(llama_folder):
 
 def test_tokens_inside_the_language_model_are_counted(checkpoint):
     """Two pictures, then one: FastV's first layer reads all their tokens, the second what was kept."""
-    answerer = Answerer(checkpoint, "fastv:budget=10,layer=1", Generation(max_new_tokens=2))
+    answerer = LlavaAnswerer(checkpoint, "fastv:budget=10,layer=1", Generation(max_new_tokens=2))
     both, one = answerer([TEXTS[0], TEXTS[1]], [pictures(2), pictures(1)])
     assert (both.language_tokens, one.language_tokens) == ([32, 8], [16, 4])
     assert one.metadata()["language_tokens"] == [16, 4]
-    [plain] = Answerer(checkpoint, "none", Generation(max_new_tokens=2))(TEXTS[:1], [pictures(1)])
+    [plain] = LlavaAnswerer(checkpoint, "none", Generation(max_new_tokens=2))(TEXTS[:1], [pictures(1)])
     assert "language_tokens" not in plain.metadata()

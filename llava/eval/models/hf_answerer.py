@@ -1,4 +1,4 @@
-"""Answering with transformers' own models, behind the same face as `llava.eval.answer.Answerer`."""
+"""Answering with transformers' own models, behind the same interface as LLaVA's classes."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ from PIL import Image
 
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.conversation import conv_templates
-from llava.eval.answer import Answerer, Generation, Reply
-from llava.eval.hosts.checkpoint import HostCheckpoint
-from llava.eval.hosts.costs import Costs
-from llava.eval.hosts.prepare import Shown
-from llava.eval.hosts.stopwatch import HostStopwatch
+from llava.eval.models.answerer import PrunedAnswerer
+from llava.eval.models.hf_checkpoint import HFCheckpoint
+from llava.eval.models.hf_inputs import VisualInput
+from llava.eval.models.reply import Generation, Reply
+from llava.eval.models.stopwatch import AnatomyStopwatch
+from llava.eval.models.token_counts import TokenCounts
 
 
-class HostAnswerer(Answerer):
+class HFAnswerer(PrunedAnswerer):
     """A checkpoint of transformers' own classes that answers questions, with a pruner attached while it does.
 
     Pictures and videos stand in front of the question, or where its text says `<image-placeholder>`. Answers are
     greedy in the plain sense at temperature 0: a checkpoint's own `repetition_penalty` is not applied.
     """
 
-    checkpoint: HostCheckpoint  # type: ignore[assignment]
-
     def __init__(
-        self, checkpoint: HostCheckpoint, pruner: str | None = None, generation: Generation | None = None
+        self, checkpoint: HFCheckpoint, pruner: str | None = None, generation: Generation | None = None
     ) -> None:
-        super().__init__(checkpoint, pruner, generation)  # type: ignore[arg-type]
+        super().__init__(checkpoint, pruner, generation)
+        self.checkpoint = checkpoint
+
+    @property
+    def takes_video(self) -> bool:
+        """Whether the checkpoint has an image processor for the frames of videos."""
+        return self.checkpoint.preparation.frames is not None
 
     def settings(self) -> dict[str, Any]:
-        """What decides about the answers, beside the questions."""
+        """What decides about the answers, apart from the questions."""
         return {
             "model": self.checkpoint.name,
             "model_hash": self.checkpoint.fingerprint,
@@ -77,7 +82,7 @@ class HostAnswerer(Answerer):
         """Answer a batch: one text each, with its pictures (RGB) and files of videos."""
         return self.answer(texts, [[self.checkpoint.show(one) for one in own] for own in images])
 
-    def answer(self, texts: Sequence[str], pictures: Sequence[Sequence[Shown]]) -> list[Reply]:  # type: ignore[override]
+    def answer(self, texts: Sequence[str], pictures: Sequence[Sequence[VisualInput]]) -> list[Reply]:
         """As a call, with pictures and videos that were prepared before; a question may have none, one or several."""
         model, preparation = self.checkpoint.model, self.checkpoint.preparation
         prompts = [
@@ -85,35 +90,36 @@ class HostAnswerer(Answerer):
             for text, own in zip(texts, pictures, strict=True)
         ]
         batch = self.checkpoint.batch(prompts, [one for own in pictures for one in own])
-        marks = preparation.marks
+        placeholder_ids = preparation.placeholder_ids
         anatomy = self.checkpoint.anatomy
-        timed = HostStopwatch(model, anatomy)
+        timed = AnatomyStopwatch(model, anatomy)
         with torch.inference_mode(), timed as watch, self.pruning(texts, pictures) as handle:
             watch.start()
             output = model.generate(
                 **batch,
                 pad_token_id=preparation.tokenizer.pad_token_id,
                 repetition_penalty=1.0,
-                suppress_tokens=marks,  # a placeholder is no text, and would be taken for a picture
+                suppress_tokens=placeholder_ids,  # a placeholder is no text, and would be taken for a picture
                 **self.generation.arguments(),
             )
             total = watch.stop()
         said = preparation.tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         ids, real = batch["input_ids"], batch["attention_mask"].bool()
-        named = [(ids == mark).sum(dim=1).tolist() for mark in marks]
-        words = (real.sum(dim=1) - torch.isin(ids, torch.tensor(marks, device=ids.device)).sum(dim=1)).tolist()
+        named = [(ids == placeholder).sum(dim=1).tolist() for placeholder in placeholder_ids]
+        visual = torch.isin(ids, torch.tensor(placeholder_ids, device=ids.device))
+        words = (real.sum(dim=1) - visual.sum(dim=1)).tolist()
         trace = handle.trace if handle else None
-        costs = Costs(pictures, len(anatomy.encoders[0].layers), trace, self.generation.num_beams)
+        counts = TokenCounts(pictures, len(anatomy.encoders[0].layers), trace, self.generation.num_beams)
         return [
             Reply(
                 text=text.strip(),
-                tokens=costs.tokens(index),
-                visual_tokens=costs.visual_tokens(index, *(counts[index] for counts in named)),
+                tokens=counts.encoder_tokens(index),
+                visual_tokens=counts.visual_tokens(index, *(numbers[index] for numbers in named)),
                 text_tokens=words[index],
                 ms=total / len(texts),
                 encode_ms=watch.encode_ms / len(texts),
                 prefill_ms=watch.prefill_ms / len(texts),
-                language_tokens=costs.language_tokens(index),
+                language_tokens=counts.language_tokens(index),
                 decode_ms=watch.decode_ms / len(texts),
             )
             for index, text in enumerate(said)

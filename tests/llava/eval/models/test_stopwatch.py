@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval import stopwatch
-from llava.eval.answer import Answerer, Generation
-from llava.eval.stopwatch import CudaClock, HostClock, Stopwatch
+from llava.eval.models import stopwatch
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.reply import Generation
+from llava.eval.models.stopwatch import CudaClock, Stopwatch, WallClock
 
 TOWER, PROJECTOR, PASS = 100, 7, 10  # milliseconds that each takes
 TEXT = "what is in this image"
@@ -65,7 +66,7 @@ def tiled(checkpoint, make_tiny_llava):
 @pytest.mark.parametrize("tiles", [False, True])
 def test_stages_are_the_times_of_the_parts(checkpoint, tiled, moved, pruner, tiles):
     chosen = tiled if tiles else checkpoint
-    answerer = Answerer(chosen, pruner, Generation(max_new_tokens=4))
+    answerer = LlavaAnswerer(chosen, pruner, Generation(max_new_tokens=4))
     with moved.by(chosen.model):
         replies = answerer([TEXT, "two"], [[picture()], [picture(30)]])
     assert moved.passes > 1, "there is something to decode"
@@ -80,7 +81,7 @@ def test_stages_are_the_times_of_the_parts(checkpoint, tiled, moved, pruner, til
 
 def test_a_question_without_a_picture_takes_no_encoding(checkpoint, moved):
     with moved.by(checkpoint.model):
-        [reply] = Answerer(checkpoint, generation=Generation(max_new_tokens=3))([TEXT], [[]])
+        [reply] = LlavaAnswerer(checkpoint, generation=Generation(max_new_tokens=3))([TEXT], [[]])
     assert (reply.encode_ms, reply.projector_ms, reply.visual_tokens) == (0, 0, 0)
     assert reply.prefill_ms == pytest.approx(PASS)
     assert reply.ms == pytest.approx(PASS * moved.passes)
@@ -88,7 +89,7 @@ def test_a_question_without_a_picture_takes_no_encoding(checkpoint, moved):
 
 def generate(checkpoint, watch=None, count=1):
     """Ids of an answer about `count` pictures; timed if there is a watch."""
-    answerer = Answerer(checkpoint)
+    answerer = LlavaAnswerer(checkpoint)
     shown = [checkpoint.picture(picture(40 + number)) for number in range(count)]
     ids, mask = answerer._ids([answerer.prompt(TEXT, count)])
     with torch.inference_mode(), ExitStack() as stack:
@@ -106,7 +107,7 @@ def generate(checkpoint, watch=None, count=1):
     return output, total
 
 
-class Logged(HostClock):
+class Logged(WallClock):
     """A clock of one millisecond a mark, that tells who asked."""
 
     def __init__(self, names) -> None:
@@ -201,7 +202,7 @@ def test_on_cuda_events_are_recorded_and_waited_for_once(checkpoint, monkeypatch
 
 def test_the_clock_is_the_devices():
     assert isinstance(stopwatch.clock_of(torch.device("cuda:1")), CudaClock)
-    assert isinstance(stopwatch.clock_of(torch.device("cpu")), HostClock)
-    clock = HostClock()
+    assert isinstance(stopwatch.clock_of(torch.device("cpu")), WallClock)
+    clock = WallClock()
     moments = [clock.mark() for _ in range(3)]
     assert all(clock.between(before, after) >= 0 for before, after in pairwise(moments))

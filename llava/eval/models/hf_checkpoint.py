@@ -13,8 +13,8 @@ from transformers.utils import is_accelerate_available
 
 from flowcut.anatomy import Anatomy, anatomy_of
 from llava.conversation import conversation_mode
-from llava.eval.hosts.prepare import FILES, Preparation, Shown, ShownReader, load_preparation
 from llava.eval.media.frames import spread
+from llava.eval.models.hf_inputs import FILES, Preparation, VisualInput, VisualInputReader, load_preparation
 from llava.eval.provenance import fingerprint, model_fingerprint
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoint import DAMAGE, local_folder, one_line, quiet, read_config, weight_names
@@ -22,7 +22,7 @@ from llava.model.checkpoint import DAMAGE, local_folder, one_line, quiet, read_c
 _DOWNLOADS = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.bin"]
 
 
-class HostCheckpoint(NamedTuple):
+class HFCheckpoint(NamedTuple):
     """A loaded model with what belongs to it.
 
     mode: the conversation template of LLaVA's to prompt with; None prompts with the checkpoint's own chat template.
@@ -44,20 +44,24 @@ class HostCheckpoint(NamedTuple):
         return self.preparation.tokenizer
 
     @property
+    def image_processor(self) -> Any:
+        return self.preparation.pictures
+
+    @property
     def anatomy(self) -> Anatomy:
         return anatomy_of(self.model)
 
     @property
-    def reader(self) -> ShownReader:
+    def reader(self) -> VisualInputReader:
         """Reads pictures and videos for this model, in a worker process if need be."""
         patch = self.model.config.vision_config.patch_size
-        return ShownReader(self.preparation.pictures, self.preparation.frames, self.frames, patch)
+        return VisualInputReader(self.preparation.pictures, self.preparation.frames, self.frames, patch)
 
-    def show(self, source: Image.Image | str | Path) -> Shown:
+    def show(self, source: Image.Image | str | Path) -> VisualInput:
         """A picture (RGB), or the file of a video, prepared for the model."""
         return self.reader.picture(source) if isinstance(source, Image.Image) else self.reader.video(source)
 
-    def batch(self, prompts: Sequence[str], shown: Sequence[Shown]) -> dict[str, torch.Tensor]:
+    def batch(self, prompts: Sequence[str], shown: Sequence[VisualInput]) -> dict[str, torch.Tensor]:
         """What the model takes, on its device and in its type; see `Preparation.batch`."""
         device, dtype = self.model.device, self.model.dtype
         inputs = self.preparation.batch(prompts, shown)
@@ -66,7 +70,7 @@ class HostCheckpoint(NamedTuple):
         }
 
 
-def load_host(
+def load_hf_checkpoint(
     model_path: str,
     conv_mode: str | None = None,
     device: str | None = None,
@@ -74,7 +78,7 @@ def load_host(
     frames: int = 8,
     max_pixels: int | None = None,
     cache_dir: str | None = None,
-) -> HostCheckpoint:
+) -> HFCheckpoint:
     """Load a checkpoint of transformers' own classes for answering. No pruner is attached, remembered or not.
 
     conv_mode: a template of LLaVA's, as Video-LLaVA uses them; default: the checkpoint's own chat template.
@@ -98,7 +102,7 @@ def load_host(
     anatomy_of(model)
     files = [folder / name for name in FILES if (folder / name).is_file()]
     name, marks = get_model_name_from_path(model_path), model_fingerprint(folder)
-    return HostCheckpoint(model, preparation, name, marks, mode, frames, max_pixels, fingerprint(files))
+    return HFCheckpoint(model, preparation, name, marks, mode, frames, max_pixels, fingerprint(files))
 
 
 def _load_model(folder: Path, config: Any, device: str, dtype: str | None) -> Any:

@@ -1,17 +1,20 @@
-"""Which code answers for a model path: this project's LLaVA classes, or transformers' own."""
+"""Which classes answer for a model path: this project's LLaVA classes, or transformers' own."""
 
 from __future__ import annotations
 
-from llava.eval.answer import Answerer, Generation, load_checkpoint
-from llava.eval.hosts.answer import HostAnswerer
-from llava.eval.hosts.checkpoint import load_host
+from llava.eval.models.answerer import Answerer
+from llava.eval.models.hf_answerer import HFAnswerer
+from llava.eval.models.hf_checkpoint import load_hf_checkpoint
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from llava.eval.models.reply import Generation
 from llava.model.checkpoint import finish_save, local_folder, read_config
 from llava.model.transformers_layout import is_transformers_layout, llava_fields
 
-HOSTS = ("auto", "llava", "transformers")
+BACKENDS = ("auto", "llava", "transformers")
 
 
-def is_ours(model_path: str) -> bool:
+def fits_llava_classes(model_path: str) -> bool:
     """Whether this project's LLaVA classes can be the model: LLaVA's own checkpoints, and those of `llava-hf`.
 
     Decided by config.json; a folder without one (an adapter) is LLaVA's. Raises ValueError when there is no such model.
@@ -35,7 +38,7 @@ def load_answerer(
     *,
     pruner: str | None = None,
     generation: Generation | None = None,
-    host: str = "auto",
+    backend: str = "auto",
     frames: int = 8,
     max_pixels: int | None = None,
     model_base: str | None = None,
@@ -46,20 +49,20 @@ def load_answerer(
 ) -> Answerer:
     """Load whatever model a path means, ready to answer.
 
-    host: one of HOSTS. "auto" takes this project's LLaVA classes wherever they can be the model, else transformers'.
-    frames, max_pixels: for transformers' classes, see `load_host`. The rest: see `load_checkpoint` and `Answerer`.
+    backend: one of BACKENDS, the flag --host of the programs. "auto" takes this project's LLaVA classes wherever they
+    can be the model, else transformers'. frames, max_pixels: for transformers' classes, see `load_hf_checkpoint`.
+    The rest: see `load_checkpoint` and `PrunedAnswerer`.
 
     Raises ValueError, one line, for whatever the user has to mend.
     """
-    if host not in HOSTS:
-        raise ValueError(f"host={host!r} is unknown; use {', '.join(HOSTS)}")
-    ours = host == "llava" or (host == "auto" and (model_base is not None or is_ours(model_path)))
-    if ours:
+    if backend not in BACKENDS:
+        raise ValueError(f"host={backend!r} is unknown; use {', '.join(BACKENDS)}")
+    if backend == "llava" or (backend == "auto" and (model_base is not None or fits_llava_classes(model_path))):
         if max_pixels is not None:
             raise ValueError(f"max_pixels={max_pixels} is for models such as Qwen2-VL; {model_path} has fixed sizes")
-        return Answerer(
+        return LlavaAnswerer(
             load_checkpoint(model_path, model_base, conv_mode, device, dtype, default_mode), pruner, generation
         )
     if model_base is not None:
         raise ValueError(f"transformers' classes take whole checkpoints; merge {model_path} into {model_base} first")
-    return HostAnswerer(load_host(model_path, conv_mode, device, dtype, frames, max_pixels), pruner, generation)
+    return HFAnswerer(load_hf_checkpoint(model_path, conv_mode, device, dtype, frames, max_pixels), pruner, generation)

@@ -7,9 +7,10 @@ import torch
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from flowcut import attach, parse_pruner
-from llava.eval.answer import Generation
-from llava.eval.hosts import HostAnswerer, load_host
-from tests.llava.eval.hosts.tiny import FAMILIES, QWEN, VIDEO_FAMILIES, pictures
+from llava.eval.models.hf_answerer import HFAnswerer
+from llava.eval.models.hf_checkpoint import load_hf_checkpoint
+from llava.eval.models.reply import Generation
+from tests.llava.eval.models.tiny import FAMILIES, QWEN, VIDEO_FAMILIES, pictures
 
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
 
@@ -112,7 +113,7 @@ def test_times_and_the_model_given_back(host, answerer, video):
 def test_times_are_those_of_the_parts(host, answerer, video, monkeypatch):
     """A clock that the parts themselves move: the tower by 100 ms, each pass of the decoder by 10."""
     model, clock = host("video_llava").model, [0.0]
-    monkeypatch.setattr("llava.eval.stopwatch.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("llava.eval.models.stopwatch.perf_counter", lambda: clock[0])
 
     def moves(seconds):
         return lambda *_: clock.__setitem__(0, clock[0] + seconds)
@@ -144,7 +145,7 @@ def test_prompts(host, answerer):
     assert answer.prompt("why?") == "USER: <image>\nwhy? ASSISTANT:"
     assert answer.prompt("why?", videos=[True, False]) == "USER: <video>\n<image>\nwhy? ASSISTANT:"
     assert answer.prompt("a<image-placeholder>b") == "USER: a<image>\nb ASSISTANT:"
-    old = HostAnswerer(host("video_llava")._replace(mode="llava_v1"))
+    old = HFAnswerer(host("video_llava")._replace(mode="llava_v1"))
     assert old.prompt("why?", videos=[True]).endswith("questions. USER: <video>\nwhy? ASSISTANT:")
     assert old.prompt("a <image-placeholder> b").endswith("USER: a <image> b ASSISTANT:")
     with pytest.raises(ValueError, match="2 times <image-placeholder>, and 1 are shown"):
@@ -158,11 +159,11 @@ def test_a_placeholder_in_the_text_is_refused(answerer):
 
 def test_a_checkpoints_own_pruner_is_followed(host_folder, tmp_path, answerer, video):
     folder = shutil.copytree(host_folder("video_llava"), tmp_path / "trained")
-    model = load_host(str(folder), device="cpu").model
+    model = load_hf_checkpoint(str(folder), device="cpu").model
     model.config.flowcut = {"method": "flowcut", "budget": 6}
     model.config.save_pretrained(folder)
-    checkpoint = load_host(str(folder), device="cpu", frames=3)
-    trained = HostAnswerer(checkpoint, None, Generation(max_new_tokens=6))
+    checkpoint = load_hf_checkpoint(str(folder), device="cpu", frames=3)
+    trained = HFAnswerer(checkpoint, None, Generation(max_new_tokens=6))
     assert trained.pruner_text == "flowcut:budget=6"
     assert trained.pruner == parse_pruner("flowcut:budget=6")
     [reply] = trained(["two"], [[video]])
@@ -171,9 +172,9 @@ def test_a_checkpoints_own_pruner_is_followed(host_folder, tmp_path, answerer, v
 
 def test_a_pruner_that_does_not_fit_is_refused_at_once(host):
     with pytest.raises(ValueError, match="unknown pruner"):
-        HostAnswerer(host("llava_hf"), "flowcat:budget=5")
+        HFAnswerer(host("llava_hf"), "flowcat:budget=5")
     with (
         attach(host("llava_hf").model, parse_pruner("random:budget=5")),
         pytest.raises(ValueError, match="already has a pruner"),
     ):
-        HostAnswerer(host("llava_hf"), "flowcut:budget=5")
+        HFAnswerer(host("llava_hf"), "flowcut:budget=5")
