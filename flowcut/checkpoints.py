@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from flowcut.attach import attach
 from flowcut.pruner import Pruner
 from flowcut.trace import Trace
-from llava.eval.answer import Answerer, Generation, load_checkpoint
-from llava.eval.hosts.choose import load_answerer
-from llava.eval.images import load_image as load_image
+from llava.eval.media.images import load_image as load_image
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from llava.eval.models.load import load_answerer
+from llava.eval.models.reply import Generation
 from llava.eval.questions import read_questions
 from llava.mm_utils import (
     get_model_name_from_path,
@@ -69,7 +71,7 @@ def questions_as_calls(
     if problems:
         raise ValueError(f"{problems[0].where}: {problems[0].what}")
     checkpoint = load_checkpoint(model_path, conv_mode=conv_mode)
-    answerer = Answerer(checkpoint, "none")
+    answerer = LlavaAnswerer(checkpoint, "none")
     calls = []
     for question in [question for question in questions if question.images][:samples]:
         pictures = [checkpoint.reader(image, Path(image_folder)) for image in question.images]

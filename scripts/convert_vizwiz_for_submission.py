@@ -8,8 +8,9 @@ from pathlib import Path
 
 from llava.eval.benchmarks import vizwiz
 from llava.eval.benchmarks.contract import by_id
-from llava.eval.benchmarks.files import read_rows, write_rows
-from llava.eval.benchmarks.join import Sample, join, read_answers
+from llava.eval.benchmarks.join import join, read_answers
+from llava.eval.files import read_rows, write_rows
+from llava.eval.sample import Sample
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from llava.eval.benchmarks import vqav2
-from llava.eval.benchmarks.files import write_rows
 from llava.eval.benchmarks.join import read_answers
+from llava.eval.files import write_rows
 
 
 def main(argv: list[str] | None = None) -> None:

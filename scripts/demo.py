@@ -24,8 +24,9 @@ from PIL import Image
 from flowcut import attach
 from flowcut.plots import kept_patches
 from flowcut.registry import METHODS as REGISTRY
-from llava.eval.answer import DTYPES, Checkpoint, load_checkpoint
-from llava.eval.images import load_image
+from llava.eval.media.images import load_image
+from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
+from llava.eval.models.reply import DTYPES
 from llava.eval.questions import subset
 from llava.mm_utils import process_images
 from scripts.embedded import data

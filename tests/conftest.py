@@ -223,7 +223,7 @@ def flags(question_folder, llava_folder):
 
 @pytest.fixture(scope="session")
 def checkpoint(llava_folder):
-    """The tiny LLaVA loaded for `llava.eval.answer`."""
-    from llava.eval.answer import load_checkpoint
+    """The tiny LLaVA loaded for `llava.eval.models`."""
+    from llava.eval.models.llava_checkpoint import load_checkpoint
 
     return load_checkpoint(str(llava_folder), device="cpu")

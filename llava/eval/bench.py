@@ -25,8 +25,11 @@ from tqdm import tqdm
 
 from flowcut import parse_pruner
 from flowcut.bench.measuring import device_name
-from llava.eval.answer import DTYPES, Answerer, Checkpoint, Generation, load_checkpoint
 from llava.eval.journal import Journal
+from llava.eval.models.answerer import Answerer
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
+from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import environment
 from llava.eval.questions import Question, read_questions, subset
 from llava.eval.run import Run
@@ -95,7 +98,7 @@ def measure(
     """Every way's rates, and the answers of its last round."""
     generation = Generation(max_new_tokens=args.max_new_tokens)
     answerers = {
-        pruner: Answerer(checkpoint, pruner, generation) for pruner in dict.fromkeys(way.pruner for way in ways)
+        pruner: LlavaAnswerer(checkpoint, pruner, generation) for pruner in dict.fromkeys(way.pruner for way in ways)
     }
     results = {way: Result([], []) for way in ways}
     with tqdm(total=len(ways) * (1 + args.rounds), desc="rounds", unit="round") as bar:

@@ -38,12 +38,13 @@ from transformers.utils import is_flash_attn_2_available
 
 from flowcut import parse_pruner
 from flowcut.bench.measuring import device_name, keep_freed_memory
-from llava.eval.answer import DTYPES, load_checkpoint
 from llava.eval.bench import questions_of
 from llava.eval.efficiency_report import Result, Way, row_of, table
 from llava.eval.efficiency_turns import Bench
-from llava.eval.journal import write_aside
+from llava.eval.files import write_atomic
 from llava.eval.measures import Sizes
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from llava.eval.models.reply import DTYPES
 from llava.eval.power import check_power
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Question
@@ -189,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     found = report(bench, results, args, command)
     if args.out is not None:
-        write_aside(args.out, json.dumps(found, indent=1) + "\n")
+        write_atomic(args.out, json.dumps(found, indent=1) + "\n")
     print(f"{found['questions']} questions, {found['device']}, {found['dtype']}, {found['threads']} threads; median ms")
     print(table(found["rows"]))
     brief = [{key: value for key, value in row.items() if key != "raw"} for row in found["rows"]]

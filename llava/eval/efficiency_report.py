@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llava.eval.answer import Reply
 from llava.eval.measures import Sizes, flops_of, mean, mean_gflops, mean_tokens, spread
+from llava.eval.models.reply import Reply
 
 DIGITS = 4
 

@@ -15,11 +15,13 @@ import torch
 from tqdm import tqdm
 
 from flowcut.bench.memory import peak_memory_mb
-from llava.eval.answer import Answerer, Checkpoint, Generation, Reply
 from llava.eval.efficiency_report import Power, Result, Turn, Way
+from llava.eval.media.reading import Picture, QuestionMedia
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import Checkpoint
+from llava.eval.models.reply import Generation, Reply
 from llava.eval.power import PowerMeter
 from llava.eval.questions import Question
-from llava.eval.reading import Picture, Reading
 
 POWER_SECONDS = 10.0  # a loop at least this long, as the sensor averages over up to a second
 
@@ -39,8 +41,8 @@ class Bench:
         self.device: torch.device = checkpoint.model.device
         generation = Generation(max_new_tokens=max_new_tokens)
         pruners = dict.fromkeys(way.pruner for way in ways)
-        self.answerers = {pruner: Answerer(checkpoint, pruner, generation) for pruner in pruners}
-        self.reading = Reading(questions, images, checkpoint.reader)
+        self.answerers = {pruner: LlavaAnswerer(checkpoint, pruner, generation) for pruner in pruners}
+        self.reading = QuestionMedia(questions, images, checkpoint.reader)
 
     def measure(self, warm_up: int, power: bool) -> dict[Way, Result]:
         """Every way's result, with a bar on the way. warm_up: questions a way, in whole batches, that do not count."""

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval import judge, judge_settings
 from llava.eval.benchmarks import mmvet
 from llava.eval.benchmarks.contract import by_id
-from llava.eval.benchmarks.files import read_json, write_json
-from llava.eval.benchmarks.join import Join, Sample, join
-from llava.eval.journal import write_aside
+from llava.eval.benchmarks.join import Join, join
+from llava.eval.files import read_json, write_atomic, write_json
+from llava.eval.judge import review
+from llava.eval.judge import settings as judge_settings
+from llava.eval.sample import Sample
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"no judge to ask; {judge_settings.HOW}")
         joined = read(args.mmvet_path.expanduser(), folder / f"{args.ckpt_name}.json")
         journal = folder / f"{args.ckpt_name}.judge.jsonl"
-        judged = judge.apply(mmvet.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
+        judged = review.apply(mmvet.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
     summary = mmvet.aggregate([mmvet.score(sample) for sample in judged.samples])
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(grades(judged.samples), folder / f"{stem}-grade-{runs}.json")
         for part, file in (("capability", "cap-score"), ("combination", "cap-int-score")):
             text = table(args.ckpt_name, summary["parts"][part], total)
-            write_aside(folder / f"{stem}-{file}-{runs}.csv", text)
+            write_atomic(folder / f"{stem}-{file}-{runs}.csv", text)
             print(text)
     print("; ".join(judged.labels), file=sys.stderr)
     print(json.dumps({"benchmark": "mmvet", **summary, "labels": judged.labels, "judge": judged.record}))

@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval import judge, judge_settings
 from llava.eval.benchmarks import llavabench
 from llava.eval.benchmarks.contract import by_id
-from llava.eval.benchmarks.files import Row, read_rows, write_rows
-from llava.eval.benchmarks.join import Sample, join, read_answers
+from llava.eval.benchmarks.join import join, read_answers
+from llava.eval.files import Row, read_rows, write_rows
+from llava.eval.judge import review
+from llava.eval.judge import settings as judge_settings
+from llava.eval.sample import Sample
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         samples = llavabench.samples_of(read_rows(args.question.expanduser()), contexts, references)
         joined = join(samples, answers, by_id)
         journal = output.with_name(output.name + ".judge.jsonl")
-        judged = judge.apply(llavabench.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
+        judged = review.apply(llavabench.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
     lines = review_lines(judged.samples, references, answers)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks import pope
-from llava.eval.benchmarks.files import read_rows
 from llava.eval.benchmarks.join import join, read_answers
+from llava.eval.files import read_rows
 from llava.eval.score import shown, warnings
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from llava.eval.benchmarks import sqa
 from llava.eval.benchmarks.contract import Split
-from llava.eval.benchmarks.files import write_json
-from llava.eval.benchmarks.join import Sample, join, read_answers
+from llava.eval.benchmarks.join import join, read_answers
+from llava.eval.files import write_json
+from llava.eval.sample import Sample
 
 
 def analysis(sample: Sample, options: Sequence[str]) -> dict[str, Any]:

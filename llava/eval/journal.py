@@ -7,12 +7,12 @@ Every answer is one line, written and flushed at once. The settings that decide 
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.eval.files import drop_half_line, write_atomic
 from llava.eval.questions import Problem, Question
 
 Key = tuple[Any, str]
@@ -38,7 +38,7 @@ class Journal:
         if self._lines:
             self._check_settings()
         else:
-            write_aside(_sidecar(self.path), json.dumps(self.settings, indent=2) + "\n")
+            write_atomic(_sidecar(self.path), json.dumps(self.settings, indent=2) + "\n")
         self._keys = [self._key(number, line) for number, line in enumerate(self._lines, start=1)]
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -112,29 +112,11 @@ class Journal:
             by_key[key].append(line)
         ordered = [by_key[question.key].pop(0) for question in questions if by_key[question.key]]
         if ordered != self._lines:  # a question that failed in an earlier run has been answered since
-            write_aside(self.path, "".join(line + "\n" for line in ordered))
+            write_atomic(self.path, "".join(line + "\n" for line in ordered))
         self.bad_file.unlink(missing_ok=True)
         if problems:
-            write_aside(self.bad_file, "".join(json.dumps(problem._asdict()) + "\n" for problem in problems))
+            write_atomic(self.bad_file, "".join(json.dumps(problem._asdict()) + "\n" for problem in problems))
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(".settings.json")
-
-
-def drop_half_line(path: Path) -> None:
-    """Cut off what a kill left of a line."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a file so that it is either there as a whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)

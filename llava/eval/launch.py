@@ -23,10 +23,11 @@ from typing import NamedTuple
 import torch
 
 from flowcut.registry import parse_pruner
-from llava.eval import judge_settings, score
+from llava.eval import score
 from llava.eval.benchmarks.contract import PROGRAMS, Benchmark
 from llava.eval.benchmarks.registry import MODULES, benchmark
-from llava.eval.journal import write_aside
+from llava.eval.files import write_atomic
+from llava.eval.judge import settings as judge_settings
 from llava.eval.prepare import DATA
 from llava.mm_utils import get_model_name_from_path
 
@@ -135,7 +136,7 @@ def answer(part: Share, command: list[str], folder: Path) -> bool:
         raise
     for (done, _), state in zip(running, states, strict=True):
         if state == 0:
-            write_aside(done, "")
+            write_atomic(done, "")
     return not any(states)
 
 
@@ -152,7 +153,7 @@ def merge(folder: Path, chunks: int) -> Path | None:
     if not all(_marker(folder, chunks, number).is_file() for number in range(chunks)):
         return None
     merged = folder / "merge.jsonl"
-    write_aside(merged, "".join(_chunk(folder, chunks, number).read_text("utf-8") for number in range(chunks)))
+    write_atomic(merged, "".join(_chunk(folder, chunks, number).read_text("utf-8") for number in range(chunks)))
     return merged
 
 

@@ -1,11 +1,11 @@
-"""LLaVA's names for the TextVQA metric; the rules are in `llava.eval.normalise`."""
+"""LLaVA's names for the TextVQA metric; the rules are in `llava.eval.metrics.vqa_normalise`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from llava.eval.normalise import m4c, m4c_accuracy
+from llava.eval.metrics.vqa_normalise import m4c, m4c_accuracy
 
 
 class EvalAIAnswerProcessor:

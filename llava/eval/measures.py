@@ -1,6 +1,6 @@
 """What answers cost: FLOPs by formula from their measured tokens, means over tokens, spread of times.
 
-An answer is the `metadata` of an answer line: `llava.eval.answer.Reply` without its text.
+An answer is the `metadata` of an answer line: `llava.eval.models.reply.Reply` without its text.
 """
 
 from __future__ import annotations

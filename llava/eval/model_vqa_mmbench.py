@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llava.eval import program
-from llava.eval.benchmarks.files import is_empty, read_table
+from llava.eval.benchmarks.answer_formats import OPTION_LETTER, with_options
 from llava.eval.benchmarks.mmbench import options_of
-from llava.eval.prompts import OPTION_LETTER, with_options
+from llava.eval.files import is_empty, read_table
 from llava.eval.questions import Problem, Question
 
 OPTION_LETTER_CN = "请直接回答选项字母。"

@@ -12,7 +12,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval import program
-from llava.eval.prompts import OPTION_LETTER
+from llava.eval.benchmarks.answer_formats import OPTION_LETTER
 from llava.eval.questions import Problem, Question
 
 

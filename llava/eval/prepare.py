@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Prepared, Split
-from llava.eval.benchmarks.files import absent
 from llava.eval.benchmarks.registry import MODULES, benchmark
+from llava.eval.files import absent
 
 DATA = Path("playground/data/eval")
 _SHOWN = 5

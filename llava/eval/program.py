@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from llava.eval.answer import DTYPES, Generation
-from llava.eval.hosts import HOSTS, load_answerer
 from llava.eval.journal import Journal
+from llava.eval.models.load import BACKENDS, load_answerer
+from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
 from llava.eval.run import Run
@@ -55,7 +55,7 @@ def build_parser(
     parser.add_argument("--fresh", action="store_true", help="start over instead of continuing the answers file")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    parser.add_argument("--host", choices=HOSTS, default="auto", help="whose classes (default: LLaVA's if they fit)")
+    parser.add_argument("--host", choices=BACKENDS, default="auto", help="whose classes (default: LLaVA's if they fit)")
     parser.add_argument("--frames", type=int, default=8, help="of each video, for transformers' video models")
     parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")
     parser.set_defaults(default_mode=conv_mode)
@@ -75,7 +75,7 @@ def prepare(args: argparse.Namespace, read: Reader) -> Run:
         args.model_path,
         pruner=args.pruner,
         generation=generation,
-        host=args.host,
+        backend=args.host,
         frames=args.frames,
         max_pixels=args.max_pixels,
         model_base=args.model_base,

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from llava.eval.answer import Answerer, Reply
 from llava.eval.journal import Journal
+from llava.eval.media.reading import LoadedQuestion, batches
+from llava.eval.models.answerer import Answerer
+from llava.eval.models.reply import Reply
 from llava.eval.questions import Problem, Question
-from llava.eval.reading import Read, batches
 
 
 class Run:
@@ -44,7 +45,7 @@ class Run:
         self._first = pending[:batch_size]
         self._model_id = answerer.checkpoint.name
 
-    def _read(self, questions: Sequence[Question], workers: int | None = None) -> Iterator[list[Read]]:
+    def _read(self, questions: Sequence[Question], workers: int | None = None) -> Iterator[list[LoadedQuestion]]:
         workers = self.workers if workers is None else workers
         return batches(questions, self.image_folder, self.answerer.checkpoint.reader, self.batch_size, workers)
 
@@ -83,7 +84,7 @@ class Run:
         self.journal.finish(self.questions, self.problems)
         return self.problems
 
-    def _answered(self, batch: Sequence[Read]) -> list[tuple[Read, Reply]]:
+    def _answered(self, batch: Sequence[LoadedQuestion]) -> list[tuple[LoadedQuestion, Reply]]:
         """The questions with their replies; what the model cannot take becomes a problem of that question alone."""
         try:
             return list(zip(batch, self._answer(batch), strict=True))
@@ -93,7 +94,7 @@ class Run:
             self.problems.append(Problem(f"question {batch[0].question.question_id}", str(error)))
             return []
 
-    def _answer(self, batch: Sequence[Read]) -> list[Reply]:
+    def _answer(self, batch: Sequence[LoadedQuestion]) -> list[Reply]:
         if not batch:
             return []
         return self.answerer.answer([read.question.text for read in batch], [read.pictures for read in batch])

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from llava.eval.answer import DTYPES, Answerer, Generation, load_checkpoint
-from llava.eval.images import load_image
+from llava.eval.media.images import load_image
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from llava.eval.models.reply import DTYPES, Generation
 
 __all__ = ["eval_model", "image_parser", "load_image", "load_images", "main"]
 
@@ -40,7 +42,7 @@ def eval_model(args: argparse.Namespace) -> str:
     images = load_images(image_parser(args), args.allow_private)
     checkpoint = load_checkpoint(args.model_path, args.model_base, args.conv_mode, args.device, args.dtype)
     generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
-    answerer = Answerer(checkpoint, args.pruner, generation)
+    answerer = LlavaAnswerer(checkpoint, args.pruner, generation)
     torch.manual_seed(args.seed)
     [reply] = answerer([args.query], [images])
     print(reply.text)

@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval import judge, judge_settings
-from llava.eval.benchmarks.contract import Benchmark, Score, Split
+from llava.eval.benchmarks.contract import Benchmark, Split
 from llava.eval.benchmarks.join import Join
 from llava.eval.benchmarks.registry import MODULES, benchmark
-from llava.eval.journal import write_aside
+from llava.eval.files import write_atomic
+from llava.eval.judge import review
+from llava.eval.judge import settings as judge_settings
 from llava.eval.prepare import DATA
+from llava.eval.sample import Score
 
 _SHOWN = 3
 _LONGEST_PART = 30  # rows; more names under one heading are left to the JSON file
@@ -125,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = bench.folder(args.data, split)
         joined = bench.read(folder, answers, split)
         settings = judge_settings.settings_of(args)
-        judged = judge.apply(bench.judge, joined.samples, settings, stem.with_name(stem.name + ".judge.jsonl"), True)
+        judged = review.apply(bench.judge, joined.samples, settings, stem.with_name(stem.name + ".judge.jsonl"), True)
         joined = joined._replace(samples=judged.samples)
         scores = [bench.score(sample) for sample in joined.samples]
     except ValueError as error:
@@ -137,8 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     summary["judge"] = judged.record
     summary["upload"] = export(bench, folder, split, joined, stem)
     document = json.dumps(summary, ensure_ascii=False)
-    write_aside(stem.with_name(stem.name + ".scores.csv"), items(joined, scores))
-    write_aside(stem.with_name(stem.name + ".scores.json"), document + "\n")
+    write_atomic(stem.with_name(stem.name + ".scores.csv"), items(joined, scores))
+    write_atomic(stem.with_name(stem.name + ".scores.json"), document + "\n")
     print(table(bench, summary))
     print(document)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from llava.eval.benchmarks.files import read_rows
 from llava.eval.benchmarks.llavabench import UNREADABLE
+from llava.eval.files import read_rows
 from llava.eval.score import shown
 
 Pair = list[float]

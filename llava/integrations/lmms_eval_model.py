@@ -1,4 +1,4 @@
-"""lmms-eval's model `llava_flowcut`: whatever `llava.eval.hosts` can load, with a pruner attached while it answers.
+"""lmms-eval's model `llava_flowcut`: all that `llava.eval.models.load` can load, with a pruner attached.
 
 python -m lmms_eval --model llava_flowcut --tasks pope \\
     --model_args pretrained=liuhaotian/llava-v1.5-7b,pruner=flowcut:budget=64
@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
-from llava.eval.answer import Generation
-from llava.eval.hosts import HostAnswerer, load_answerer
+from llava.eval.models.load import load_answerer
+from llava.eval.models.reply import Generation
 
 
 class LlavaFlowcut(lmms):
@@ -66,7 +66,7 @@ class LlavaFlowcut(lmms):
         self.answerer = load_answerer(
             pretrained,
             pruner=pruner.strip("\"'") if pruner else None,
-            host=host,
+            backend=host,
             frames=frames,
             max_pixels=max_pixels,
             model_base=model_base,
@@ -116,8 +116,9 @@ class LlavaFlowcut(lmms):
             texts.append(placed(context, len(own)))
             shown.append([one.convert("RGB") if isinstance(one, Image.Image) else one for one in own])
         videos = [one for own in shown for one in own if not isinstance(one, Image.Image)]
-        if videos and not isinstance(self.answerer, HostAnswerer):
-            raise ValueError(f"{videos[0]} is no picture, and LLaVA's classes take pictures only; choose another task")
+        if videos and not self.answerer.takes_video:
+            name = self.answerer.checkpoint.name
+            raise ValueError(f"{videos[0]} is no picture, and {name} takes pictures only; choose another task")
         return [reply.text for reply in self.answerer(texts, shown)]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

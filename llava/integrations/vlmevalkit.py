@@ -19,9 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llava.eval.answer import DTYPES, Generation
-from llava.eval.hosts import HOSTS, HostAnswerer, load_answerer
-from llava.eval.images import load_image
+from llava.eval.media.images import load_image
+from llava.eval.models.load import BACKENDS, load_answerer
+from llava.eval.models.reply import DTYPES, Generation
 
 
 def model_class() -> Any:
@@ -60,7 +60,7 @@ def answer(answerer: Any, message: Sequence[Mapping[str, str]]) -> str:
             texts.append(part["value"])
         elif part["type"] == "image":
             shown.append(load_image(part["value"]))
-        elif part["type"] == "video" and isinstance(answerer, HostAnswerer):
+        elif part["type"] == "video" and answerer.takes_video:
             shown.append(part["value"])
         else:
             raise ValueError(f"a part of type {part['type']!r} cannot be shown to {answerer.checkpoint.name}")
@@ -97,7 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-base", help="base model under a LoRA adapter or a projector")
     parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
     parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own)")
-    parser.add_argument("--host", choices=HOSTS, default="auto", help="whose classes (default: LLaVA's if they fit)")
+    parser.add_argument(
+        "--host", dest="backend", choices=BACKENDS, default="auto", help="whose classes (default: LLaVA's if they fit)"
+    )
     parser.add_argument("--frames", type=int, default=8, help="of each video")
     parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")
     parser.add_argument("--max-new-tokens", type=int, default=2048)

@@ -17,7 +17,7 @@ from typing import TextIO
 from PIL import Image
 
 from llava.conversation import conv_templates
-from llava.eval.images import load_image
+from llava.eval.media.images import load_image
 from llava.serve.engine import Engine, Question
 from llava.serve.figures import Figures
 from llava.serve.loading import add_model_flags, load_engine

@@ -18,8 +18,10 @@ from flowcut import attach
 from flowcut.pruner import Pruner
 from flowcut.registry import parse_pruner, pruner_to_text
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.eval.answer import Answerer, Checkpoint, Generation
-from llava.eval.stopwatch import Stopwatch
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import Checkpoint
+from llava.eval.models.reply import Generation
+from llava.eval.models.stopwatch import Stopwatch
 from llava.mm_utils import tokenizer_image_token
 from llava.serve.figures import Figures, figures_of, kept_of
 from llava.serve.stream import TokenStream
@@ -106,7 +108,7 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint, pruner: str | None = None, interval: int = 1) -> None:
         self.checkpoint = checkpoint
-        self.pruner = Answerer(checkpoint, pruner).pruner
+        self.pruner = LlavaAnswerer(checkpoint, pruner).pruner
         self.interval = interval
         self._lock = threading.Lock()
 

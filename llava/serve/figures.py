@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from flowcut.trace import Trace
-from llava.eval.answer import Checkpoint, encoder_tokens, language_tokens
-from llava.eval.stopwatch import Stopwatch
+from llava.eval.models.llava_checkpoint import Checkpoint
+from llava.eval.models.stopwatch import Stopwatch
+from llava.eval.models.token_counts import TokenCounts, picture_sizes
 from llava.mm_utils import picture_of
 
 
@@ -44,9 +45,9 @@ class Figures:
 
 def figures_of(model: Any, trace: Trace | None, pixels: Any, watch: Stopwatch, total: float, new: int) -> Figures:
     """Numbers of one generation; pruner, text tokens and finish are left to the caller."""
-    rows = encoder_tokens(model.get_vision_tower(), trace, pixels) if pixels is not None else []
-    encoder = [sum(column) for column in zip(*rows, strict=True)]
-    inside = [sum(column) for column in zip(*language_tokens(trace).values(), strict=True)] or None
+    tower = model.get_vision_tower()
+    counts = TokenCounts([picture_sizes(tower, pixels if pixels is not None else [])], tower.layers_run, trace)
+    encoder = counts.encoder_tokens(0)
     decode = total - watch.encode_ms - watch.prefill_ms
     return Figures(
         patches=encoder[0] if encoder else 0,
@@ -57,7 +58,7 @@ def figures_of(model: Any, trace: Trace | None, pixels: Any, watch: Stopwatch, t
         total_ms=round(total, 3),
         tokens_per_second=round(1000 * (new - 1) / decode, 3) if new > 1 and decode > 0 else None,
         encoder=encoder,
-        language=inside,
+        language=counts.language_tokens(0),
     )
 
 

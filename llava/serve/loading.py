@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from llava.eval.answer import DTYPES, load_checkpoint
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from llava.eval.models.reply import DTYPES
 from llava.serve.engine import Engine
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from starlette.concurrency import iterate_in_threadpool
 
 from flowcut.registry import pruner_to_text
-from llava.eval.images import LARGEST_PICTURE
+from llava.eval.media.images import LARGEST_PICTURE
 from llava.serve.engine import PATIENCE, Engine, Question
 from llava.serve.loading import add_model_flags, load_engine
 from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus, decode_images

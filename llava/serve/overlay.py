@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from flowcut.plots import veil
-from llava.eval.images import decode_image
+from llava.eval.media.images import decode_image
 
 _STAGE = {"encoder": "layer", "language": "LLM layer"}
 GAP = 4  # pixels between the tiles of one picture

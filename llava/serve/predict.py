@@ -11,8 +11,8 @@ from contextlib import closing
 from cog import BasePredictor, ConcatenateIterator, Input, Path
 
 from llava.conversation import conv_templates
-from llava.eval.answer import load_checkpoint
-from llava.eval.images import load_image
+from llava.eval.media.images import load_image
+from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.serve.engine import Engine, Question
 from llava.serve.turns import prompt_of, stop_of
 

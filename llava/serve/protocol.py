@@ -18,7 +18,7 @@ from fastapi import Request
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
-from llava.eval.images import decode_image
+from llava.eval.media.images import decode_image
 
 DELIMITER = b"\0"
 MAX_NEW_TOKENS = 1024  # LLaVA's cap on what a request gets

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from llava.conversation import Conversation
-from llava.eval.images import load_image
+from llava.eval.media.images import load_image
 from llava.serve.client import ControllerClient, status_of, stream, template_of
 from llava.serve.protocol import NoWorkerError, failure
 from llava.serve.turns import stop_of

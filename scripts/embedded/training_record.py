@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llava.eval.journal import write_aside
+from llava.eval.files import write_atomic
 from llava.eval.provenance import environment
 from scripts.tables.cells.training import training_run
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     try:
-        write_aside(args.out, json.dumps(record(args.runs), indent=1) + "\n")
+        write_atomic(args.out, json.dumps(record(args.runs), indent=1) + "\n")
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from flowcut import parse_pruner
-from llava.eval.answer import DTYPES, load_checkpoint
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from llava.eval.models.reply import DTYPES
 from scripts.tables.cells.in_process import BENCHMARKS, Cell, Plan, Setup, measure, report
 
 

@@ -14,14 +14,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from llava.eval.benchmarks.files import Row, absent, read_rows, write_rows
-from llava.eval.benchmarks.join import Join, Sample, join, read_answers
+from llava.eval.benchmarks.join import Join, join, read_answers
+from llava.eval.files import Row, absent, read_rows, write_rows
+from llava.eval.judge.protocol import JudgeProtocol
 from llava.eval.questions import subset
-
-if TYPE_CHECKING:
-    from llava.eval.judge_protocol import JudgeProtocol
+from llava.eval.sample import Sample, Score
 
 PROGRAMS = {
     "loader": "llava.eval.model_vqa_loader",
@@ -63,31 +62,6 @@ class Split:
     needs: tuple[Need, ...] = ()
     published: int | None = None
     label: str = ""
-
-
-class Score(NamedTuple):
-    """What one answer is worth, 0..1, None without answer or truth; `parsed`: what was compared with `truth`."""
-
-    question_id: int | str
-    value: float | None
-    parsed: str | None = None
-    truth: Any = None
-    parts: Mapping[str, Any] = {}
-    answered: bool = True
-
-
-def scored(sample: Sample, parse: Callable[[str], str | None], value: Callable[[str], float] | None = None) -> Score:
-    """The score of a sample whose answer is brought into form by `parse`.
-
-    value: what the answer's text is worth, 0..1; by default 1 where its form equals the truth, else 0.
-    """
-    if sample.text is None:
-        return Score(sample.question_id, None, None, sample.truth, sample.parts, answered=False)
-    said = parse(sample.text)
-    if sample.truth is None:
-        return Score(sample.question_id, None, said, None, sample.parts)
-    worth = float(said == sample.truth) if value is None else value(sample.text)
-    return Score(sample.question_id, worth, said, sample.truth, sample.parts)
 
 
 class Prepared(NamedTuple):

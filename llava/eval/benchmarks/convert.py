@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.files import Row, write_json
 from llava.eval.benchmarks.join import read_answers
+from llava.eval.files import Row, write_json
 
 
 def convert(description: str | None, change: Callable[[list[Row]], Any], argv: list[str] | None) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split, scored
-from llava.eval.benchmarks.files import read_rows
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import DIGITS, by_part, counts
-from llava.eval.confidence import mean_with_interval
+from llava.eval.files import Row, read_rows
+from llava.eval.metrics.bootstrap import mean_with_interval
+from llava.eval.sample import Sample, Score, scored
 
 QUESTIONS, BLIND, TRUTH, IMAGES = "questions.jsonl", "blind.jsonl", "answers.jsonl", "images"
 MAX_NEW_TOKENS = 8

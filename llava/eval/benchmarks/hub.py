@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.contract import Need
-from llava.eval.benchmarks.files import write_rows
+from llava.eval.files import write_rows
 
 Row = dict[str, Any]
 

@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from llava.eval.benchmarks.files import Row, read_rows
-
-if TYPE_CHECKING:
-    from llava.eval.judge_protocol import Verdict
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A question as scoring sees it.
-
-    keys: what an answer may be joined by; any of them. truth: what is right, in the benchmark's own form, None where
-    it is not public. parts: the headings it is counted under. extra: what export or parsing need besides.
-    text, prompt: what the model said, and to what; None when it said nothing yet. verdicts: what a judge said to that,
-    one a run; none without a judge.
-    """
-
-    question_id: int | str
-    keys: tuple[Hashable, ...]
-    truth: Any = None
-    parts: Mapping[str, Any] = field(default_factory=dict)
-    extra: Any = None
-    text: str | None = None
-    prompt: str | None = None
-    verdicts: tuple[Verdict, ...] = ()
+from llava.eval.files import Row, read_rows
+from llava.eval.sample import Sample
 
 
 class Join(NamedTuple):

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split
-from llava.eval.benchmarks.files import field_of, read_rows
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.runs import mean_of, over_runs, values_of
 from llava.eval.benchmarks.tally import by_part, counts
-from llava.eval.judge_protocol import JudgeProtocol, Message
+from llava.eval.files import Row, field_of, read_rows
+from llava.eval.judge.protocol import JudgeProtocol, Message
+from llava.eval.sample import Sample, Score
 
 SOURCE = "https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
 CATEGORIES = ("conv", "detail", "complex")

@@ -1,8 +1,8 @@
 """MMBench, dev: multiple choice, circular: a question counts only if it is right in every rotation of its options.
 
 Rotations are rows of their own whose index is the question's plus k x 1,000,000. Dev's answers are in the table, so it
-is scored here by MMBench's own matching rule (`llava.eval.matching`); what that cannot tell is wrong, where the server
-would have asked a language model.
+is scored here by MMBench's own matching rule (`llava.eval.metrics.option_letter`); what that cannot tell is wrong;
+the server would have asked a language model.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split, scored
-from llava.eval.benchmarks.files import field_of, is_empty, read_table
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.answer_formats import with_options
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import by_part, counts, percent, percents
-from llava.eval.matching import infer_option
-from llava.eval.prompts import with_options
+from llava.eval.files import Row, field_of, is_empty, read_table
+from llava.eval.metrics.option_letter import infer_option
+from llava.eval.sample import Sample, Score, scored
 
 ROTATION = 1_000_000
 NOT_SUBMITTED = frozenset({"hint", "category", "source", "image", "comment", "l2-category"})

@@ -12,11 +12,11 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split, scored
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.answer_formats import SHORT_ANSWER, short_answer
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import by_part, counts, percent, total
-from llava.eval.journal import write_aside
-from llava.eval.prompts import SHORT_ANSWER, short_answer
+from llava.eval.files import Row, write_atomic
+from llava.eval.sample import Sample, Score, scored
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -171,7 +171,7 @@ def write_results(samples: Sequence[Sample], folder: Path) -> Path:
     """One `<task>.txt` a task, the questions of a picture adjacent."""
     folder.mkdir(parents=True, exist_ok=True)
     for task, lines in result_lines(samples).items():
-        write_aside(folder / f"{task}.txt", "".join(line + "\n" for line in lines))
+        write_atomic(folder / f"{task}.txt", "".join(line + "\n" for line in lines))
     return folder
 
 

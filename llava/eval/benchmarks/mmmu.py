@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Row, Score, Split, scored
-from llava.eval.benchmarks.files import field_of, read_rows
+from llava.eval.benchmarks.answer_formats import OPTION_LETTER, SHORT_ANSWER, with_options
+from llava.eval.benchmarks.contract import Benchmark, Split
 from llava.eval.benchmarks.hub import hub_need, unpack_parquet
-from llava.eval.benchmarks.join import Sample
 from llava.eval.benchmarks.mmmu_parse import multiple_choice_letter, open_answer_right
 from llava.eval.benchmarks.tally import accuracy, percent
-from llava.eval.matching import LETTERS
-from llava.eval.prompts import OPTION_LETTER, SHORT_ANSWER, with_options
+from llava.eval.files import Row, field_of, read_rows
+from llava.eval.metrics.option_letter import LETTERS
+from llava.eval.sample import Sample, Score, scored
 
 ROWS = "validation.jsonl"
 PARQUET = "**/validation-*.parquet"

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split
-from llava.eval.benchmarks.files import field_of, read_json, write_json
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.runs import contains, mean_of, offline, percent_of_runs, values_of
 from llava.eval.benchmarks.tally import counts
-from llava.eval.judge_protocol import JudgeProtocol, Message
-from llava.eval.normalise import m4c
+from llava.eval.files import Row, field_of, read_json, write_json
+from llava.eval.judge.protocol import JudgeProtocol, Message
+from llava.eval.metrics.vqa_normalise import m4c
+from llava.eval.sample import Sample, Score
 
 SOURCE = "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"
 ANNOTATION = "mm-vet.json"

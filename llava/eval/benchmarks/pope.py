@@ -9,11 +9,11 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split, scored
-from llava.eval.benchmarks.files import field_of, read_rows
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.answer_formats import SHORT_ANSWER, short_answer
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import DIGITS, by_part, counts, mean
-from llava.eval.prompts import SHORT_ANSWER, short_answer
+from llava.eval.files import Row, field_of, read_rows
+from llava.eval.sample import Sample, Score, scored
 
 CATEGORIES = ("adversarial", "random", "popular")  # LLaVA's order
 SOURCE = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"

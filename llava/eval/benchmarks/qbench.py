@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split, scored
-from llava.eval.benchmarks.files import field_of, read_json
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.answer_formats import with_options
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import accuracy
-from llava.eval.matching import LETTERS, infer_option
-from llava.eval.prompts import with_options
+from llava.eval.files import Row, field_of, read_json
+from llava.eval.metrics.option_letter import LETTERS, infer_option
+from llava.eval.sample import Sample, Score, scored
 
 SOURCE = "https://huggingface.co/datasets/nanyangtu/LLVisionQA-QBench"
 KINDS: dict[int | None, str] = {0: "yes-or-no", 1: "what", 2: "how"}

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from llava.eval.benchmarks.contract import Score
-from llava.eval.benchmarks.join import Sample
 from llava.eval.benchmarks.tally import DIGITS
+from llava.eval.sample import Sample, Score
 
 NOT_JUDGED = "not judged"  # the heading of what can be said without a judge
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split, scored
-from llava.eval.benchmarks.files import field_of, read_json, write_rows
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.answer_formats import multiple_choice
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import accuracy
-from llava.eval.prompts import multiple_choice
+from llava.eval.files import Row, field_of, read_json, write_rows
+from llava.eval.sample import Sample, Score, scored
 
 SOURCE = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
 ANNOTATION = "SEED-Bench.json"

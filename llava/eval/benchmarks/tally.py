@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from llava.eval.benchmarks.contract import Score
+from llava.eval.sample import Score
 
 DIGITS = 4
 

@@ -19,14 +19,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split
-from llava.eval.benchmarks.files import field_of, read_json, read_rows, write_rows
-from llava.eval.benchmarks.join import Join, Sample, join
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
+from llava.eval.benchmarks.join import Join, join
 from llava.eval.benchmarks.runs import NOT_JUDGED, contains, mean_of, offline, over_runs, percent_of_runs, values_of
 from llava.eval.benchmarks.tally import counts
-from llava.eval.judge_protocol import JudgeProtocol, Message, fill
-from llava.eval.normalise import m4c
-from llava.eval.video.frames import SUFFIXES
+from llava.eval.files import Row, field_of, read_json, read_rows, write_rows
+from llava.eval.judge.protocol import JudgeProtocol, Message, fill
+from llava.eval.media.frames import SUFFIXES
+from llava.eval.metrics.vqa_normalise import m4c
+from llava.eval.sample import Sample, Score
 
 SOURCE = "https://github.com/PKU-YuanGroup/Video-LLaVA/blob/main/TRAIN_AND_VALIDATE.md"
 QUESTIONS, ANSWERS = "test_q.json", "test_a.json"

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.benchmarks.contract import Benchmark, Need, Row, Score, Split, scored
-from llava.eval.benchmarks.files import field_of, read_json, write_rows
-from llava.eval.benchmarks.join import Sample
+from llava.eval.benchmarks.answer_formats import UNANSWERABLE, short_answer
+from llava.eval.benchmarks.contract import Benchmark, Need, Split
 from llava.eval.benchmarks.tally import accuracy
-from llava.eval.normalise import m4c, m4c_accuracy
-from llava.eval.prompts import UNANSWERABLE, short_answer
+from llava.eval.files import Row, field_of, read_json, write_rows
+from llava.eval.metrics.vqa_normalise import m4c, m4c_accuracy
+from llava.eval.sample import Sample, Score, scored
 
 SITE = "https://vizwiz.cs.colorado.edu/VizWiz_final"
 

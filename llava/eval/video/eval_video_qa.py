@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava.eval import judge, judge_settings
 from llava.eval.benchmarks import video_qa
-from llava.eval.benchmarks.files import field_of, read_rows, write_json
-from llava.eval.benchmarks.join import Sample
+from llava.eval.files import field_of, read_rows, write_json
+from llava.eval.judge import review
+from llava.eval.judge import settings as judge_settings
+from llava.eval.sample import Sample
 from llava.eval.score import shown
 
 
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def settings_of(args: argparse.Namespace) -> judge_settings.Settings:
+def settings_of(args: argparse.Namespace) -> judge_settings.JudgeSettings:
     args.judge_base_url = args.judge_base_url or args.api_base
     args.judge_workers = args.num_tasks or args.judge_workers
     settings = judge_settings.settings_of(args)
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         truths = video_qa.truths(args.gt_file_answers.expanduser()) if args.gt_file_answers else None
         samples = samples_of(read_rows(args.pred_path.expanduser(), "answers"), truths)
         journal = args.output_dir.expanduser() / "judge.jsonl"
-        judged = judge.apply(video_qa.JUDGE, samples, settings, journal, progress=True)
+        judged = review.apply(video_qa.JUDGE, samples, settings, journal, progress=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
     summary = video_qa.aggregate([video_qa.score(sample) for sample in judged.samples])

@@ -17,14 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer import DTYPES, Generation
-from llava.eval.hosts import HostAnswerer, load_host
-from llava.eval.journal import Journal, write_aside
+from llava.eval.files import write_atomic
+from llava.eval.journal import Journal
+from llava.eval.media.frames import is_video
+from llava.eval.models.hf_answerer import HFAnswerer
+from llava.eval.models.hf_checkpoint import load_hf_checkpoint
+from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.program import answer_all, default_workers
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
 from llava.eval.run import Run
-from llava.eval.video.frames import is_video
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,10 +113,10 @@ def prepare(args: argparse.Namespace) -> Run:
     """Everything up to the first answer. Raises ValueError, one line, for whatever the user has to mend."""
     rows, problems = read(args)
     questions = chunk(subset(rows, args.limit), args.num_chunks, args.chunk_idx)
-    checkpoint = load_host(
+    checkpoint = load_hf_checkpoint(
         args.model_path, args.conv_mode, args.device, args.dtype, args.frames, args.max_pixels, args.cache_dir
     )
-    answerer = HostAnswerer(checkpoint, args.pruner, Generation(max_new_tokens=args.max_new_tokens))
+    answerer = HFAnswerer(checkpoint, args.pruner, Generation(max_new_tokens=args.max_new_tokens))
     files = [Path(file).expanduser() for file in (args.gt_file_question, args.gt_file_answers)]
     settings = {
         **answerer.settings(),
@@ -136,7 +138,7 @@ def run_inference(args: argparse.Namespace) -> int:
         for line in lines
     ]
     output = Path(args.output_dir).expanduser() / f"{args.output_name}.json"
-    write_aside(output, "".join(json.dumps(line) + "\n" for line in written))
+    write_atomic(output, "".join(json.dumps(line) + "\n" for line in written))
     return failures
 
 

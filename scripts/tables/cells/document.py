@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from llava.eval.benchmarks.contract import Benchmark, Row, Score, Split
-from llava.eval.benchmarks.files import read_json, read_rows
 from llava.eval.benchmarks.tally import DIGITS
+from llava.eval.files import read_json, read_rows
+from llava.eval.metrics.intervals import interval_of
 from llava.eval.provenance import environment
 from scripts.tables.cells import identity
 from scripts.tables.cells.costs import mean_costs
 from scripts.tables.cells.file_names import method_of
-from scripts.tables.cells.intervals import interval_of
 from scripts.tables.cells.model_flops import sizes_in
 from scripts.tables.cells.spec import CellSpec
 

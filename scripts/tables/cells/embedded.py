@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answer import load_checkpoint
+from llava.eval.models.llava_checkpoint import load_checkpoint
 from scripts.tables.cells.file_names import cell_name
 from scripts.tables.cells.in_process import Cell, Plan, Setup, measure
 from scripts.tables.cells.times import EFFICIENCY, measure_times

@@ -16,14 +16,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llava.eval.answer import Answerer, Checkpoint, Generation
 from llava.eval.benchmarks import embedded
 from llava.eval.benchmarks.contract import Score
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.tally import by_part
-from llava.eval.confidence import mean_with_interval
-from llava.eval.journal import Journal, write_aside
+from llava.eval.files import write_atomic
+from llava.eval.journal import Journal
 from llava.eval.measures import Sizes
+from llava.eval.metrics.bootstrap import mean_with_interval
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.llava_checkpoint import Checkpoint
+from llava.eval.models.reply import Generation
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Problem, Question, read_questions, subset
 from llava.eval.run import Run
@@ -93,7 +96,7 @@ class Plan:
         self.rows, self.problems = read_questions(self.question_file)
         self.questions: list[Question] = subset(self.rows, setup.limit)
         generation = Generation(max_new_tokens=self.benchmark.MAX_NEW_TOKENS)
-        self.answerer = Answerer(setup.checkpoint, cell.pruner, generation)
+        self.answerer = LlavaAnswerer(setup.checkpoint, cell.pruner, generation)
         self.identity = self._identity(self.questions)
         folder = setup.out / cell.benchmark
         self.file = folder / f"{cell.name}.json"
@@ -166,7 +169,7 @@ class Plan:
             "types": " ".join(str(one.parts["category"]) for one in scores),
             "scores": " ".join(f"{one.value:g}" for one in scores),
         }
-        write_aside(self.file, json.dumps(result, indent=1) + "\n")
+        write_atomic(self.file, json.dumps(result, indent=1) + "\n")
         return result
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
-from llava.eval.hosts import is_ours
 from llava.eval.measures import Sizes
+from llava.eval.models.load import fits_llava_classes as is_ours
 from llava.mm_utils import get_model_name_from_path
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.language_model.llava_mistral import LlavaMistralConfig

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from llava.eval.confidence import bootstrap_interval
+from llava.eval.metrics.bootstrap import bootstrap_interval
 
 CellDocument = Mapping[str, Any]
 """The JSON of a cell."""

@@ -7,8 +7,7 @@ import logging
 import sys
 from typing import Any
 
-from llava.eval.benchmarks.files import absent
-from llava.eval.journal import write_aside
+from llava.eval.files import absent, write_atomic
 from llava.eval.prepare import look
 from scripts.tables.cells import identity
 from scripts.tables.cells.document import make_document, read_document
@@ -41,7 +40,7 @@ def make_cell(spec: CellSpec) -> dict[str, Any]:
     _evaluate(spec)
     made = make_document(spec)
     spec.file.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(spec.file, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(spec.file, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
     return made
 
 

@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 from flowcut import Pruner, parse_pruner
-from llava.eval import judge_settings, launch, program
+from llava.eval import launch, program
 from llava.eval.benchmarks.contract import Benchmark, Split
 from llava.eval.benchmarks.registry import MODULES, benchmark
+from llava.eval.judge import settings as judge_settings
 from llava.eval.prepare import DATA
 from llava.mm_utils import get_model_name_from_path
 from scripts.tables.cells.file_names import cell_name
@@ -127,7 +128,7 @@ class CellSpec:
         return launch.share(self.launching)
 
     @property
-    def judge(self) -> judge_settings.Settings:
+    def judge(self) -> judge_settings.JudgeSettings:
         return judge_settings.settings_of(self.launching)
 
     @property

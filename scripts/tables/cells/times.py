@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.journal import write_aside
+from llava.eval.files import write_atomic as write_aside
 
 EFFICIENCY = "efficiency.json"
 

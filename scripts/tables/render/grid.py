@@ -8,7 +8,7 @@ import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llava.eval.journal import write_aside
+from llava.eval.files import write_atomic as write_aside
 
 NOTHING = "-"
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from llava.eval.journal import write_aside
+from llava.eval.files import write_atomic as write_aside
 
 
 def fill(text: str, marker: str, table: str) -> str:

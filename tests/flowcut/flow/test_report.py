@@ -130,7 +130,7 @@ def test_an_encoder_without_cls_says_what_takes_its_place(encoder_folders, pictu
 
 
 def test_registers_are_special_tokens_too(encoder_folders, picture_folder):
-    from llava.eval.images import load_image
+    from llava.eval.media.images import load_image
 
     subject = load_subject(str(encoder_folders["Dinov2WithRegistersModel"]))
     study = make_study(subject, [("a", load_image(picture_folder / "a.png"))], ["flowcut:budget=5"])
@@ -149,8 +149,10 @@ def test_a_llava_answers_with_each_pruner(llava_folder, picture_folder, tmp_path
     answers = json.loads((tmp_path / "numbers.json").read_text())["answers"]
     assert set(answers) == {"no pruning", "fastervlm:budget=5", "fastervlm:budget=3"}
 
-    from llava.eval.answer import Answerer, Generation, load_checkpoint
-    from llava.eval.images import load_image
+    from llava.eval.media.images import load_image
+    from llava.eval.models.llava_answerer import LlavaAnswerer as Answerer
+    from llava.eval.models.llava_checkpoint import load_checkpoint
+    from llava.eval.models.reply import Generation
 
     checkpoint = load_checkpoint(str(llava_folder), device="cpu")
     for label, found in answers.items():

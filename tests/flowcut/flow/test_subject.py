@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from flowcut.flow.subject import load_subject
-from tests.llava.eval.hosts.tiny import pictures, write_host
+from tests.llava.eval.models.tiny import pictures
+from tests.llava.eval.models.tiny import write_tiny_checkpoint as write_host
 
 
 @pytest.mark.parametrize(("family", "special"), [("llava_onevision", 0), ("video_llava", 1)])

@@ -10,10 +10,10 @@ import torch
 
 from flowcut.cost import encoder_flops, prefill_flops, projector_flops
 from llava.eval import efficiency, efficiency_turns
-from llava.eval.answer import load_checkpoint
 from llava.eval.efficiency_report import Power, Way, speed_up
 from llava.eval.efficiency_turns import Bench, order_of_turns
 from llava.eval.measures import Sizes
+from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.eval.power import PowerMeter, check_power
 from llava.eval.questions import read_questions
 

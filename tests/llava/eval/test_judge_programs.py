@@ -11,7 +11,7 @@ from llava.eval.benchmarks.registry import benchmark
 from llava.eval.video import eval_video_qa
 from tests.llava.eval.data_tree import make_data_tree, write_answers
 from tests.llava.eval.data_tree_judged import MAKERS, make_judged_tree
-from tests.llava.eval.fake_judge import Response, serving
+from tests.llava.eval.judge.fake_judge import Response, serving
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from llava.eval.benchmarks.registry import benchmark
 from llava.model.builder import load_tokenizer, save_llava_checkpoint
 from tests.llava.eval.data_tree import make_data_tree
 from tests.llava.eval.data_tree_judged import make_judged_tree
-from tests.llava.eval.fake_judge import serving
-from tests.llava.eval.hosts.tiny import write_host
+from tests.llava.eval.judge.fake_judge import serving
+from tests.llava.eval.models.tiny import write_tiny_checkpoint
 
 OFFLINE = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "sqa", "textvqa", "seed", "ai2d", "mmmu", "qbench")
 
@@ -124,7 +124,7 @@ def test_several_nodes(here, run, data):
 @pytest.mark.parametrize("name", ["gqa", "mmbench", "sqa"])
 def test_models_of_transformers(here, run, tmp_path, family, name):
     """scripts/qwen2_vl, and llava-hf's checkpoints of LLaVA-NeXT by transformers' own class."""
-    model = str(write_host(tmp_path / family, family))
+    model = str(write_tiny_checkpoint(tmp_path / family, family))
     report = run(name, "--model-path", model, "--host", "transformers", "--pruner", "random:budget=4")
     assert report["main"] is not None
     assert report["missing"] == 0
@@ -144,7 +144,7 @@ def test_tiles(here, run, make_tiny_llava, llama_folder, tmp_path, name):
 def test_videos(here, run, tmp_path, name):
     pytest.importorskip("av", reason="videos need PyAV: pip install av")
     root = make_judged_tree(tmp_path / "eval", (name,))
-    model = str(write_host(tmp_path / "video_llava", "video_llava"))
+    model = str(write_tiny_checkpoint(tmp_path / "video_llava", "video_llava"))
     flags = ("--model-path", model, "--frames", "4", "--pruner", "random:budget=2")
     without = run(name, *flags, root=root)
     assert (without["main"], without["missing"]) == (None, 0)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
-from llava.eval.answer import Answerer
+from llava.eval.benchmarks.answer_formats import OPTION_LETTER
 from llava.eval.model_vqa_mmbench import OPTION_LETTER_CN
-from llava.eval.prompts import OPTION_LETTER
+from llava.eval.models.llava_answerer import LlavaAnswerer
 
 
 def answers(folder, name="answers.jsonl"):
@@ -165,14 +165,14 @@ def test_several_pictures_in_a_question(question_folder, flags):
 
 
 def test_a_question_the_model_cannot_take_stops_no_other(question_folder, flags, monkeypatch, capsys):
-    real = Answerer.answer
+    real = LlavaAnswerer.answer
 
     def refuses_one(self, texts, pictures):
         if any("red star" in text for text in texts):
             raise ValueError("no red stars")
         return real(self, texts, pictures)
 
-    monkeypatch.setattr(Answerer, "answer", refuses_one)
+    monkeypatch.setattr(LlavaAnswerer, "answer", refuses_one)
     with pytest.raises(SystemExit):
         model_vqa_loader.main(flags("answers.jsonl", "--batch-size", "4"))
     assert [row["question_id"] for row in answers(question_folder)] == [0, 1, 3, 4, 5, 7]

@@ -8,9 +8,9 @@ from importlib.metadata import entry_points
 import pytest
 from PIL import Image
 
-from llava.eval.answer import Generation
-from llava.eval.hosts import load_answerer
-from tests.llava.eval.hosts.tiny import write_host
+from llava.eval.models.load import load_answerer
+from llava.eval.models.reply import Generation
+from tests.llava.eval.models.tiny import write_tiny_checkpoint
 from tests.llava.integrations.lmms_task import QUESTIONS, write_task
 
 installed = pytest.mark.skipif(
@@ -35,7 +35,7 @@ def test_looking_for_models_imports_nothing_heavy():
 def model_folder(tmp_path_factory, llava_folder):
     """`model_folder(name)`: a tiny checkpoint of this project's LLaVA classes, or of a transformers family."""
     root = tmp_path_factory.mktemp("models")
-    return lambda name: llava_folder if name == "llava" else write_host(root / name, name)
+    return lambda name: llava_folder if name == "llava" else write_tiny_checkpoint(root / name, name)
 
 
 @installed

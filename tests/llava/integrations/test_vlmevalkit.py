@@ -6,10 +6,10 @@ import sys
 import pytest
 from PIL import Image
 
-from llava.eval.answer import Generation
-from llava.eval.hosts import load_answerer
+from llava.eval.models.load import load_answerer
+from llava.eval.models.reply import Generation
 from llava.integrations import vlmevalkit
-from tests.llava.eval.hosts.tiny import pictures, write_host
+from tests.llava.eval.models.tiny import pictures, write_tiny_checkpoint
 
 RUN = """
 import argparse
@@ -76,7 +76,7 @@ def messages(tmp_path):
 
 
 def test_the_kit_is_started_with_the_model(kit, messages, tmp_path):
-    model, before, path = write_host(tmp_path / "model", "qwen2_vl"), list(sys.argv), list(sys.path)
+    model, before, path = write_tiny_checkpoint(tmp_path / "model", "qwen2_vl"), list(sys.argv), list(sys.path)
     vlmevalkit.main(
         [
             *("--kit", str(kit), "--name", "pruned", "--model-path", str(model), "--pruner", "random:budget=5"),
@@ -113,7 +113,7 @@ def test_without_the_kit_it_is_named():
 
 
 def test_parts_that_cannot_be_shown_are_refused(checkpoint):
-    from llava.eval.answer import Answerer
+    from llava.eval.models.llava_answerer import LlavaAnswerer
 
     with pytest.raises(ValueError, match=r"a part of type 'video' cannot be shown to tiny-llava-v1\.5"):
-        vlmevalkit.answer(Answerer(checkpoint), [{"type": "video", "value": "a.mp4"}])
+        vlmevalkit.answer(LlavaAnswerer(checkpoint), [{"type": "video", "value": "a.mp4"}])

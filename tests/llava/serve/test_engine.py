@@ -9,7 +9,8 @@ import torch
 
 from flowcut import FlowCut, attach
 from flowcut.attach import detach
-from llava.eval.answer import Answerer, Generation
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.reply import Generation
 from llava.serve.engine import EXCEEDS, Engine, Question
 
 TEXT = "what is in this image"
@@ -18,7 +19,7 @@ PRUNERS = ["none", "fastervlm:budget=5", FLOWCUT, FASTV]
 
 
 def replies(checkpoint, pruner, images, tokens=12):
-    [reply] = Answerer(checkpoint, pruner, Generation(max_new_tokens=tokens))([TEXT], [images])
+    [reply] = LlavaAnswerer(checkpoint, pruner, Generation(max_new_tokens=tokens))([TEXT], [images])
     return reply
 
 

@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from llava.eval.answer import Answerer, Generation
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.reply import Generation
 
 
 @pytest.fixture
@@ -32,6 +33,6 @@ def test_its_pieces_are_the_evaluations_answer(predictor, checkpoint, pictures, 
         pieces = list(
             predictor.predict(str(tmp_path / "a.png"), "how many cats", 1.0, 0.0, max_tokens=6, pruner=pruner)
         )
-        [reply] = Answerer(checkpoint, pruner, Generation(max_new_tokens=6))(["how many cats"], [pictures[:1]])
+        [reply] = LlavaAnswerer(checkpoint, pruner, Generation(max_new_tokens=6))(["how many cats"], [pictures[:1]])
         assert len(pieces) > 1
         assert "".join(pieces).strip() == reply.text

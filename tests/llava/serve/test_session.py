@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava.eval.answer import Answerer, Generation
+from llava.eval.models.llava_answerer import LlavaAnswerer
+from llava.eval.models.reply import Generation
 from llava.serve.chatlog import ChatLog
 from llava.serve.client import ControllerClient
 from llava.serve.controller import Controller, build_app
@@ -51,7 +52,7 @@ def ask(session, controller, text, path, wish=WISH):
 
 def test_it_gets_the_evaluations_answer(controller, checkpoint, pictures, files):
     texts = ask(Session(), controller, TEXT, files[0])
-    [reply] = Answerer(checkpoint, "none", Generation(max_new_tokens=6))([TEXT], [pictures[:1]])
+    [reply] = LlavaAnswerer(checkpoint, "none", Generation(max_new_tokens=6))([TEXT], [pictures[:1]])
     assert texts[-1] == reply.text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flowcut.registry import METHODS
-from llava.eval.confidence import bootstrap_interval
+from llava.eval.metrics.bootstrap import bootstrap_interval
 from llava.eval.provenance import model_fingerprint
 from scripts.embedded.rows import BUDGETS, transferred
 from scripts.tables import embed, methods

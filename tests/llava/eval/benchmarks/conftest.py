@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval.benchmarks.join import Sample
 from llava.eval.benchmarks.registry import benchmark
+from llava.eval.sample import Sample
 from tests.llava.eval.data_tree import MAKERS, write_answers
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llava.eval.benchmarks import ai2d, qbench, seed
-from llava.eval.benchmarks.contract import Score
+from llava.eval.sample import Score
 
 
 def test_seed_question_file(folder_of):

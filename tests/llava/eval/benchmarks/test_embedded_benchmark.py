@@ -5,9 +5,8 @@ import json
 import pytest
 
 from llava.eval import score as program
-from llava.eval.benchmarks.contract import Score
 from llava.eval.benchmarks.embedded import BENCHMARK, aggregate, normalise, score
-from llava.eval.benchmarks.join import Sample
+from llava.eval.sample import Sample, Score
 
 
 def sample(text: str | None, answer: str = "yes", category: str = "exist", scene: int = 0) -> Sample:

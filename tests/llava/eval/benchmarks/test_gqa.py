@@ -6,8 +6,7 @@ import json
 import pytest
 
 from llava.eval.benchmarks import gqa
-from llava.eval.benchmarks.contract import Score
-from llava.eval.benchmarks.join import Sample
+from llava.eval.sample import Sample, Score
 
 TRUTH = {"20100": "red", "20101": "blue", "20102": "no", "20103": "white", "20104": "man"}
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from llava.eval.benchmarks.join import Sample, join, read_answers
+from llava.eval.benchmarks.join import join, read_answers
+from llava.eval.sample import Sample
 
 
 def key(row):

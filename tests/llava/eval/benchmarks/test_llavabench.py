@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from llava.eval.benchmarks.files import read_rows
 from llava.eval.benchmarks.llavabench import BENCHMARK, UNREADABLE, description, messages, parse, ratio, samples_of
-from llava.eval.judge_protocol import Verdict
+from llava.eval.files import read_rows
+from llava.eval.sample import Verdict
 from tests.llava.eval.data_tree import write_answers
 from tests.llava.eval.data_tree_judged import make_llavabench
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from llava.eval.benchmarks import mmbench
-from llava.eval.benchmarks.contract import Score
-from llava.eval.benchmarks.files import read_table
 from llava.eval.benchmarks.registry import benchmark
+from llava.eval.files import read_table
+from llava.eval.sample import Score
 from tests.llava.eval.data_tree import make_mmbench, make_mmbench_cn, write_answers
 
 RIGHT = {7: "A", 1000007: "D", 2000007: "C", 3000007: "B", 12: "A", 1000012: "B"}

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from llava.eval.benchmarks import mme
-from llava.eval.benchmarks.contract import Score
+from llava.eval.sample import Score
 
 
 def test_the_golden_pairs(parser_pairs):

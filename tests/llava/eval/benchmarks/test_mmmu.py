@@ -5,8 +5,8 @@ import io
 import pytest
 
 from llava.eval.benchmarks import mmmu
-from llava.eval.benchmarks.files import read_rows
 from llava.eval.benchmarks.mmmu_parse import multiple_choice_letter, open_answer_right
+from llava.eval.files import read_rows
 from tests.llava.eval.data_tree import encoded
 
 OPTIONS = {"A": "oil", "B": "ink", "C": "chalk", "D": "clay"}

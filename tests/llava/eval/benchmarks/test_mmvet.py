@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from llava.eval.benchmarks.mmvet import BENCHMARK, containment, messages, parse, temperature
-from llava.eval.judge_client import Reply
-from llava.eval.judge_protocol import Verdict
+from llava.eval.sample import JudgeReply, Verdict
 from tests.llava.eval.data_tree import write_answers
 from tests.llava.eval.data_tree_judged import make_mmvet
 
@@ -35,7 +34,7 @@ def read(folder, tmp_path):
 def judged(samples, *grades):
     """Samples with a tuple of grades each."""
     return [
-        replace(sample, verdicts=tuple(Verdict(grade, Reply(str(grade), "m", "")) for grade in own))
+        replace(sample, verdicts=tuple(Verdict(grade, JudgeReply(str(grade), "m", "")) for grade in own))
         for sample, own in zip(samples, grades, strict=True)
     ]
 

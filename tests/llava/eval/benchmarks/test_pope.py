@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from llava.eval.benchmarks import pope
-from llava.eval.benchmarks.contract import Score
+from llava.eval.sample import Score
 
 
 def test_the_golden_pairs(parser_pairs):

@@ -2,8 +2,8 @@
 
 from statistics import fmean
 
-from llava.eval.benchmarks.contract import Score
 from llava.eval.benchmarks.runs import contains, mean_of, offline, over_runs, percent_of_runs
+from llava.eval.sample import Score
 
 
 def test_each_run_has_its_mean_and_the_runs_have_one():

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from llava.eval.benchmarks import sqa
-from llava.eval.benchmarks.join import Sample
+from llava.eval.sample import Sample
 
 
 def test_the_golden_pairs(parser_pairs):

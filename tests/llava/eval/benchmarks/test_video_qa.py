@@ -7,7 +7,7 @@ import pytest
 
 from llava.eval.benchmarks.registry import benchmark
 from llava.eval.benchmarks.video_qa import JUDGE, build, messages, parse, truths
-from llava.eval.judge_protocol import Verdict
+from llava.eval.sample import Verdict
 from tests.llava.eval.data_tree import write_answers
 from tests.llava.eval.data_tree_judged import make_judged_tree, make_video_qa
 

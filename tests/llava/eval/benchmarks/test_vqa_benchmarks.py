@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llava.eval.benchmarks import textvqa, vizwiz, vqav2
-from llava.eval.benchmarks.join import Sample
+from llava.eval.sample import Sample
 from tests.llava.eval.data_tree import write_answers
 
 

@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from tests.llava.eval.hosts.tiny import write_host
-from tests.llava.eval.video.videos import write_video
+from tests.llava.eval.media.videos import write_video
+from tests.llava.eval.models.tiny import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
 def video_model(tmp_path_factory):
     """A tiny Video-LLaVA."""
-    return write_host(tmp_path_factory.mktemp("models") / "tiny-video", "video_llava")
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny-video", "video_llava")
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import statistics
 import pytest
 
 from llava.eval.benchmarks.contract import Score
-from llava.eval.confidence import bootstrap_interval
-from scripts.tables.cells.intervals import interval_of, jackknife_interval
+from llava.eval.metrics.bootstrap import bootstrap_interval
+from llava.eval.metrics.intervals import interval_of, jackknife_interval
 
 
 def test_intervals_of_means_and_of_other_numbers():

@@ -1,0 +1,116 @@
+"""Who judges and how: the settings, and the flags for them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llava.eval.judge.client import Endpoint
+
+HOW = "give --judge-base-url and --judge-model, or --judge-requests FILE; see docs/judges.md"
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Who judges, and how.
+
+    model: None for the protocol's. endpoint: None for judging by files. body: changes to each request's body.
+    runs: verdicts an answer. workers: requests under way at once. failures: the share of verdicts that may fail.
+    requests: where to write what has no reply yet. replies: files to take replies from.
+    """
+
+    model: str | None = None
+    endpoint: Endpoint | None = None
+    prompt: Path | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    runs: int = 1
+    workers: int = 8
+    failures: float = 0.02
+    requests: Path | None = None
+    replies: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.endpoint and (self.requests or self.replies):
+            raise ValueError(
+                "a judge's address and request or reply files were given; give either --judge-base-url or files"
+            )
+        if self.runs < 1 or self.workers < 1:
+            raise ValueError(f"{self.runs} judge runs with {self.workers} workers; give at least 1 of each")
+        if not 0 <= self.failures <= 1:
+            raise ValueError(f"--max-judge-failures {self.failures} is no share; give a number from 0 to 1")
+
+    @property
+    def judges(self) -> bool:
+        return bool(self.endpoint or self.requests or self.replies)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The judge's flags, for programs that score."""
+    group = parser.add_argument_group(
+        "judge", "for benchmarks that a language model scores; without it they have no score"
+    )
+    group.add_argument("--judge-base-url", metavar="URL", help="OpenAI-compatible server, as https://api.openai.com/v1")
+    group.add_argument("--judge-model", metavar="NAME", help="default: the one of the published numbers")
+    group.add_argument(
+        "--judge-key-env", metavar="NAME", default="OPENAI_API_KEY", help="environment variable that holds the key"
+    )
+    group.add_argument("--judge-runs", metavar="N", type=int, default=1, help="judge each answer N times, average")
+    group.add_argument("--judge-workers", metavar="N", type=int, default=8, help="requests at once")
+    group.add_argument("--judge-timeout", metavar="S", type=float, default=120.0, help="seconds of silence to bear")
+    group.add_argument("--judge-retries", metavar="N", type=int, default=6, help="further tries of a failed request")
+    group.add_argument(
+        "--max-judge-failures", metavar="SHARE", type=float, default=0.02, help="0..1; above it there is no score"
+    )
+    group.add_argument(
+        "--judge-prompt", metavar="FILE", type=Path, help="another wording: text, JSON, LLaVA's rule.json"
+    )
+    group.add_argument(
+        "--judge-body", metavar="JSON", type=_object, default={},
+        help='fields to put into each request, null takes one out: \'{"max_tokens": null, "temperature": 1}\'',
+    )  # fmt: skip
+    group.add_argument("--judge-requests", metavar="FILE", type=Path, help="ask nobody, write a batch's input instead")
+    group.add_argument(
+        "--judge-replies", metavar="FILE", type=Path, nargs="+", default=(), help="take the replies from batch outputs"
+    )
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error.msg})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value
+
+
+def settings_of(args: argparse.Namespace) -> JudgeSettings:
+    """The flags of `add_arguments` as settings. Raises ValueError, one line, when they do not go together."""
+    endpoint = None
+    if args.judge_base_url:
+        endpoint = Endpoint(
+            args.judge_base_url,
+            os.environ.get(args.judge_key_env) or None,
+            args.judge_timeout,
+            args.judge_retries,
+            connections=args.judge_workers,
+        )
+    settings = JudgeSettings(
+        args.judge_model,
+        endpoint,
+        args.judge_prompt,
+        args.judge_body,
+        args.judge_runs,
+        args.judge_workers,
+        args.max_judge_failures,
+        args.judge_requests,
+        tuple(args.judge_replies),
+    )
+    if not settings.judges and (settings.model or settings.prompt):
+        raise ValueError(f"a judge's model or prompt was given, but nothing to ask; {HOW}")
+    return settings

@@ -1,0 +1,1 @@
+"""Pictures and videos: fetched, decoded, and prepared ahead of the model."""

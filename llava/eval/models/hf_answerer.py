@@ -1,0 +1,126 @@
+"""Answering with transformers' own models, behind the same interface as LLaVA's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from llava.constants import IMAGE_PLACEHOLDER
+from llava.conversation import conv_templates
+from llava.eval.models.answerer import PrunedAnswerer
+from llava.eval.models.hf_checkpoint import HFCheckpoint
+from llava.eval.models.hf_inputs import VisualInput
+from llava.eval.models.reply import Generation, Reply
+from llava.eval.models.stopwatch import AnatomyStopwatch
+from llava.eval.models.token_counts import TokenCounts
+
+
+class HFAnswerer(PrunedAnswerer):
+    """A checkpoint of transformers' own classes that answers questions, with a pruner attached while it does.
+
+    Pictures and videos stand in front of the question, or where its text says `<image-placeholder>`. Answers are
+    greedy in the plain sense at temperature 0: a checkpoint's own `repetition_penalty` is not applied.
+    """
+
+    def __init__(
+        self, checkpoint: HFCheckpoint, pruner: str | None = None, generation: Generation | None = None
+    ) -> None:
+        super().__init__(checkpoint, pruner, generation)
+        self.checkpoint = checkpoint
+
+    @property
+    def takes_video(self) -> bool:
+        """Whether the checkpoint has an image processor for the frames of videos."""
+        return self.checkpoint.preparation.frames is not None
+
+    def settings(self) -> dict[str, Any]:
+        """What decides about the answers, apart from the questions."""
+        return {
+            "model": self.checkpoint.name,
+            "model_hash": self.checkpoint.fingerprint,
+            "host": f"transformers {type(self.checkpoint.model).__name__}",
+            "prepared_by": self.checkpoint.prepared_by,
+            "pruner": repr(self.pruner) if self.pruner else "none",
+            "conv_mode": self.checkpoint.mode or "chat template",
+            "frames": self.checkpoint.frames,
+            "max_pixels": self.checkpoint.max_pixels,
+            "dtype": str(self.checkpoint.model.dtype).removeprefix("torch."),
+            **asdict(self.generation),
+        }
+
+    def prompt(self, text: str, images: int = 1, videos: Sequence[bool] | None = None) -> str:
+        """The whole prompt of a question, with one placeholder for each picture or video it shows.
+
+        videos: for each of them, whether it is a video; default: `images` pictures.
+        """
+        shown = [False] * images if videos is None else list(videos)
+        parts = text.split(IMAGE_PLACEHOLDER) if IMAGE_PLACEHOLDER in text else [""] * len(shown) + [text]
+        if len(parts) - 1 != len(shown):
+            raise ValueError(f"the text has {len(parts) - 1} times {IMAGE_PLACEHOLDER}, and {len(shown)} are shown")
+        processor = self.checkpoint.preparation.processor
+        if self.checkpoint.mode is None:
+            content: list[dict[str, str]] = []
+            for number, part in enumerate(parts):
+                content += [{"type": "text", "text": part}] if part else []
+                content += [{"type": "video" if shown[number] else "image"}] if number < len(shown) else []
+            turns = [{"role": "user", "content": content}]
+            return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        between = "" if IMAGE_PLACEHOLDER in text else "\n"
+        names = [processor.video_token if video else processor.image_token for video in shown]
+        written = parts[0] + "".join(name + between + part for name, part in zip(names, parts[1:], strict=True))
+        conversation = conv_templates[self.checkpoint.mode].copy()
+        conversation.append_message(conversation.roles[0], written)
+        conversation.append_message(conversation.roles[1], None)
+        return conversation.get_prompt()
+
+    def __call__(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image | str | Path]]) -> list[Reply]:
+        """Answer a batch: one text each, with its pictures (RGB) and files of videos."""
+        return self.answer(texts, [[self.checkpoint.show(one) for one in own] for own in images])
+
+    def answer(self, texts: Sequence[str], pictures: Sequence[Sequence[VisualInput]]) -> list[Reply]:
+        """As a call, with pictures and videos that were prepared before; a question may have none, one or several."""
+        model, preparation = self.checkpoint.model, self.checkpoint.preparation
+        prompts = [
+            preparation.expand(self.prompt(text, videos=[one.video for one in own]), own)
+            for text, own in zip(texts, pictures, strict=True)
+        ]
+        batch = self.checkpoint.batch(prompts, [one for own in pictures for one in own])
+        placeholder_ids = preparation.placeholder_ids
+        anatomy = self.checkpoint.anatomy
+        timed = AnatomyStopwatch(model, anatomy)
+        with torch.inference_mode(), timed as watch, self.pruning(texts, pictures) as handle:
+            watch.start()
+            output = model.generate(
+                **batch,
+                pad_token_id=preparation.tokenizer.pad_token_id,
+                repetition_penalty=1.0,
+                suppress_tokens=placeholder_ids,  # a placeholder is no text, and would be taken for a picture
+                **self.generation.arguments(),
+            )
+            total = watch.stop()
+        said = preparation.tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        ids, real = batch["input_ids"], batch["attention_mask"].bool()
+        named = [(ids == placeholder).sum(dim=1).tolist() for placeholder in placeholder_ids]
+        visual = torch.isin(ids, torch.tensor(placeholder_ids, device=ids.device))
+        words = (real.sum(dim=1) - visual.sum(dim=1)).tolist()
+        trace = handle.trace if handle else None
+        counts = TokenCounts(pictures, len(anatomy.encoders[0].layers), trace, self.generation.num_beams)
+        return [
+            Reply(
+                text=text.strip(),
+                tokens=counts.encoder_tokens(index),
+                visual_tokens=counts.visual_tokens(index, *(numbers[index] for numbers in named)),
+                text_tokens=words[index],
+                ms=total / len(texts),
+                encode_ms=watch.encode_ms / len(texts),
+                prefill_ms=watch.prefill_ms / len(texts),
+                language_tokens=counts.language_tokens(index),
+                decode_ms=watch.decode_ms / len(texts),
+            )
+            for index, text in enumerate(said)
+        ]

@@ -1,0 +1,239 @@
+"""Pictures and videos prepared for transformers' own models, and prompts in which each has its placeholders.
+
+Pictures always go through the Pillow variants of transformers' image processors, and so do the frames of videos: the
+others, which need torchvision, resize a little differently, and a number must not depend on what else is installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoImageProcessor, AutoTokenizer
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from llava.eval.media.frames import Clip, is_video, sample_frames
+from llava.eval.media.images import decode_image, load_image
+
+# Files of a checkpoint that decide, beside config and weights, what the model is given.
+FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer_config.json",
+    "tokenizer.json",
+)
+SECONDS = "second_per_grid_ts"
+
+
+class VisualInput(NamedTuple):
+    """A picture or a video, prepared.
+
+    inputs: the model's arguments for it alone, in float32 on the CPU. rows: patches of each encoder row it makes, that
+    is of each tile, frame, or two frames that are encoded as one.
+    """
+
+    video: bool
+    inputs: dict[str, Tensor]
+    rows: tuple[int, ...]
+
+    @property
+    def images(self) -> int:
+        """How many images the language model is shown: frames count, tiles do not."""
+        return len(self.rows) if self.video else 1
+
+
+@dataclass(frozen=True)
+class VisualInputReader:
+    """Reads and prepares what a question shows; a file is a video by its name's ending.
+
+    pictures, frames: image processors, `frames` with the settings for videos and None where the model takes none.
+    count: frames of a video. patch: pixels along the side of a patch.
+    """
+
+    pictures: Any
+    frames: Any
+    count: int
+    patch: int
+
+    def __call__(self, source: str | bytes, folder: Path) -> VisualInput:
+        if isinstance(source, bytes):
+            return self.picture(decode_image(source))
+        return self.video(folder / source) if is_video(source) else self.picture(load_image(folder / source))
+
+    def picture(self, image: Image.Image) -> VisualInput:
+        """A picture (RGB)."""
+        inputs = _process(self.pictures, [image])
+        return VisualInput(False, inputs, self._rows(inputs["pixel_values"], inputs.get("image_grid_thw")))
+
+    def video(self, path: str | Path) -> VisualInput:
+        """Frames of a video file; raises ValueError, one line, for what is none or where the model takes none."""
+        if self.frames is None:
+            raise ValueError(f"video {path} is shown to a model that takes pictures only; give a picture")
+        clip = sample_frames(path, self.count)
+        inputs = self._clip(clip)
+        return VisualInput(True, inputs, self._rows(inputs["pixel_values_videos"], inputs.get("video_grid_thw")))
+
+    def _clip(self, clip: Clip) -> dict[str, Tensor]:
+        inputs = _process(self.frames, clip.frames)
+        pixels, grids = inputs["pixel_values"], inputs.get("image_grid_thw")
+        if grids is None:
+            # Of an image cut in tiles the first is the whole.
+            return {"pixel_values_videos": (pixels[:, 0] if pixels.ndim == 5 else pixels)[None]}
+        depth = self.frames.temporal_patch_size
+        joined = join_frames(pixels.view(len(clip.frames), -1, pixels.shape[-1]), depth)
+        grid = torch.tensor([[len(joined), *grids[0, 1:].tolist()]])
+        seconds = torch.tensor([depth / clip.sampled_rate])
+        return {"pixel_values_videos": joined.flatten(0, 1), "video_grid_thw": grid, SECONDS: seconds}
+
+    def _rows(self, pixels: Tensor, grids: Tensor | None) -> tuple[int, ...]:
+        if grids is not None:
+            return tuple(height * width for time, height, width in grids.tolist() for _ in range(time))
+        tiles = 1 if pixels.ndim == 4 else pixels.shape[1]
+        return ((pixels.shape[-2] // self.patch) * (pixels.shape[-1] // self.patch),) * tiles
+
+
+def join_frames(patches: Tensor, depth: int) -> Tensor:
+    """Patches of single frames as patches through `depth` frames each; the last frame is repeated to fill up.
+
+    patches: [F, P, C * depth * S], each frame `depth` times one behind the other, as Qwen2-VL's image processor makes
+    them. -> [F / depth, P, C * depth * S].
+    """
+    frames, count, width = patches.shape
+    patches = torch.cat([patches, patches[-1:].expand(-frames % depth, -1, -1)])
+    # A patch is channel, then frame, then its pixels; three channels.
+    single = patches.view(-1, depth, count, 3, depth, width // (3 * depth))
+    return torch.stack([single[:, time, :, :, time] for time in range(depth)], dim=3).flatten(2)
+
+
+def _process(processor: Any, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+    known = getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {})
+    settings = {"return_legacy_image_output": False} if "return_legacy_image_output" in known else {}
+    return dict(processor(images=list(images), return_tensors="pt", **settings))
+
+
+class Preparation(NamedTuple):
+    """A checkpoint's tokenizer, image processors, and transformers' processor of the family around them."""
+
+    processor: Any
+    pictures: Any
+    frames: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def placeholder_ids(self) -> list[int]:
+        """The ids of the placeholders: of a picture, and of a video where the family has one."""
+        ids = [getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id")]
+        return [number for number in ids if number is not None]
+
+    def expand(self, prompt: str, shown: Sequence[VisualInput]) -> str:
+        """The prompt with as many placeholders for each picture and video as it has tokens.
+
+        Raises ValueError, one line, when the prompt does not name as many as are shown.
+        """
+        for video in (False, True):
+            token = getattr(self.processor, "video_token" if video else "image_token", None)
+            own = [one for one in shown if one.video == video]
+            parts = prompt.split(token) if token else [prompt]
+            if len(parts) - 1 != len(own):
+                raise ValueError(
+                    f"the prompt names {len(parts) - 1} {'videos' if video else 'pictures'} by {token}, and {len(own)} "
+                    f"are shown; leave {token} out of the question's text"
+                )
+            replace = self.processor.replace_video_token if video else self.processor.replace_image_token
+            fills = [replace(one.inputs, 0) for one in own]
+            prompt = parts[0] + "".join(fill + part for fill, part in zip(fills, parts[1:], strict=True))
+        return prompt
+
+    def batch(self, prompts: Sequence[str], shown: Sequence[VisualInput]) -> dict[str, Tensor]:
+        """The model's arguments for expanded prompts, padded on the left, and all they show, in order."""
+        tokenizer = self.tokenizer
+        begun = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
+        batch = dict(
+            tokenizer(
+                list(prompts),
+                padding=True,
+                padding_side="left",
+                add_special_tokens=not begun,
+                return_tensors="pt",
+                return_token_type_ids=False,
+            )
+        )
+        if self.processor.return_mm_token_type_ids:
+            batch["mm_token_type_ids"] = torch.tensor(self.processor.create_mm_token_type_ids(batch["input_ids"]))
+        for name in dict.fromkeys(name for one in shown for name in one.inputs):
+            if name == SECONDS and name not in self.processor.model_input_names:
+                continue  # Qwen2-VL's frames have numbers only, those of Qwen2.5-VL times
+            batch[name] = _join([one.inputs[name] for one in shown if name in one.inputs])
+        return batch
+
+
+def _join(values: Sequence[Tensor]) -> Tensor:
+    """One behind the other; images cut into different numbers of tiles [1, T, 3, H, W] are filled up with zeros."""
+    if values[0].ndim == 5 and len({value.shape[1] for value in values}) > 1:
+        return pad_sequence([value[0] for value in values], batch_first=True)
+    return torch.cat(list(values))
+
+
+def load_preparation(folder: Path, config: Any, max_pixels: int | None = None) -> Preparation:
+    """What prepares pictures, videos and text for the model in a folder.
+
+    max_pixels: for models whose pictures keep their size (Qwen2-VL), the largest one; larger pictures are made smaller.
+
+    Raises ValueError, one line, when files are missing or the model takes no such limit.
+    """
+    if type(config) not in PROCESSOR_MAPPING:
+        raise ValueError(f"{folder} is a {config.model_type}, for which transformers knows no way to prepare pictures")
+    family: Any = PROCESSOR_MAPPING[type(config)]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        pictures = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        fields, _ = family.get_processor_dict(str(folder))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} lacks files of its tokenizer or processor: {str(error).split(chr(10))[0]}"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    parts = family.get_attributes()
+    frames = _for_frames(folder, pictures, fields) if "video_processor" in parts else None
+    if max_pixels is not None:
+        for processor in filter(None, (pictures, frames)):
+            _limit(processor, max_pixels, folder)
+    given = {"tokenizer": tokenizer, "image_processor": pictures, "video_processor": frames}
+    # transformers checks for a video processor of its own, which needs torchvision; it is only asked for its numbers.
+    relaxed: Any = type(
+        family.__name__, (family,), {"check_argument_for_proper_class": lambda self, name, argument: None}
+    )
+    return Preparation(relaxed.from_args_and_dict([given[part] for part in parts], fields), pictures, frames)
+
+
+def _for_frames(folder: Path, pictures: Any, fields: dict[str, Any]) -> Any:
+    """The image processor with a checkpoint's settings for videos; those for pictures where it has none."""
+    file = folder / "video_preprocessor_config.json"
+    settings = json.loads(file.read_text("utf-8")) if file.is_file() else fields.get("video_processor")
+    return type(pictures).from_dict(settings) if settings else type(pictures).from_dict(pictures.to_dict())
+
+
+def _limit(processor: Any, max_pixels: int, folder: Path) -> None:
+    size = dict(processor.size)
+    smallest, largest = size.get("shortest_edge"), size.get("longest_edge")
+    if not hasattr(processor, "merge_size") or smallest is None or largest is None:
+        raise ValueError(f"max_pixels={max_pixels} is for models such as Qwen2-VL; {folder} has pictures of one size")
+    if max_pixels < (processor.patch_size * processor.merge_size) ** 2:
+        raise ValueError(
+            f"max_pixels={max_pixels} is less than one token; the authors of FlowCut use {1280 * 28 * 28} (1280 tokens)"
+        )
+    processor.size = {"shortest_edge": min(smallest, max_pixels), "longest_edge": max_pixels}

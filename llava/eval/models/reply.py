@@ -1,0 +1,57 @@
+"""What every answering model takes and gives: how to generate, and a reply with its costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated. Temperature 0 is greedy; `seed` matters above that only."""
+
+    temperature: float = 0.0
+    top_p: float | None = None
+    num_beams: int = 1
+    max_new_tokens: int = 128
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of transformers' generate."""
+        sampling = self.temperature > 0
+        return {
+            "do_sample": sampling,
+            "temperature": self.temperature if sampling else None,
+            "top_p": self.top_p if sampling else None,
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_new_tokens,
+            "use_cache": True,
+        }
+
+
+class Reply(NamedTuple):
+    """An answer and what it cost.
+
+    tokens: visual tokens before the encoder's first layer and after each of its layers, CLS left out.
+    visual_tokens, text_tokens: what the language model read. language_tokens: visual tokens that went into each of its
+    layers, for pruners that cut there; else None. ms: from pixels to the decoded end; encode_ms, projector_ms,
+    prefill_ms, decode_ms: of it, see `Stopwatch`. The time of a batch is shared out evenly among its questions.
+    """
+
+    text: str
+    tokens: list[int]
+    visual_tokens: int
+    text_tokens: int
+    ms: float
+    encode_ms: float
+    prefill_ms: float
+    language_tokens: list[int] | None = None
+    projector_ms: float | None = None
+    decode_ms: float = 0.0
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the text, for the answer line."""
+        values = {name: value for name, value in self._asdict().items() if name != "text" and value is not None}
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
