@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from flowcut import Pruner, parse_pruner
-from llava.eval import launch, program
+from llava.eval import launch
+from llava.eval.answering import program
 from llava.eval.benchmarks.contract import Benchmark, Split
 from llava.eval.benchmarks.registry import MODULES, benchmark
 from llava.eval.files import absent

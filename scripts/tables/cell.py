@@ -22,19 +22,19 @@ from typing import Any
 from tqdm import tqdm
 
 from flowcut import parse_pruner
+from llava.eval.answering.answer_run import AnswerRun as Run
+from llava.eval.answering.journal import Journal
 from llava.eval.benchmarks import embedded
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.tally import by_part
+from llava.eval.efficiency.answer_costs import ModelSizes, costs_of
 from llava.eval.files import write_atomic as write_aside
-from llava.eval.journal import Journal
-from llava.eval.measures import Sizes, flops_of, mean_gflops, mean_tokens, spread
 from llava.eval.metrics.bootstrap import mean_with_interval
 from llava.eval.models.llava_answerer import LlavaAnswerer as Answerer
 from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
 from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Problem, Question, read_questions, subset
-from llava.eval.run import Run
 from llava.eval.sample import Score
 
 BENCHMARKS = {"embedded": embedded}
@@ -153,7 +153,7 @@ class Plan:
             **_accuracy(scores),
             "categories": {name: _accuracy(own) for name, own in by_part(scores, "category").items()},
             "missing": len(samples) - len(rows) + len(self.problems),
-            **_costs([row["metadata"] for row in rows], self.bench.checkpoint.model, inside),
+            **costs_of([row["metadata"] for row in rows], ModelSizes.of(self.bench.checkpoint.model), inside),
             "identity": self.identity,
             "attention": self.bench.checkpoint.model.config._attn_implementation,
             "limit": self.bench.limit,
@@ -191,24 +191,6 @@ def _accuracy(scores: Sequence[Score]) -> dict[str, Any]:
     mean = mean_with_interval([value for value, _ in known], [scene for _, scene in known])
     value, low, high = (None, None, None) if mean is None else (round(number, 4) for number in mean)
     return {"n": len(known), "accuracy": value, "ci95": None if mean is None else [low, high]}
-
-
-def _costs(answers: Sequence[dict[str, Any]], model: Any, inside: bool) -> dict[str, Any]:
-    """Means of tokens and GFLOPs over the answers, and their measured times; None where nothing was answered.
-
-    inside: whether encoder layers merge ahead of their MLP.
-    """
-    if not answers:
-        return {"tokens": None, "gflops": None, "ms": None}
-    return {
-        "tokens": mean_tokens(answers),
-        "gflops": mean_gflops(flops_of(answers, Sizes.of(model), inside)),
-        "ms": {
-            **spread([one["ms"] for one in answers]),
-            "encode": spread([one["encode_ms"] for one in answers]),
-            "prefill": spread([one["prefill_ms"] for one in answers]),
-        },
-    }
 
 
 def main(argv: list[str] | None = None) -> None:

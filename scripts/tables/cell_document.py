@@ -13,13 +13,13 @@ import torch
 from llava.eval import launch
 from llava.eval.benchmarks.contract import Benchmark, Split
 from llava.eval.benchmarks.tally import DIGITS
+from llava.eval.efficiency.answer_costs import costs_of
+from llava.eval.efficiency.model_sizes import sizes_in
 from llava.eval.files import Row, read_json, read_rows
-from llava.eval.measures import flops_of, mean_gflops, mean_tokens, spread
 from llava.eval.metrics.intervals import interval_of
 from llava.eval.provenance import environment
 from llava.eval.sample import Score
 from scripts.tables import origin
-from scripts.tables.model_flops import sizes_in
 
 if TYPE_CHECKING:
     from scripts.tables.benchmark_cell import BenchmarkCell
@@ -72,17 +72,11 @@ def _costs(cell: BenchmarkCell, answers: Sequence[Mapping[str, Any]]) -> dict[st
     """None where no picture was shown, and GFLOPs where there is no formula for the model."""
     shown = [one for one in answers if one["tokens"]]
     if not shown:
-        return {"pictured": 0, "tokens": None, "gflops": None, "ms": None}
+        return {"pictured": 0, **costs_of(shown, None, False)}
     folder = origin.folder_here(cell.model)
     sizes = None if folder is None else sizes_in(folder, cell.answering.model_base)
     inside = cell.parsed_pruner is not None and cell.parsed_pruner.merges_inside
-    stages = {name: spread([one[f"{name}_ms"] for one in shown]) for name in ("encode", "prefill")}
-    return {
-        "pictured": len(shown),
-        "tokens": mean_tokens(shown),
-        "gflops": None if sizes is None else mean_gflops(flops_of(shown, sizes, inside)),
-        "ms": {**spread([one["ms"] for one in shown]), **stages},
-    }
+    return {"pictured": len(shown), **costs_of(shown, sizes, inside)}
 
 
 def _interval(cell: BenchmarkCell, merged: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from transformers import CLIPVisionConfig
 
 from flowcut.cost import cost_of, encoder_flops, prefill_flops, projector_flops
 from llava.eval import launch, model_vqa_loader, score
-from llava.eval.measures import Sizes, flops_of
+from llava.eval.efficiency.answer_costs import ModelSizes as Sizes
+from llava.eval.efficiency.answer_costs import flops_of
+from llava.eval.efficiency.model_sizes import sizes_in
 from llava.eval.metrics.bootstrap import bootstrap_interval
 from llava.eval.metrics.intervals import interval_of, jackknife_interval
 from llava.eval.sample import Score
@@ -26,7 +28,6 @@ from llava.model import LlavaConfig
 from scripts.tables import benchmark_cell
 from scripts.tables.benchmark_cell import BenchmarkCell
 from scripts.tables.follow import Ended, follow
-from scripts.tables.model_flops import sizes_in
 from tests.llava.eval.data_tree import make_data_tree
 
 FLAGS = ("--devices", "cpu", "--max_new_tokens", "3")
