@@ -25,19 +25,17 @@ from tqdm import tqdm
 
 from flowcut import parse_pruner
 from flowcut.bench.measuring import device_name
-from llava.eval.journal import Journal
+from llava.eval.answering.answer_run import AnswerRun
+from llava.eval.answering.journal import Journal
 from llava.eval.models.answerer import Answerer
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
 from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import environment
-from llava.eval.questions import Question, read_questions, subset
-from llava.eval.run import Run
-
-EMBEDDED = Path("playground/data/embedded")
+from llava.eval.questions import Question, questions_of
 
 
-class Way(NamedTuple):
+class LoopVariant(NamedTuple):
     """One way to evaluate. workers: processes that read pictures ahead."""
 
     pruner: str
@@ -45,43 +43,30 @@ class Way(NamedTuple):
     workers: int
 
 
-class Result(NamedTuple):
+class LoopRates(NamedTuple):
     """rates: questions a second, one a round. texts: the answers."""
 
     rates: list[float]
     texts: list[str]
 
 
-def ways_of(args: argparse.Namespace) -> list[Way]:
+def variants_of(args: argparse.Namespace) -> list[LoopVariant]:
     """Raises ValueError, one line, for a pruner, a batch size or a number of workers that cannot be."""
     for name, values, least in (("--batch", args.batch, 1), ("--workers", args.workers, 0)):
         if min(values) < least:
             raise ValueError(f"{name} {min(values)} cannot be; give whole numbers of at least {least}")
     for pruner in args.pruner:
         parse_pruner(pruner)
-    return [Way(*way) for way in itertools.product(["none", *args.pruner], args.batch, args.workers)]
+    return [LoopVariant(*variant) for variant in itertools.product(["none", *args.pruner], args.batch, args.workers)]
 
 
-def questions_of(file: Path | None, images: Path | None, limit: int) -> tuple[list[Question], Path, Path]:
-    """-> questions, spread evenly over the file, the folder of their pictures, and the file; None: the embedded ones.
-
-    Raises ValueError, one line, for a file that is missing or has bad rows.
-    """
-    if file is None:
-        file, images = EMBEDDED / "questions.jsonl", images or EMBEDDED / "images"
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist; make it by python -m scripts.embedded.data --out {EMBEDDED}")
-    rows, problems = read_questions(file)
-    if problems:
-        raise ValueError(f"{problems[0].where}: {problems[0].what}; mend it, or give another question file")
-    return subset(rows, limit), images or Path(), file
-
-
-def answer_once(answerer: Answerer, questions: Sequence[Question], images: Path, way: Way) -> tuple[float, list[str]]:
+def answer_once(
+    answerer: Answerer, questions: Sequence[Question], images: Path, variant: LoopVariant
+) -> tuple[float, list[str]]:
     """Seconds for all questions, and the answers."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "answers.jsonl"
-        run = Run(answerer, questions, images, Journal(file, {}), way.batch, workers=way.workers)
+        run = AnswerRun(answerer, questions, images, Journal(file, {}), variant.batch, workers=variant.workers)
         begin = perf_counter()
         while run.remaining:
             run.step()
@@ -93,36 +78,41 @@ def answer_once(answerer: Answerer, questions: Sequence[Question], images: Path,
 
 
 def measure(
-    checkpoint: Checkpoint, questions: Sequence[Question], images: Path, ways: Sequence[Way], args: argparse.Namespace
-) -> dict[Way, Result]:
-    """Every way's rates, and the answers of its last round."""
+    checkpoint: Checkpoint,
+    questions: Sequence[Question],
+    images: Path,
+    variants: Sequence[LoopVariant],
+    args: argparse.Namespace,
+) -> dict[LoopVariant, LoopRates]:
+    """Every variant's rates, and the answers of its last round."""
     generation = Generation(max_new_tokens=args.max_new_tokens)
     answerers = {
-        pruner: LlavaAnswerer(checkpoint, pruner, generation) for pruner in dict.fromkeys(way.pruner for way in ways)
+        pruner: LlavaAnswerer(checkpoint, pruner, generation)
+        for pruner in dict.fromkeys(variant.pruner for variant in variants)
     }
-    results = {way: Result([], []) for way in ways}
-    with tqdm(total=len(ways) * (1 + args.rounds), desc="rounds", unit="round") as bar:
+    results = {variant: LoopRates([], []) for variant in variants}
+    with tqdm(total=len(variants) * (1 + args.rounds), desc="rounds", unit="round") as bar:
         for number in range(1 + args.rounds):
-            for way in ways:
-                seconds, texts = answer_once(answerers[way.pruner], questions, images, way)
+            for variant in variants:
+                seconds, texts = answer_once(answerers[variant.pruner], questions, images, variant)
                 if number:
-                    results[way].rates.append(len(questions) / seconds)
-                results[way].texts[:] = texts
+                    results[variant].rates.append(len(questions) / seconds)
+                results[variant].texts[:] = texts
                 bar.update()
     return results
 
 
 def report(
-    results: dict[Way, Result], questions: int, args: argparse.Namespace, device: torch.device
+    results: dict[LoopVariant, LoopRates], questions: int, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    ways = list(results)
-    first = statistics.median(results[ways[0]].rates)
+    variants = list(results)
+    first = statistics.median(results[variants[0]].rates)
     rows = []
-    for way, result in results.items():
-        plain = results[Way(way.pruner, ways[0].batch, ways[0].workers)]
+    for variant, result in results.items():
+        plain = results[LoopVariant(variant.pruner, variants[0].batch, variants[0].workers)]
         rows.append(
             {
-                **way._asdict(),
+                **variant._asdict(),
                 "questions_per_second": round(statistics.median(result.rates), 3),
                 "min": round(min(result.rates), 3),
                 "max": round(max(result.rates), 3),
@@ -164,10 +154,10 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     args.pruner = args.pruner or ["flowcut:budget=64"]
     try:
-        ways = ways_of(args)
+        variants = variants_of(args)
         questions, images, _ = questions_of(args.question_file, args.image_folder, args.limit)
         checkpoint = load_checkpoint(args.model_path, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
-        results = measure(checkpoint, questions, images, ways, args)
+        results = measure(checkpoint, questions, images, variants, args)
     except ValueError as error:
         sys.exit(f"error: {error}")
     found = report(results, len(questions), args, checkpoint.model.device)

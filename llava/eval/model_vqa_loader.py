@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 
-from llava.eval import program
+from llava.eval.answering import program
+from llava.eval.answering.program import AnsweringProgram
 from llava.eval.questions import Problem, Question, read_questions
-from llava.eval.run import Run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,19 +22,8 @@ def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
     return read_questions(args.question_file)
 
 
-def prepare(args: argparse.Namespace) -> Run:
-    """Everything up to the first answer. Raises ValueError, one line, for whatever the user has to mend."""
-    return program.prepare(args, read)
-
-
-def eval_model(args: argparse.Namespace) -> int:
-    """Answer a question file as the flags in `args` say; returns how many questions could not be answered."""
-    return program.answer_all(prepare(args))
-
-
-def main(argv: list[str] | None = None) -> None:
-    program.run_program(build_parser(), read, argv)
-
+PROGRAM = AnsweringProgram(build_parser, read)
+eval_model, main = PROGRAM.eval_model, PROGRAM.main
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,8 @@ import binascii
 from collections.abc import Iterator
 from pathlib import Path
 
-from llava.eval import program
+from llava.eval.answering import program
+from llava.eval.answering.program import AnsweringProgram
 from llava.eval.benchmarks.answer_formats import OPTION_LETTER, with_options
 from llava.eval.benchmarks.mmbench import options_of
 from llava.eval.files import is_empty, read_table
@@ -58,14 +59,8 @@ def _rounds(row: dict[str, str], args: argparse.Namespace) -> Iterator[Question]
         yield Question(int(row["index"]), (picture,), text, recorded, extra)
 
 
-def eval_model(args: argparse.Namespace) -> int:
-    """Answer a table as the flags in `args` say; returns how many questions could not be answered."""
-    return program.answer_all(program.prepare(args, read))
-
-
-def main(argv: list[str] | None = None) -> None:
-    program.run_program(build_parser(), read, argv)
-
+PROGRAM = AnsweringProgram(build_parser, read)
+eval_model, main = PROGRAM.eval_model, PROGRAM.main
 
 if __name__ == "__main__":
     main()

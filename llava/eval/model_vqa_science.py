@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval import program
+from llava.eval.answering import program
+from llava.eval.answering.program import AnsweringProgram
 from llava.eval.benchmarks.answer_formats import OPTION_LETTER
 from llava.eval.questions import Problem, Question
 
@@ -52,14 +53,8 @@ def _question(row: dict[str, Any], letter_alone: bool) -> Question:
     return Question(row["id"], images, text, prompt=mark + text)
 
 
-def eval_model(args: argparse.Namespace) -> int:
-    """Answer a question file as the flags in `args` say; returns how many questions could not be answered."""
-    return program.answer_all(program.prepare(args, read))
-
-
-def main(argv: list[str] | None = None) -> None:
-    program.run_program(build_parser(), read, argv)
-
+PROGRAM = AnsweringProgram(build_parser, read)
+eval_model, main = PROGRAM.eval_model, PROGRAM.main
 
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
+EMBEDDED = Path("playground/data/embedded")
 Item = TypeVar("Item")
 
 
@@ -95,3 +96,20 @@ def chunk(items: Sequence[Item], chunks: int, index: int) -> list[Item]:
         raise ValueError(f"chunk {index} of {chunks} does not exist; the index runs from 0 to {chunks - 1}")
     size = math.ceil(len(items) / chunks)
     return list(items[index * size : (index + 1) * size])
+
+
+def questions_of(file: Path | None, images: Path | None, limit: int) -> tuple[list[Question], Path, Path]:
+    """Questions spread evenly over a file, the folder of their pictures, and the file itself.
+
+    file: None takes the embedded benchmark. images: the pictures' folder. limit: how many questions.
+
+    Raises ValueError, one line, for a file that is missing or has bad rows.
+    """
+    if file is None:
+        file, images = EMBEDDED / "questions.jsonl", images or EMBEDDED / "images"
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist; make it by python -m scripts.embedded.data --out {EMBEDDED}")
+    rows, problems = read_questions(file)
+    if problems:
+        raise ValueError(f"{problems[0].where}: {problems[0].what}; mend it, or give another question file")
+    return subset(rows, limit), images or Path(), file

@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.eval.answering.answer_run import AnswerRun
+from llava.eval.answering.journal import Journal
+from llava.eval.answering.program import answer_all, default_workers
 from llava.eval.files import write_atomic
-from llava.eval.journal import Journal
 from llava.eval.media.frames import is_video
 from llava.eval.models.hf_answerer import HFAnswerer
 from llava.eval.models.hf_checkpoint import load_hf_checkpoint
 from llava.eval.models.reply import DTYPES, Generation
-from llava.eval.program import answer_all, default_workers
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
-from llava.eval.run import Run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,7 +109,7 @@ def _videos(folder: Path) -> dict[str, str]:
     return {Path(name).stem: name for name in reversed(names)} | {name: name for name in names}
 
 
-def prepare(args: argparse.Namespace) -> Run:
+def start(args: argparse.Namespace) -> AnswerRun:
     """Everything up to the first answer. Raises ValueError, one line, for whatever the user has to mend."""
     rows, problems = read(args)
     questions = chunk(subset(rows, args.limit), args.num_chunks, args.chunk_idx)
@@ -125,12 +125,12 @@ def prepare(args: argparse.Namespace) -> Run:
     }
     journal = Journal(Path(args.output_dir) / f"{args.output_name}.answers.jsonl", settings, fresh=args.fresh)
     workers = default_workers(checkpoint.model.device) if args.workers is None else args.workers
-    return Run(answerer, questions, args.video_dir, journal, args.batch_size, problems, workers)
+    return AnswerRun(answerer, questions, args.video_dir, journal, args.batch_size, problems, workers)
 
 
 def run_inference(args: argparse.Namespace) -> int:
     """Answer as the flags in `args` say; returns how many questions could not be answered."""
-    run = prepare(args)
+    run = start(args)
     failures = answer_all(run)
     lines = [json.loads(line) for line in run.journal.path.read_text("utf-8").splitlines()]
     written = [

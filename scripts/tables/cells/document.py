@@ -13,13 +13,13 @@ import torch
 
 from llava.eval.benchmarks.contract import Benchmark, Row, Score, Split
 from llava.eval.benchmarks.tally import DIGITS
+from llava.eval.efficiency.answer_costs import costs_of
+from llava.eval.efficiency.model_sizes import sizes_in
 from llava.eval.files import read_json, read_rows
 from llava.eval.metrics.intervals import interval_of
 from llava.eval.provenance import environment
 from scripts.tables.cells import identity
-from scripts.tables.cells.costs import mean_costs
 from scripts.tables.cells.file_names import method_of
-from scripts.tables.cells.model_flops import sizes_in
 from scripts.tables.cells.spec import CellSpec
 
 
@@ -91,7 +91,8 @@ def _costs(spec: CellSpec, answers: Sequence[Mapping[str, Any]]) -> dict[str, An
     pictured = [one for one in answers if one["tokens"]]
     folder = identity.folder_here(spec.model) if pictured else None
     sizes = None if folder is None else sizes_in(folder, spec.answering.model_base)
-    return {"pictured": len(pictured), **mean_costs(pictured, sizes, spec.parsed_pruner)}
+    merges = spec.parsed_pruner is not None and spec.parsed_pruner.merges_before_mlp
+    return {"pictured": len(pictured), **costs_of(pictured, sizes, merges)}
 
 
 def _interval(spec: CellSpec, merged: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, Any]:

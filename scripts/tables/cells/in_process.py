@@ -16,21 +16,20 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava.eval.answering.answer_run import AnswerRun
+from llava.eval.answering.journal import Journal
 from llava.eval.benchmarks import embedded
 from llava.eval.benchmarks.contract import Score
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.tally import by_part
+from llava.eval.efficiency.answer_costs import ModelSizes, costs_of
 from llava.eval.files import write_atomic
-from llava.eval.journal import Journal
-from llava.eval.measures import Sizes
 from llava.eval.metrics.bootstrap import mean_with_interval
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.llava_checkpoint import Checkpoint
 from llava.eval.models.reply import Generation
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Problem, Question, read_questions, subset
-from llava.eval.run import Run
-from scripts.tables.cells.costs import mean_costs
 from scripts.tables.cells.file_names import cell_name, method_of
 
 BENCHMARKS = {"embedded": embedded}
@@ -128,10 +127,10 @@ class Plan:
             or there["missing"] > 0
         )
 
-    def _start(self) -> Run:
+    def _start(self) -> AnswerRun:
         fresh = self.setup.fresh or not Journal.fits(self.answers, self.identity)
         journal = Journal(self.answers, self.identity, fresh)
-        return Run(self.answerer, self.questions, self.images, journal, self.setup.batch_size, self.problems)
+        return AnswerRun(self.answerer, self.questions, self.images, journal, self.setup.batch_size, self.problems)
 
     def result(self) -> dict[str, Any]:
         """The cell's JSON: read, or computed from the answers and written."""
@@ -145,6 +144,7 @@ class Plan:
         scores = [one for one in map(benchmark.score, joined.samples) if one.value is not None]
         tower = self.setup.checkpoint.model.get_vision_tower()
         pruner = self.answerer.pruner
+        merges = pruner is not None and pruner.merges_before_mlp
         result = {
             "benchmark": self.cell.benchmark,
             "model": self.setup.checkpoint.name,
@@ -155,7 +155,7 @@ class Plan:
             **_accuracy(scores),
             "categories": {name: _accuracy(own) for name, own in by_part(scores, "category").items()},
             "missing": len(samples) - len(rows) + len(self.problems),
-            **mean_costs([row["metadata"] for row in rows], Sizes.of(self.setup.checkpoint.model), pruner),
+            **costs_of([row["metadata"] for row in rows], ModelSizes.of(self.setup.checkpoint.model), merges),
             "identity": self.identity,
             "attention": self.setup.checkpoint.model.config._attn_implementation,
             "limit": self.setup.limit,

@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 from flowcut import Pruner, parse_pruner
-from llava.eval import launch, program
+from llava.eval import launch
+from llava.eval.answering import program
 from llava.eval.benchmarks.contract import Benchmark, Split
 from llava.eval.benchmarks.registry import MODULES, benchmark
 from llava.eval.judge import settings as judge_settings

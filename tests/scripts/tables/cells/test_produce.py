@@ -11,13 +11,13 @@ from transformers import CLIPVisionConfig
 
 from flowcut.cost import cost_of
 from llava.eval import model_vqa_loader, score
-from llava.eval.measures import flops_of
+from llava.eval.efficiency.answer_costs import flops_of
+from llava.eval.efficiency.model_sizes import sizes_in
 from llava.model import LlavaConfig
 from scripts.tables import benchmark_cell
 from scripts.tables.cells import produce
 from scripts.tables.cells.document import read_document
 from scripts.tables.cells.follow import Ended
-from scripts.tables.cells.model_flops import sizes_in
 from scripts.tables.cells.produce import make_cell, missing_files
 from tests.scripts.tables.cells.made_here import FLAGS, PRUNER, at, made_here, nothing_may_run
 

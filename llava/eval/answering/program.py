@@ -11,19 +11,46 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from llava.eval.journal import Journal
+from llava.eval.answering.answer_run import AnswerRun
+from llava.eval.answering.journal import Journal
 from llava.eval.models.load import BACKENDS, load_answerer
 from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
-from llava.eval.run import Run
 
-Reader = Callable[[argparse.Namespace], tuple[list[Question], list[Problem]]]
+QuestionReader = Callable[[argparse.Namespace], tuple[list[Question], list[Problem]]]
+
+
+@dataclass(frozen=True)
+class AnsweringProgram:
+    """A program that answers one kind of question file.
+
+    build_parser: its flags. read: the questions of `args.question_file`, and what kept others from being read; it may
+    raise ValueError, one line, for a file that is none of its kind.
+    """
+
+    build_parser: Callable[[], argparse.ArgumentParser]
+    read: QuestionReader
+
+    def eval_model(self, args: argparse.Namespace) -> int:
+        """Answer a question file as the flags in `args` say; returns how many questions could not be answered."""
+        return answer_all(start_run(args, self.read))
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """The program itself: ends with one line and status 1 for what the user has to mend, and for bad questions."""
+        args = self.build_parser().parse_args(argv)
+        try:
+            run = start_run(args, self.read)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        if answer_all(run, args.chunk_idx) and not args.skip_bad:
+            sys.exit(1)
 
 
 def build_parser(
@@ -62,7 +89,7 @@ def build_parser(
     return parser
 
 
-def prepare(args: argparse.Namespace, read: Reader) -> Run:
+def start_run(args: argparse.Namespace, read: QuestionReader) -> AnswerRun:
     """Everything up to the first answer. Raises ValueError, one line, for whatever the user has to mend."""
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size} is no number of questions; give 1 or more")
@@ -88,25 +115,25 @@ def prepare(args: argparse.Namespace, read: Reader) -> Run:
         **answerer.settings(),
         "questions": fingerprint([Path(args.question_file).expanduser()]),
         "chunk": [args.chunk_idx, args.num_chunks],
-        **_variant(args),
+        **_prompt_flags(args),
     }
     journal = Journal(args.answers_file, settings, fresh=args.fresh)
     workers = default_workers(answerer.checkpoint.model.device) if args.workers is None else args.workers
-    return Run(answerer, questions, args.image_folder, journal, args.batch_size, problems, workers)
+    return AnswerRun(answerer, questions, args.image_folder, journal, args.batch_size, problems, workers)
 
 
-def _variant(args: argparse.Namespace) -> dict[str, object]:
+def _prompt_flags(args: argparse.Namespace) -> dict[str, object]:
     """Flags of single programs that decide about the prompts, where they are set."""
     names = ("single_pred_prompt", "all_rounds", "lang")
     return {name: getattr(args, name) for name in names if getattr(args, name, None)}
 
 
 def default_workers(device: torch.device) -> int:
-    """As many readers as LLaVA uses beside an accelerator; none on a CPU, where they would take the model's cores."""
+    """As many readers as LLaVA uses with an accelerator; none on a CPU, where they would take the model's cores."""
     return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
 
 
-def answer_all(run: Run, line: int = 0) -> int:
+def answer_all(run: AnswerRun, line: int = 0) -> int:
     """Take a run to its end with a progress bar, report its problems; returns how many there were.
 
     line: where on the screen the bar stands, so that those of several processes do not overwrite each other.
@@ -121,14 +148,3 @@ def answer_all(run: Run, line: int = 0) -> int:
         print(f"not answered: {problem.where}: {problem.what}", file=sys.stderr)
     print(f"{len(run.journal)} of {total} questions answered in {run.journal.path}", file=sys.stderr)
     return len(problems)
-
-
-def run_program(parser: argparse.ArgumentParser, read: Reader, argv: Sequence[str] | None) -> None:
-    """The body of a program's `main`."""
-    args = parser.parse_args(argv)
-    try:
-        run = prepare(args, read)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if answer_all(run, args.chunk_idx) and not args.skip_bad:
-        sys.exit(1)

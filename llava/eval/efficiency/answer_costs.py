@@ -16,7 +16,7 @@ from flowcut.cost import Cost, cost_of, prefill_flops
 PARTS = ("encoder", "projector", "prefill", "total")
 
 
-class Sizes(NamedTuple):
+class ModelSizes(NamedTuple):
     """What the formulas need to know of a model: two configs, and how many linear layers its projector has."""
 
     vision: Any
@@ -24,13 +24,13 @@ class Sizes(NamedTuple):
     projector_layers: int
 
     @classmethod
-    def of(cls, model: Any) -> Sizes:
+    def of(cls, model: Any) -> ModelSizes:
         """Those of one of this repository's LLaVA models."""
         depth = sum(isinstance(part, nn.Linear) for part in model.get_model().mm_projector.modules())
         return cls(model.get_vision_tower().config, model.config, depth)
 
 
-def flops_of(answers: Sequence[Mapping[str, Any]], sizes: Sizes, merges_before_mlp: bool = False) -> list[Cost]:
+def flops_of(answers: Sequence[Mapping[str, Any]], sizes: ModelSizes, merges_before_mlp: bool = False) -> list[Cost]:
     """Each answer's FLOPs up to its first new token.
 
     An answer's tokens are sums over its tiles and pictures, and taken as spread evenly over them; see `cost_of`.
@@ -39,7 +39,7 @@ def flops_of(answers: Sequence[Mapping[str, Any]], sizes: Sizes, merges_before_m
     return [_flops(answer, sizes, merges_before_mlp) for answer in answers]
 
 
-def _flops(answer: Mapping[str, Any], sizes: Sizes, merges_before_mlp: bool) -> Cost:
+def _flops(answer: Mapping[str, Any], sizes: ModelSizes, merges_before_mlp: bool) -> Cost:
     vision, language, tokens, text = sizes.vision, sizes.language, answer["tokens"], answer["text_tokens"]
     if not tokens:  # no picture: neither encoder nor projector ran
         return Cost(0.0, 0.0, prefill_flops(language, [text] * language.num_hidden_layers))
@@ -56,6 +56,21 @@ def _flops(answer: Mapping[str, Any], sizes: Sizes, merges_before_mlp: bool) -> 
         # behind it padding of tiles is taken off, or line ends are put in
         tokens[-1] if tiles > 1 else None,
     )
+
+
+def costs_of(answers: Sequence[Mapping[str, Any]], sizes: ModelSizes | None, merges_before_mlp: bool) -> dict[str, Any]:
+    """Means of tokens and GFLOPs over answers, and their measured times in ms; None where nothing was answered.
+
+    sizes: None where there is no formula for the model; GFLOPs are then None. merges_before_mlp: see `flops_of`.
+    """
+    if not answers:
+        return {"tokens": None, "gflops": None, "ms": None}
+    stages = {name: spread([one[f"{name}_ms"] for one in answers]) for name in ("encode", "prefill")}
+    return {
+        "tokens": mean_tokens(answers),
+        "gflops": None if sizes is None else mean_gflops(flops_of(answers, sizes, merges_before_mlp)),
+        "ms": {**spread([one["ms"] for one in answers]), **stages},
+    }
 
 
 def mean_gflops(costs: Sequence[Cost]) -> dict[str, float]:

@@ -14,10 +14,10 @@ loaded; pictures are read in line, so wall without reading is what a loop with e
 stages are taken by events in its stream, which do not hold up the work.
 
 Speed-ups are against `none` of the same batch size and attention: the ratio of medians, and quartiles of the ratios
-over pairs of turns about the same questions. Peak memory is that of activations, in a run of its own over the first
+over pairs of trials about the same questions. Peak memory is that of activations, in a run of its own over the first
 batch, as in flowcut.bench. GFLOPs are by formula (flowcut.cost) from the measured tokens, up to the first logits.
 
-The last line printed is the report as JSON; --out writes it with every turn's times (`raw`).
+The last line printed is the report as JSON; --out writes it with every trial's times (`raw`).
 """
 
 from __future__ import annotations
@@ -38,21 +38,20 @@ from transformers.utils import is_flash_attn_2_available
 
 from flowcut import parse_pruner
 from flowcut.bench.measuring import device_name, keep_freed_memory
-from llava.eval.bench import questions_of
-from llava.eval.efficiency_report import Result, Way, row_of, table
-from llava.eval.efficiency_turns import Bench
+from llava.eval.efficiency.answer_costs import ModelSizes
+from llava.eval.efficiency.power import check_power
+from llava.eval.efficiency.report import Variant, VariantResult, row_of, table
+from llava.eval.efficiency.trials import Comparison
 from llava.eval.files import write_atomic
-from llava.eval.measures import Sizes
 from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.eval.models.reply import DTYPES
-from llava.eval.power import check_power
 from llava.eval.provenance import environment, fingerprint
-from llava.eval.questions import Question
+from llava.eval.questions import Question, questions_of
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
-def ways_of(args: argparse.Namespace) -> list[Way]:
+def variants_of(args: argparse.Namespace) -> list[Variant]:
     """The rows. Raises ValueError, one line, for flags that cannot be."""
     if min(args.batch) < 1:
         raise ValueError(f"--batch {min(args.batch)} cannot be; give whole numbers of at least 1")
@@ -71,7 +70,10 @@ def ways_of(args: argparse.Namespace) -> list[Way]:
     for pruner in args.pruner:
         parse_pruner(pruner)
     pruners = dict.fromkeys(["none", *args.pruner])
-    return [Way(*way) for way in itertools.product(pruners, dict.fromkeys(args.batch), dict.fromkeys(args.attention))]
+    return [
+        Variant(*variant)
+        for variant in itertools.product(pruners, dict.fromkeys(args.batch), dict.fromkeys(args.attention))
+    ]
 
 
 def check_attention(attention: Sequence[str], device: torch.device, dtype: torch.dtype) -> None:
@@ -111,18 +113,20 @@ def data_of(args: argparse.Namespace) -> tuple[list[Question], Path, str]:
     return questions, images, fingerprint([file, *(picture for picture in shown if picture.is_file())])
 
 
-def report(bench: Bench, results: dict[Way, Result], args: argparse.Namespace, command: str) -> dict[str, Any]:
-    checkpoint, sizes = bench.checkpoint, Sizes.of(bench.checkpoint.model)
+def report(
+    comparison: Comparison, results: dict[Variant, VariantResult], args: argparse.Namespace, command: str
+) -> dict[str, Any]:
+    checkpoint, sizes = comparison.checkpoint, ModelSizes.of(comparison.checkpoint.model)
     rows = []
-    for way, result in results.items():
-        pruner = bench.answerers[way.pruner].pruner
+    for variant, result in results.items():
+        pruner = comparison.answerers[variant.pruner].pruner
         inside = pruner is not None and pruner.merges_before_mlp
-        rows.append(row_of(way, result, results[way.unpruned], sizes, inside, args.price_per_hour))
+        rows.append(row_of(variant, result, results[variant.unpruned], sizes, inside, args.price_per_hour))
     return {
         "model": args.model_path,
         "model_hash": checkpoint.fingerprint,
         "conv_mode": checkpoint.mode,
-        "questions": len(bench.questions),
+        "questions": len(comparison.questions),
         "data_hash": args.data_hash,
         "warm_up": args.warm_up,
         "max_new_tokens": args.max_new_tokens,
@@ -130,11 +134,11 @@ def report(bench: Bench, results: dict[Way, Result], args: argparse.Namespace, c
         "price_per_hour": args.price_per_hour,
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "device": device_name(bench.device),
-        "device_type": bench.device.type,
+        "device": device_name(comparison.device),
+        "device_type": comparison.device.type,
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **environment(bench.device),
+        **environment(comparison.device),
         "rows": rows,
     }
 
@@ -160,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="default: CUDA where there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    parser.add_argument("--out", type=Path, help="JSON file for the report with every turn's times")
+    parser.add_argument("--out", type=Path, help="JSON file for the report with every trial's times")
     return parser
 
 
@@ -170,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     args.pruner = args.pruner or ["flowcut:budget=64"]
     command = "python -m llava.eval.efficiency " + shlex.join(sys.argv[1:] if argv is None else argv)
     try:
-        ways = ways_of(args)
+        variants = variants_of(args)
         if args.out is not None:
             check_out(args.out)
         questions, images, args.data_hash = data_of(args)
@@ -184,11 +188,11 @@ def main(argv: list[str] | None = None) -> None:
         elif args.power:
             print(f"power is not measured: a {device.type} does not tell it", file=sys.stderr)
         keep_freed_memory()
-        bench = Bench(checkpoint, questions, images, ways, args.max_new_tokens)
-        results = bench.measure(args.warm_up, args.power and device.type == "cuda")
+        comparison = Comparison(checkpoint, questions, images, variants, args.max_new_tokens)
+        results = comparison.measure(args.warm_up, args.power and device.type == "cuda")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    found = report(bench, results, args, command)
+    found = report(comparison, results, args, command)
     if args.out is not None:
         write_atomic(args.out, json.dumps(found, indent=1) + "\n")
     print(f"{found['questions']} questions, {found['device']}, {found['dtype']}, {found['threads']} threads; median ms")

@@ -6,25 +6,25 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llava.eval.measures import Sizes, flops_of, mean, mean_gflops, mean_tokens, spread
+from llava.eval.efficiency.answer_costs import ModelSizes, flops_of, mean, mean_gflops, mean_tokens, spread
 from llava.eval.models.reply import Reply
 
 DIGITS = 4
 
 
-class Way(NamedTuple):
-    """One way to answer. attention: transformers' name of the implementation."""
+class Variant(NamedTuple):
+    """One combination that is measured. attention: transformers' name of the implementation."""
 
     pruner: str
     batch: int
     attention: str
 
     @property
-    def unpruned(self) -> Way:
+    def unpruned(self) -> Variant:
         return self._replace(pruner="none")
 
 
-class Turn(NamedTuple):
+class Trial(NamedTuple):
     """Milliseconds of one batch, for each of its questions an equal share.
 
     encode: vision tower, up to the projector. projector, prefill (the language model's first pass), decode (all after
@@ -42,7 +42,7 @@ class Turn(NamedTuple):
     wall: float
 
     @classmethod
-    def of(cls, reply: Reply, reading: float, wall: float) -> Turn:
+    def of(cls, reply: Reply, reading: float, wall: float) -> Trial:
         """reply: any of the batch. reading, wall: milliseconds a question."""
         projector = reply.projector_ms or 0.0
         values = (reply.encode_ms - projector, projector, reply.prefill_ms, reply.decode_ms)
@@ -65,13 +65,13 @@ class Power(NamedTuple):
         }
 
 
-class Result(NamedTuple):
-    """What a way showed: a turn for each batch, a reply for each question, and what was measured apart.
+class VariantResult(NamedTuple):
+    """What was measured of a variant: a trial for each batch, a reply for each question, and what was measured apart.
 
     answer_tokens: for each question. peak_memory_mb: activations of one batch. power: None where it was not measured.
     """
 
-    turns: list[Turn]
+    trials: list[Trial]
     replies: list[Reply]
     answer_tokens: list[int]
     peak_memory_mb: float
@@ -79,7 +79,7 @@ class Result(NamedTuple):
 
 
 def speed_up(own: Sequence[float], unpruned: Sequence[float]) -> dict[str, float] | None:
-    """How many times faster: ratio of the medians, and quartiles over pairs of turns about the same questions.
+    """How many times faster: ratio of the medians, and quartiles over pairs of trials about the same questions.
 
     None for a stage that did not take place.
     """
@@ -93,18 +93,23 @@ def speed_up(own: Sequence[float], unpruned: Sequence[float]) -> dict[str, float
 
 
 def row_of(
-    way: Way, result: Result, unpruned: Result, sizes: Sizes, merges_before_mlp: bool, price_per_hour: float | None
+    variant: Variant,
+    result: VariantResult,
+    unpruned: VariantResult,
+    sizes: ModelSizes,
+    merges_before_mlp: bool,
+    price_per_hour: float | None,
 ) -> dict[str, Any]:
-    """A row of the report; `raw` holds the turns it was computed from, stage by stage."""
-    raw = {stage: [getattr(turn, stage) for turn in result.turns] for stage in Turn._fields}
-    before = {stage: [getattr(turn, stage) for turn in unpruned.turns] for stage in Turn._fields}
+    """A row of the report; `raw` holds the trials it was computed from, stage by stage."""
+    raw = {stage: [getattr(trial, stage) for trial in result.trials] for stage in Trial._fields}
+    before = {stage: [getattr(trial, stage) for trial in unpruned.trials] for stage in Trial._fields}
     answers = [reply.metadata() for reply in result.replies]
-    seconds = {stage: sum(raw[stage]) * way.batch / 1000 for stage in ("wall", "reading")}
+    seconds = {stage: sum(raw[stage]) * variant.batch / 1000 for stage in ("wall", "reading")}
     price = None
     if price_per_hour is not None:
         price = round(price_per_hour * seconds["wall"] / 3600 * 1000 / len(answers), 6)
     return {
-        **way._asdict(),
+        **variant._asdict(),
         "questions": len(answers),
         "ms": {stage: spread(times, DIGITS) for stage, times in raw.items()},
         "speed_up": {stage: speed_up(raw[stage], before[stage]) for stage in raw},

@@ -5,13 +5,13 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from flowcut.cost import encoder_flops, prefill_flops, projector_flops
-from llava.eval.measures import Sizes, flops_of, mean_gflops, mean_tokens, spread
+from llava.eval.efficiency.answer_costs import ModelSizes, flops_of, mean_gflops, mean_tokens, spread
 
 VISION = CLIPVisionConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
 )
 LANGUAGE = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-SIZES = Sizes(VISION, LANGUAGE, 2)
+SIZES = ModelSizes(VISION, LANGUAGE, 2)
 
 
 def answer(tokens, visual, text=10, **more):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llava.eval.journal import Journal
+from llava.eval.answering.journal import Journal
 from llava.eval.questions import Problem, Question
 
 QUESTIONS = [Question(number, (f"{number}.png",), "why?") for number in range(4)]

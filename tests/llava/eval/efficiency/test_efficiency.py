@@ -1,4 +1,4 @@
-"""The efficiency bench on the tiny model: its numbers recomputed from its raw turns. No time is asserted."""
+"""The efficiency bench on the tiny model: its numbers recomputed from its raw trials. No time is asserted."""
 
 import json
 import time
@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from flowcut.cost import encoder_flops, prefill_flops, projector_flops
-from llava.eval import efficiency, efficiency_turns
-from llava.eval.efficiency_report import Power, Way, speed_up
-from llava.eval.efficiency_turns import Bench, order_of_turns
-from llava.eval.measures import Sizes
+from llava.eval.efficiency import __main__ as program
+from llava.eval.efficiency import trials as trials_module
+from llava.eval.efficiency.answer_costs import ModelSizes
+from llava.eval.efficiency.power import PowerMeter, check_power
+from llava.eval.efficiency.report import Power, Variant, speed_up
+from llava.eval.efficiency.trials import Comparison, order_of_trials
 from llava.eval.models.llava_checkpoint import load_checkpoint
-from llava.eval.power import PowerMeter, check_power
 from llava.eval.questions import read_questions
 
 STAGES = ("encode", "projector", "prefill", "decode", "total", "ttft", "reading", "wall")
@@ -31,7 +32,7 @@ def command(question_folder, llava_folder):
 
 def run(command, capsys, *more):
     """-> the report of the last line, and all lines printed."""
-    efficiency.main([*command, *more])
+    program.main([*command, *more])
     lines = capsys.readouterr().out.splitlines()
     return json.loads(lines[-1]), lines
 
@@ -42,12 +43,12 @@ def test_a_report_follows_from_its_turns(command, capsys, tmp_path, llava_folder
     printed, lines = run(command, capsys, *flags, "--warm-up", "2", "--price-per-hour", "7.2", "--out", str(out))
     found = json.loads(out.read_text())
     assert [{**row, "raw": None} for row in found["rows"]] == [{**row, "raw": None} for row in printed["rows"]]
-    ways = [(row["pruner"], row["batch"], row["attention"]) for row in found["rows"]]
+    variants = [(row["pruner"], row["batch"], row["attention"]) for row in found["rows"]]
     attention = ("sdpa", "eager")
-    assert ways == [(name, size, kind) for name in ("none", PRUNER) for size in (1, 3) for kind in attention]
-    assert len(lines) == 1 + 1 + len(ways) + 1
-    rows = {way: row for way, row in zip(ways, found["rows"], strict=True)}
-    sizes = Sizes.of(load_checkpoint(str(llava_folder), device="cpu").model)
+    assert variants == [(name, size, kind) for name in ("none", PRUNER) for size in (1, 3) for kind in attention]
+    assert len(lines) == 1 + 1 + len(variants) + 1
+    rows = {variant: row for variant, row in zip(variants, found["rows"], strict=True)}
+    sizes = ModelSizes.of(load_checkpoint(str(llava_folder), device="cpu").model)
     for (pruner, batch, kind), row in rows.items():
         raw = {stage: np.array(row["raw"][stage]) for stage in STAGES}
         assert (row["questions"], len(raw["total"])) == {1: (8, 8), 3: (6, 2)}[batch]
@@ -110,10 +111,10 @@ def test_a_text_alone_has_no_encoding(command, capsys, question_folder):
 def test_every_way_answers_with_its_own_attention_and_batch(checkpoint, question_folder, monkeypatch):
     """And the model comes back with the attention that it had."""
     questions, _ = read_questions(question_folder / "questions.jsonl")
-    ways = [Way("none", 2, "eager"), Way("none", 2, "sdpa"), Way("none", 4, "eager")]
-    bench = Bench(checkpoint, questions, question_folder / "images", ways, 2)
+    variants = [Variant("none", 2, "eager"), Variant("none", 2, "sdpa"), Variant("none", 4, "eager")]
+    comparison = Comparison(checkpoint, questions, question_folder / "images", variants, 2)
     model, seen = checkpoint.model, []
-    answer = bench.answerers["none"].answer
+    answer = comparison.answerers["none"].answer
 
     def watched(texts, pictures):
         tower = model.get_vision_tower().vision_tower
@@ -121,8 +122,8 @@ def test_every_way_answers_with_its_own_attention_and_batch(checkpoint, question
         seen.append((model.config._attn_implementation, tuple(texts)))
         return answer(texts, pictures)
 
-    monkeypatch.setattr(bench.answerers["none"], "answer", watched)
-    results = bench.measure(warm_up=3, power=False)
+    monkeypatch.setattr(comparison.answerers["none"], "answer", watched)
+    results = comparison.measure(warm_up=3, power=False)
     assert model.config._attn_implementation == "sdpa"
     assert model.get_vision_tower().vision_tower.config._attn_implementation == "sdpa"
     texts = [question.text for question in questions]
@@ -134,20 +135,20 @@ def test_every_way_answers_with_its_own_attention_and_batch(checkpoint, question
     assert sorted(seen[5:-3]) == sorted(
         [*((kind, pair) for kind in ("eager", "sdpa") for pair in pairs), *(("eager", four) for four in fours)]
     )
-    assert [len(result.turns) for result in results.values()] == [4, 4, 2]
+    assert [len(result.trials) for result in results.values()] == [4, 4, 2]
     eager, sdpa, _ = results.values()
     assert [reply.text for reply in eager.replies] == [reply.text for reply in sdpa.replies]
     assert eager.answer_tokens == [len(checkpoint.tokenizer.tokenize(reply.text)) for reply in eager.replies]
 
 
 def test_ways_of_a_size_take_turns_and_sizes_advance_together():
-    small, large = [Way(name, 2, "sdpa") for name in "abc"], [Way("a", 3, "sdpa"), Way("b", 3, "eager")]
-    turns = list(order_of_turns([*small, *large], 7))
-    assert [(first, group[0].batch) for first, group in turns] == [(0, 2), (0, 3), (2, 2), (4, 2), (3, 3)]
-    groups = [group for _, group in turns if group[0].batch == 2]
+    small, large = [Variant(name, 2, "sdpa") for name in "abc"], [Variant("a", 3, "sdpa"), Variant("b", 3, "eager")]
+    trials = list(order_of_trials([*small, *large], 7))
+    assert [(first, group[0].batch) for first, group in trials] == [(0, 2), (0, 3), (2, 2), (4, 2), (3, 3)]
+    groups = [group for _, group in trials if group[0].batch == 2]
     assert [group[0].pruner for group in groups] == ["a", "b", "c"]
     assert all(sorted(group) == sorted(small) for group in groups)
-    assert [group[0] for _, group in turns if group[0].batch == 3] == large
+    assert [group[0] for _, group in trials if group[0].batch == 3] == large
 
 
 def test_speed_up_by_hand():
@@ -162,13 +163,13 @@ def test_power_is_sampled_and_shared_out(checkpoint, question_folder, monkeypatc
             time.sleep(0.001)
     assert meter.watts == pytest.approx((100 + 300 * (len(meter.samples) - 1)) / len(meter.samples))
     questions, _ = read_questions(question_folder / "questions.jsonl")
-    ways = [Way("none", 4, "sdpa")]
-    bench = Bench(checkpoint, questions, question_folder / "images", ways, 2)
+    variants = [Variant("none", 4, "sdpa")]
+    comparison = Comparison(checkpoint, questions, question_folder / "images", variants, 2)
     monkeypatch.setattr(torch.cuda, "power_draw", lambda device: 50_000)
-    monkeypatch.setattr(efficiency_turns, "POWER_SECONDS", 5)
+    monkeypatch.setattr(trials_module, "POWER_SECONDS", 5)
     clock = iter(range(10**6))
-    monkeypatch.setattr(efficiency_turns, "perf_counter", lambda: next(clock))  # a second each time it is asked
-    power = bench.measure(warm_up=0, power=True)[ways[0]].power
+    monkeypatch.setattr(trials_module, "perf_counter", lambda: next(clock))  # a second each time it is asked
+    power = comparison.measure(warm_up=0, power=True)[variants[0]].power
     # begin; the loop's test; in each of two turns three; the test that ends it; the end
     assert (power.watts, power.joules_per_question) == (50, 50 * 9 / 8)
 
@@ -194,7 +195,7 @@ def test_power_is_sampled_and_shared_out(checkpoint, question_folder, monkeypatc
 )
 def test_bad_input_is_one_line(command, flags, message):
     with pytest.raises(SystemExit, match=message) as stopped:
-        efficiency.main([*command, "--pruner", "random:budget=5", *flags])
+        program.main([*command, "--pruner", "random:budget=5", *flags])
     assert "\n" not in str(stopped.value)
 
 
@@ -202,19 +203,19 @@ def test_a_bad_row_is_one_line(command, question_folder):
     with (question_folder / "questions.jsonl").open("a") as file:
         file.write('{"question_id": 9}\n')
     with pytest.raises(SystemExit, match="line 9: has no image and no text; mend it"):
-        efficiency.main(command)
+        program.main(command)
 
 
 def test_flash_attention_is_refused_where_it_cannot_run(monkeypatch):
     cuda, flash = torch.device("cuda"), ["sdpa", "flash_attention_2"]
-    monkeypatch.setattr(efficiency, "is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr(program, "is_flash_attn_2_available", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'llava-flowcut\[flash\]'"):
-        efficiency.check_attention(flash, cuda, torch.float16)
-    efficiency.check_attention(["sdpa", "eager"], cuda, torch.float16)
-    monkeypatch.setattr(efficiency, "is_flash_attn_2_available", lambda: True)
+        program.check_attention(flash, cuda, torch.float16)
+    program.check_attention(["sdpa", "eager"], cuda, torch.float16)
+    monkeypatch.setattr(program, "is_flash_attn_2_available", lambda: True)
     with pytest.raises(ValueError, match="does not take float32; give --dtype"):
-        efficiency.check_attention(flash, cuda, torch.float32)
-    efficiency.check_attention(flash, cuda, torch.bfloat16)
+        program.check_attention(flash, cuda, torch.float32)
+    program.check_attention(flash, cuda, torch.bfloat16)
 
 
 def test_power_is_refused_or_left_out_where_nothing_tells_it(command, capsys, monkeypatch):
@@ -231,7 +232,7 @@ def test_power_is_refused_or_left_out_where_nothing_tells_it(command, capsys, mo
     monkeypatch.setattr(torch.cuda, "power_draw", draws(RuntimeError("not\nsupported")))
     with pytest.raises(ValueError, match=r"does not tell its power \(not supported\); leave --power out"):
         check_power(cuda)
-    efficiency.main([*command, "--power", "--questions", "1", "--warm-up", "0", "--pruner", PRUNER])
+    program.main([*command, "--power", "--questions", "1", "--warm-up", "0", "--pruner", PRUNER])
     told = capsys.readouterr()
     assert "power is not measured: a cpu does not tell it" in told.err
     assert [row["power"] for row in json.loads(told.out.splitlines()[-1])["rows"]] == [None, None]
@@ -239,12 +240,12 @@ def test_power_is_refused_or_left_out_where_nothing_tells_it(command, capsys, mo
 
 def test_too_large_a_batch_is_one_line(checkpoint, question_folder, monkeypatch):
     questions, _ = read_questions(question_folder / "questions.jsonl")
-    bench = Bench(checkpoint, questions, question_folder / "images", [Way("none", 8, "sdpa")], 2)
+    comparison = Comparison(checkpoint, questions, question_folder / "images", [Variant("none", 8, "sdpa")], 2)
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory\nTried to allocate")
 
-    monkeypatch.setattr(bench, "answerers", {"none": SimpleNamespace(answer=full)})
+    monkeypatch.setattr(comparison, "answerers", {"none": SimpleNamespace(answer=full)})
     with pytest.raises(ValueError, match="none at --batch 8 with --attention sdpa does not fit") as stopped:
-        bench.measure(warm_up=0, power=False)
+        comparison.measure(warm_up=0, power=False)
     assert "\n" not in str(stopped.value)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from llava.eval.journal import Journal
+from llava.eval.answering.journal import Journal
 from llava.eval.media.reading import LoadedQuestion, batches
 from llava.eval.models.answerer import Answerer
 from llava.eval.models.reply import Reply
 from llava.eval.questions import Problem, Question
 
 
-class Run:
+class AnswerRun:
     """Questions on their way through an answerer into a journal.
 
     workers: processes that read and prepare pictures ahead; 0 does it in between.

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
-from llava.eval.measures import Sizes
-from llava.eval.models.load import fits_llava_classes as is_ours
+from llava.eval.efficiency.answer_costs import ModelSizes
+from llava.eval.models.load import fits_llava_classes
 from llava.mm_utils import get_model_name_from_path
 from llava.model.language_model.llava_llama import LlavaConfig
 from llava.model.language_model.llava_mistral import LlavaMistralConfig
@@ -20,14 +20,14 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.source import find_source
 
 
-def sizes_in(folder: Path, base: str | None = None) -> Sizes | None:
+def sizes_in(folder: Path, base: str | None = None) -> ModelSizes | None:
     """What the formulas need to know of a checkpoint in LLaVA's layout, or in transformers' of the same models.
 
     base: folder or Hub name under an adapter or a projector. None for transformers' other models: no formula yet.
 
     Raises ValueError, one line, when files of the checkpoint are missing.
     """
-    if base is None and not is_ours(str(folder)):
+    if base is None and not fits_llava_classes(str(folder)):
         return None
     source = find_source(str(folder), base, get_model_name_from_path(str(folder)))
     family = str((source.fields.get("architectures") or [source.fields.get("model_type")])[0]).lower()
@@ -35,7 +35,7 @@ def sizes_in(folder: Path, base: str | None = None) -> Sizes | None:
     with torch.device("meta"):
         projector = build_vision_projector(language)
     depth = sum(isinstance(part, nn.Linear) for part in projector.modules())
-    return Sizes(_vision(source.fields, source.folder), language, depth)
+    return ModelSizes(_vision(source.fields, source.folder), language, depth)
 
 
 def _vision(fields: Mapping[str, Any], folder: Path) -> Any:

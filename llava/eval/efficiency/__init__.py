@@ -1,0 +1,1 @@
+"""What an answer costs, stage by stage: `python -m llava.eval.efficiency`."""
