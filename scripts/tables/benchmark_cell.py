@@ -24,10 +24,10 @@ from flowcut import Pruner, parse_pruner
 from llava.eval import launch
 from llava.eval.answering import program
 from llava.eval.benchmarks.contract import Benchmark, Split
-from llava.eval.benchmarks.registry import MODULES, benchmark
+from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.files import absent
 from llava.eval.files import write_atomic as write_aside
-from llava.eval.prepare import DATA, look
+from llava.eval.prepare import look
 from llava.mm_utils import get_model_name_from_path
 from scripts.tables import origin
 from scripts.tables.cell import Cell

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava.eval import launch
-from llava.eval.benchmarks.contract import Benchmark, Split
-from llava.eval.benchmarks.tally import DIGITS
 from llava.eval.efficiency.answer_costs import costs_of
 from llava.eval.efficiency.model_sizes import sizes_in
-from llava.eval.files import Row, read_json, read_rows
-from llava.eval.metrics.intervals import interval_of
+from llava.eval.files import read_json, read_rows
 from llava.eval.provenance import environment
-from llava.eval.sample import Score
 from scripts.tables import origin
 
 if TYPE_CHECKING:
@@ -48,7 +44,8 @@ def document(cell: BenchmarkCell, question_file: Path) -> dict[str, Any]:
         "method": cell.pruner.partition(":")[0],
         "budget": cell.parsed_pruner.budget if cell.parsed_pruner else None,
         "value": summary["main"],
-        **_interval(cell, merged, rows, summary),
+        "ci95": summary["ci95"],
+        "ci95_over": summary["ci95_over"],
         "n": summary["n"],
         "missing": asked - len(answers),
         **{name: summary[name] for name in ("metric", "reported", "paper", "split", "labels", "parts", "judge")},
@@ -77,34 +74,3 @@ def _costs(cell: BenchmarkCell, answers: Sequence[Mapping[str, Any]]) -> dict[st
     sizes = None if folder is None else sizes_in(folder, cell.answering.model_base)
     inside = cell.parsed_pruner is not None and cell.parsed_pruner.merges_inside
     return {"pictured": len(shown), **costs_of(shown, sizes, inside)}
-
-
-def _interval(cell: BenchmarkCell, merged: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """`ci95`, and whether pictures or questions were drawn; the benchmark's own where it has one.
-
-    None for numbers that do not follow from the answers alone: a judge's.
-    """
-    if "ci95" in summary:
-        return {"ci95": summary["ci95"], "ci95_over": "scenes"}
-    scores = [cell.bench.score(one) for one in cell.bench.read(cell.folder, merged, cell.split).samples]
-    if summary["main"] is None or cell.bench.aggregate(scores)["main"] != summary["main"]:
-        return {"ci95": None, "ci95_over": None}
-    pictures = _pictures(cell.bench, cell.split, rows)
-    groups: list[Hashable] = [pictures.get(str(one.question_id), (one.question_id,)) for one in scores]
-    found = interval_of(scores, groups, summary["main"], lambda part: _main(cell.bench, part))
-    ends = None if found is None else [round(end, DIGITS) for end in found]
-    drawn = "pictures" if all(str(one.question_id) in pictures for one in scores) else "questions"
-    return {"ci95": ends, "ci95_over": drawn if ends else None}
-
-
-def _main(bench: Benchmark, scores: Sequence[Score]) -> float | None:
-    return bench.aggregate(scores)["main"]
-
-
-def _pictures(bench: Benchmark, split: Split, rows: Sequence[Row]) -> dict[str, Hashable]:
-    """Question id -> its picture, or where pictures are in the question file, the questions that belong together."""
-    named: dict[str, Hashable] = {}
-    for row in rows:
-        picture = row.get("image") if split.images else None
-        named[str(row.get("question_id", row.get("id")))] = str(picture) if picture else str(bench.group(row))
-    return named

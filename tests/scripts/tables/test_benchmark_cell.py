@@ -16,14 +16,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig
 
-from flowcut.cost import cost_of, encoder_flops, prefill_flops, projector_flops
+from flowcut.cost import cost_of
 from llava.eval import launch, model_vqa_loader, score
-from llava.eval.efficiency.answer_costs import ModelSizes as Sizes
 from llava.eval.efficiency.answer_costs import flops_of
 from llava.eval.efficiency.model_sizes import sizes_in
-from llava.eval.metrics.bootstrap import bootstrap_interval
-from llava.eval.metrics.intervals import interval_of, jackknife_interval
-from llava.eval.sample import Score
 from llava.model import LlavaConfig
 from scripts.tables import benchmark_cell
 from scripts.tables.benchmark_cell import BenchmarkCell
@@ -367,53 +363,3 @@ def test_another_split_has_a_file_of_its_own(root):
     assert replace(cell, flags=("--split", "val")).file.name == "none_val.json"
     assert replace(cell, flags=("--split", "val"), limit=9).file.name == "none_val_limit_9.json"
     assert replace(cell, flags=("--split", "test-dev")).file.name == "none.json"
-
-
-def test_flops_of_tiles():
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
-    vision = CLIPVisionConfig(**sizes, image_size=56, patch_size=14)
-    language = LlavaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
-    answer = {"tokens": [48, 48, 30], "visual_tokens": 21, "text_tokens": 9}
-    [cost] = flops_of([answer], Sizes(vision, language, 2))
-    assert cost.encoder == 3 * encoder_flops(vision, [16, 16])
-    assert cost.projector == projector_flops(30, 32, 64)
-    assert cost.prefill == prefill_flops(language, [30, 30])
-    [merging] = flops_of([answer | {"language_tokens": [21, 6]}], Sizes(vision, language, 2), merges_inside=True)
-    assert merging.encoder == 3 * encoder_flops(vision, [16, 16], mlp_path=[16, 10])
-    assert merging.prefill == prefill_flops(language, [30, 15])
-
-
-def test_sizes_are_read_from_either_layout(root, tmp_path):
-    ours = sizes_in(root / "model")
-    assert (ours.vision.hidden_size, ours.language.hidden_size, ours.projector_layers) == (32, 64, 2)
-    parts = {
-        "vision_config": ours.vision.to_dict(),
-        "text_config": {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 520},
-    }
-    fields = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", **parts}
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    theirs = sizes_in(tmp_path)
-    assert (theirs.vision.hidden_size, theirs.language.num_hidden_layers, theirs.projector_layers) == (32, 3, 2)
-    other = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}
-    (tmp_path / "config.json").write_text(json.dumps(other))
-    assert sizes_in(tmp_path) is None
-
-
-def test_intervals_of_means_and_of_other_numbers():
-    values = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
-    scores = [Score(number, value) for number, value in enumerate(values)]
-    groups = [number // 2 for number in range(8)]
-
-    def mean(part):
-        return 100 * statistics.fmean(one.value for one in part)
-
-    own = interval_of(scores, groups, 62.5, mean)
-    assert own == pytest.approx([100 * end for end in bootstrap_interval(values, groups)])
-    # Of a mean the jackknife's standard error is the textbook's.
-    low, high = jackknife_interval(scores, range(8), 62.5, mean)
-    error = 100 * statistics.stdev(values) / 8**0.5
-    assert (62.5 - low, high - 62.5) == pytest.approx((1.959964 * error,) * 2)
-    root_of_mean = interval_of(scores, groups, mean(scores) ** 0.5, lambda part: mean(part) ** 0.5)
-    assert root_of_mean.low < mean(scores) ** 0.5 < root_of_mean.high
-    assert interval_of(scores, [0] * 8, 62.5, mean) is None
-    assert interval_of(scores, groups, 1.0, lambda part: None) is None
