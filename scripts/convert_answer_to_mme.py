@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from llava.eval.benchmarks.mme import BENCHMARK, TEST, write_results
-from llava.eval.score import warnings
+from llava.eval.benchmarks.score_report import warnings
 
 
 def main(argv: list[str] | None = None) -> None:

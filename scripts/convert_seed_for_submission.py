@@ -13,8 +13,8 @@ from pathlib import Path
 from llava.eval.benchmarks import seed
 from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import join, read_answers
+from llava.eval.benchmarks.score_report import shown, warnings
 from llava.eval.files import write_rows
-from llava.eval.score import shown, warnings
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from llava.eval.benchmarks import mme
-from llava.eval.score import shown
+from llava.eval.benchmarks.score_report import shown
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from llava.eval.benchmarks import pope
 from llava.eval.benchmarks.join import join, read_answers
+from llava.eval.benchmarks.score_report import shown, warnings
 from llava.eval.files import read_rows
-from llava.eval.score import shown, warnings
 
 
 def evaluate(annotation_dir: Path, question_file: Path, result_file: Path) -> tuple[dict[str, Any], list[str]]:

@@ -25,10 +25,9 @@ import torch
 from flowcut.registry import parse_pruner
 from llava.eval import score
 from llava.eval.benchmarks.contract import PROGRAMS, Benchmark
-from llava.eval.benchmarks.registry import MODULES, benchmark
+from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.files import write_atomic
 from llava.eval.judge import settings as judge_settings
-from llava.eval.prepare import DATA
 from llava.mm_utils import get_model_name_from_path
 
 # What LLaVA's scripts give these programs.

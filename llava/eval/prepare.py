@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Prepared, Split
-from llava.eval.benchmarks.registry import MODULES, benchmark
+from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.files import absent
 
-DATA = Path("playground/data/eval")
 _SHOWN = 5
 
 

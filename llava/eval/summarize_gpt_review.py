@@ -18,8 +18,8 @@ from statistics import fmean
 from typing import Any
 
 from llava.eval.benchmarks.llavabench import UNREADABLE
+from llava.eval.benchmarks.score_report import shown
 from llava.eval.files import read_rows
-from llava.eval.score import shown
 
 Pair = list[float]
 _BEGINNINGS = ("gpt4_text", "reviews_", "review_")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from llava.eval.benchmarks.contract import Benchmark
 
+DATA = Path("playground/data/eval")
+"""The folder of all benchmarks, where no other is given."""
 MODULES = {
     name: f"llava.eval.benchmarks.{name}"
     for name in (

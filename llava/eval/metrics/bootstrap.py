@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+
+_KEPT = 2**24  # numbers of draws times groups that are made at once and remembered
 
 
 class Interval(NamedTuple):
@@ -29,10 +31,19 @@ def bootstrap_interval(
     index = np.array([number[group] for group in groups])
     totals = np.bincount(index, weights=np.asarray(values, dtype=float))
     sizes = np.bincount(index)
-    times = _drawn(len(number), draws, seed)
-    means = (times @ totals) / (times @ sizes)
+    means = np.concatenate([(times @ totals) / (times @ sizes) for times in _draws(len(number), draws, seed)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def _draws(groups: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """[some draws, groups] at a time: how often each group is drawn; the same numbers for any size of the pieces."""
+    if groups * draws <= _KEPT:
+        yield _drawn(groups, draws, seed)
+        return
+    rng, piece = np.random.default_rng(seed), max(1, _KEPT // groups)
+    for begin in range(0, draws, piece):
+        yield rng.multinomial(groups, np.full(groups, 1 / groups), size=min(piece, draws - begin))
 
 
 @lru_cache(maxsize=4)

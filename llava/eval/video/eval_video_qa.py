@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks import video_qa
+from llava.eval.benchmarks.score_report import shown
 from llava.eval.files import field_of, read_rows, write_json
 from llava.eval.judge import review
 from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
-from llava.eval.score import shown
 
 
 def build_parser() -> argparse.ArgumentParser:

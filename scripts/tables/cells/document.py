@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from llava.eval.benchmarks.contract import Benchmark, Row, Score, Split
-from llava.eval.benchmarks.tally import DIGITS
 from llava.eval.efficiency.answer_costs import costs_of
 from llava.eval.efficiency.model_sizes import sizes_in
 from llava.eval.files import read_json, read_rows
-from llava.eval.metrics.intervals import interval_of
 from llava.eval.provenance import environment
 from scripts.tables.cells import identity
 from scripts.tables.cells.file_names import method_of
@@ -34,6 +30,8 @@ def make_document(spec: CellSpec) -> dict[str, Any]:
     """
     merged = spec.answers_folder / "merge.jsonl"
     summary = read_json(merged.with_name("merge.scores.json"))
+    if "ci95_over" not in summary:
+        raise ValueError(f"{merged.with_name('merge.scores.json')} has no interval; run llava.eval.score again")
     answers = read_rows(merged, "answers")
     rows = spec.bench.rows(spec.folder, spec.split)
     asked = len(rows if spec.limit is None else spec.bench.subset(rows, spec.limit))
@@ -47,7 +45,8 @@ def make_document(spec: CellSpec) -> dict[str, Any]:
         "method": method_of(spec.pruner),
         "budget": spec.parsed_pruner.budget if spec.parsed_pruner else None,
         "value": summary["main"],
-        **_interval(spec, merged, rows, summary),
+        "ci95": summary["ci95"],
+        "ci95_over": summary["ci95_over"],
         "n": summary["n"],
         "missing": asked - len(answers),
         **{name: summary[name] for name in ("metric", "reported", "paper", "split", "labels", "parts", "judge")},
@@ -93,34 +92,3 @@ def _costs(spec: CellSpec, answers: Sequence[Mapping[str, Any]]) -> dict[str, An
     sizes = None if folder is None else sizes_in(folder, spec.answering.model_base)
     merges = spec.parsed_pruner is not None and spec.parsed_pruner.merges_before_mlp
     return {"pictured": len(pictured), **costs_of(pictured, sizes, merges)}
-
-
-def _interval(spec: CellSpec, merged: Path, rows: Sequence[Row], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """`ci95`, and what was drawn for it: pictures, questions or scenes. The benchmark's own interval comes first.
-
-    Both are None for numbers that do not follow from the answers alone, such as a judge's.
-    """
-    if "ci95" in summary:
-        return {"ci95": summary["ci95"], "ci95_over": "scenes"}
-    scores = [spec.bench.score(one) for one in spec.bench.read(spec.folder, merged, spec.split).samples]
-    if summary["main"] is None or spec.bench.aggregate(scores)["main"] != summary["main"]:
-        return {"ci95": None, "ci95_over": None}
-    pictures = _pictures(spec.bench, spec.split, rows)
-    groups: list[Hashable] = [pictures.get(str(one.question_id), (one.question_id,)) for one in scores]
-    found = interval_of(scores, groups, summary["main"], lambda part: _main(spec.bench, part))
-    ends = None if found is None else [round(end, DIGITS) for end in found]
-    drawn = "pictures" if all(str(one.question_id) in pictures for one in scores) else "questions"
-    return {"ci95": ends, "ci95_over": drawn if ends else None}
-
-
-def _main(bench: Benchmark, scores: Sequence[Score]) -> float | None:
-    return bench.aggregate(scores)["main"]
-
-
-def _pictures(bench: Benchmark, split: Split, rows: Sequence[Row]) -> dict[str, Hashable]:
-    """Question id -> its picture, or the group of its question where pictures are part of the question file."""
-    named: dict[str, Hashable] = {}
-    for row in rows:
-        picture = row.get("image") if split.images else None
-        named[str(row.get("question_id", row.get("id")))] = str(picture) if picture else str(bench.group(row))
-    return named

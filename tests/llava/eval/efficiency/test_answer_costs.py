@@ -5,7 +5,8 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from flowcut.cost import encoder_flops, prefill_flops, projector_flops
-from llava.eval.efficiency.answer_costs import ModelSizes, flops_of, mean_gflops, mean_tokens, spread
+from llava.eval.efficiency.answer_costs import ModelSizes, costs_of, flops_of, mean_gflops, mean_tokens, spread
+from llava.model import LlavaConfig
 
 VISION = CLIPVisionConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
@@ -57,3 +58,33 @@ def test_spread_is_mean_and_quartiles(count):
     found = spread(values, 9)
     assert list(found) == ["mean", "p25", "median", "p75"]
     assert list(found.values()) == pytest.approx([np.mean(values), *np.quantile(values, (0.25, 0.5, 0.75))])
+
+
+def test_flops_of_tiles():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    vision = CLIPVisionConfig(**sizes, image_size=56, patch_size=14)
+    language = LlavaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    answer = {"tokens": [48, 48, 30], "visual_tokens": 21, "text_tokens": 9}
+    [cost] = flops_of([answer], ModelSizes(vision, language, 2))
+    assert cost.encoder == 3 * encoder_flops(vision, [16, 16])
+    assert cost.projector == projector_flops(30, 32, 64)
+    assert cost.prefill == prefill_flops(language, [30, 30])
+    [merging] = flops_of(
+        [answer | {"language_tokens": [21, 6]}], ModelSizes(vision, language, 2), merges_before_mlp=True
+    )
+    assert merging.encoder == 3 * encoder_flops(vision, [16, 16], mlp_path=[16, 10])
+    assert merging.prefill == prefill_flops(language, [30, 15])
+
+
+def test_costs_of_answers_are_means_over_them():
+    times = {"ms": 4.0, "encode_ms": 1.0, "prefill_ms": 2.0}
+    answers = [
+        answer([16, 16, 4], 4, **times),
+        answer([16, 16, 6], 6, **{name: 3 * time for name, time in times.items()}),
+    ]
+    costs = costs_of(answers, SIZES, False)
+    assert costs["tokens"] == mean_tokens(answers)
+    assert costs["gflops"] == mean_gflops(flops_of(answers, SIZES))
+    assert (costs["ms"]["mean"], costs["ms"]["encode"]["median"], costs["ms"]["prefill"]["mean"]) == (8.0, 2.0, 4.0)
+    assert costs_of(answers, None, False) == costs | {"gflops": None}
+    assert costs_of([], SIZES, False) == {"tokens": None, "gflops": None, "ms": None}

@@ -37,3 +37,10 @@ def test_nothing_to_draw_from():
         bootstrap_interval([], [])
     with pytest.raises(ValueError, match="2 values with 1 groups"):
         bootstrap_interval([1, 2], [1])
+
+
+def test_many_groups_are_drawn_in_pieces_that_change_nothing(monkeypatch):
+    values, groups = [float(number % 3 == 0) for number in range(60)], [number // 2 for number in range(60)]
+    whole = bootstrap_interval(values, groups, draws=500)
+    monkeypatch.setattr("llava.eval.metrics.bootstrap._KEPT", 1000)
+    assert bootstrap_interval(values, groups, draws=500) == whole

@@ -1,12 +1,12 @@
-"""Intervals of a benchmark's number."""
+"""Intervals of means and of other numbers."""
 
 import statistics
 
 import pytest
 
-from llava.eval.benchmarks.contract import Score
 from llava.eval.metrics.bootstrap import bootstrap_interval
 from llava.eval.metrics.intervals import interval_of, jackknife_interval
+from llava.eval.sample import Score
 
 
 def test_intervals_of_means_and_of_other_numbers():
