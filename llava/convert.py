@@ -37,8 +37,9 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conversation_mode
 from llava.mm_utils import get_model_name_from_path, process_images
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import local_folder, read_config, save_llava_checkpoint, written_aside
+from llava.model.checkpoint import read_config, save_llava_checkpoint, written_aside
 from llava.model.legacy_config import older_names
+from llava.model.source import stored_dtype
 from llava.model.transformers_layout import is_transformers_layout, to_hub_name, transformers_config
 
 PAD_TOKEN = "<pad>"
@@ -63,13 +64,6 @@ def convert(model_path: str, model_base: str | None, to: str, output: str, dtype
         save_transformers_checkpoint(model, tokenizer, image_processor, output, mode)
     else:
         save_llava_checkpoint(model, tokenizer, output, image_processor)
-
-
-def stored_dtype(model_path: str) -> str:
-    """The floating-point type that a checkpoint's config tells, else float16."""
-    fields = read_config(local_folder(model_path))
-    found = fields.get("dtype") or fields.get("torch_dtype") or "float16"
-    return found if isinstance(getattr(torch, str(found), None), torch.dtype) else "float16"
 
 
 def save_transformers_checkpoint(

@@ -4,13 +4,11 @@ Imports inside functions and under TYPE_CHECKING count. A package's own `__init_
 modules.
 """
 
-import ast
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("flowcut", "llava", "scripts")
+from scripts import architecture
+from scripts.architecture import import_graph
+
 LAYERS = (  # from the ground up; a room imports from its own layer and those below
     ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots"),
     ("flowcut.pruner",),
@@ -25,33 +23,9 @@ APART = (("flowcut.methods", "flowcut.hooks"), ("flowcut.hooks", "flowcut.method
 DOOR = "flowcut.checkpoints"
 
 
-def modules():
-    """{dotted name: file} of everything in the packages."""
-    found = {}
-    for package in PACKAGES:
-        for file in (ROOT / package).rglob("*.py"):
-            parts = file.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    return found
-
-
-def imports(file, known):
-    """The known modules that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file} imports relatively; write the whole name"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if name in known else node.module for name in names}
-    return found & set(known)
-
-
 @pytest.fixture(scope="module")
 def graph():
-    known = modules()
-    return {name: imports(file, known) - {name} for name, file in known.items()}
+    return import_graph()
 
 
 def test_no_circles(graph):
@@ -100,3 +74,20 @@ def _importing(graph, package, other):
     """The modules of a package that import something of another one."""
     names = [name for name in graph if name.split(".")[0] == package]
     return sorted(name for name in names if any(arrow.split(".")[0] == other for arrow in graph[name]))
+
+
+def test_the_picture_is_up_to_date(capsys):
+    assert architecture.main(["--check"]) == 0
+
+
+def test_what_counts_as_an_import(tmp_path):
+    """Inside functions, under TYPE_CHECKING, and through a name that is a module."""
+    (tmp_path / "flowcut").mkdir()
+    for package in ("llava", "scripts"):
+        (tmp_path / package).mkdir()
+    (tmp_path / "flowcut/__init__.py").write_text("")
+    (tmp_path / "flowcut/a.py").write_text("def f():\n    from flowcut import b\n")
+    (tmp_path / "flowcut/b.py").write_text("if TYPE_CHECKING:\n    from flowcut.c import C\nimport os\n")
+    (tmp_path / "flowcut/c.py").write_text("class C: ...\n")
+    graph = import_graph(tmp_path)
+    assert graph == {"flowcut": set(), "flowcut.a": {"flowcut.b"}, "flowcut.b": {"flowcut.c"}, "flowcut.c": set()}

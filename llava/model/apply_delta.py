@@ -10,9 +10,9 @@ import sys
 
 import torch
 
-from llava.convert import stored_dtype
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import save_llava_checkpoint
+from llava.model.source import stored_dtype
 
 
 def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -> None:

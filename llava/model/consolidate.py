@@ -11,10 +11,10 @@ import sys
 
 import torch
 
-from llava.convert import stored_dtype
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import save_llava_checkpoint
+from llava.model.source import stored_dtype
 
 
 def consolidate(src: str, dst: str, base: str | None = None) -> None:

@@ -11,11 +11,11 @@ import sys
 import torch
 from huggingface_hub import HfApi
 
-from llava.convert import stored_dtype
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import local_folder, save_llava_checkpoint
 from llava.model.delta import FIELD, shift
+from llava.model.source import stored_dtype
 
 
 def make_delta(base_model_path: str, target_model_path: str, delta_path: str, hub_repo_id: str | None = None) -> None:

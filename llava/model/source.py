@@ -11,6 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from llava.model.checkpoint import local_folder, read_config
 from llava.model.delta import FIELD, is_delta
 from llava.model.lora import OTHER_WEIGHTS, base_of, is_lora_folder
@@ -128,3 +130,10 @@ def _compare_names(folder: Path, model_base: str) -> None:
 def promised_weights(source: Source) -> str:
     """The file beside the base's weights that the rest is read from, for messages."""
     return {Kind.ADAPTER: OTHER_WEIGHTS, Kind.PROJECTOR: PROJECTOR}.get(source.kind, "config.json")
+
+
+def stored_dtype(model_path: str) -> str:
+    """The floating-point type that a checkpoint's config tells, else float16."""
+    fields = read_config(local_folder(model_path))
+    found = fields.get("dtype") or fields.get("torch_dtype") or "float16"
+    return found if isinstance(getattr(torch, str(found), None), torch.dtype) else "float16"

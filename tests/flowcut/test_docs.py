@@ -1,5 +1,6 @@
 """What the pages on adding a model and a method print is the file they speak of; tables are whole."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -21,13 +22,21 @@ def test_the_example_of_a_new_method_is_the_real_file_and_short():
     text = (ROOT / "docs/adding_a_method.md").read_text()
     [shown] = re.findall(r"<!-- fastervlm -->\n```python\n(.*?)```", text, flags=re.DOTALL)
     assert shown == (ROOT / "flowcut/methods/fastervlm.py").read_text()
-    assert len(shown.splitlines()) < 60
-    for line, file in (
-        ("from flowcut.methods.fastervlm import FasterVLM as FasterVLM", "flowcut/methods/__init__.py"),
-        ('"fastervlm": FasterVLM(BUDGET),', "tests/flowcut/test_laws.py"),
-    ):
-        assert line in text.splitlines()
-        assert line in _lines(file)
+    line = "from flowcut.methods.fastervlm import FasterVLM as FasterVLM"
+    assert line in text.splitlines()
+    assert line in (ROOT / "flowcut/methods/__init__.py").read_text().splitlines()
+    assert len(code_lines(shown)) <= 15
+
+
+def code_lines(source):
+    """Lines that are no docstring, comment or blank."""
+    tree = ast.parse(source)
+    said = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            said |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(source.splitlines(), start=1)
+    return [line for number, line in lines if number not in said and line.strip() and not line.strip().startswith("#")]
 
 
 def test_the_test_shown_for_a_new_method_passes():
@@ -38,14 +47,12 @@ def test_the_test_shown_for_a_new_method_passes():
     names["test_on_what_a_model_computes"]()
 
 
-def _lines(file):
-    return [line.strip() for line in (ROOT / file).read_text().splitlines()]
-
-
-def test_every_method_has_a_row_in_the_table_of_methods():
+def test_rows_of_the_table_of_methods():
+    """Each names registered methods, once; a new method needs none to work."""
     rows = [line for line in (ROOT / "docs/baselines.md").read_text().splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])]
-    assert sorted(named) == sorted(METHODS)
+    assert len(named) == len(set(named)) >= 24
+    assert set(named) <= set(METHODS)
     assert all(row.count("|") == 9 for row in rows)
 
 

@@ -37,6 +37,7 @@ from flowcut import (
     flowcut,
 )
 from flowcut.compat import CACHE
+from flowcut.registry import METHODS
 
 BUDGET = 10
 PRUNERS = {
@@ -62,9 +63,12 @@ PRUNERS = {
     "pooling": Pooling(BUDGET),
     "divprune": DivPrune(BUDGET),
     "scope": SCOPE(BUDGET),
-    "cdpruner": CDPruner(BUDGET, condition=False),  # with a question: tests/flowcut/baselines
+    "cdpruner": CDPruner(BUDGET, condition=False),  # with a question: tests/flowcut/methods
     "rcom": RCom(BUDGET, condition=False),
 }
+# A method that is registered and not named above meets every law with its default settings, on every family.
+KNOWN = {type(pruner) for pruner in PRUNERS.values()}
+PRUNERS |= {name: method.make(budget=BUDGET) for name, method in METHODS.items() if method.cls not in KNOWN}
 ENCODERS = ["clip", "siglip", "dinov2"]
 INSIDE = {  # never see an encoder; all have passed on llava_hf, video_llava, qwen2_vl, llava_mistral and llava_next
     "sparsevlm": ["llava_hf", "llava_next"],
