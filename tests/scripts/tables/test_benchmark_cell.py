@@ -18,6 +18,7 @@ from transformers import CLIPVisionConfig
 
 from flowcut.cost import cost_of
 from llava.eval import launch, model_vqa_loader, score
+from llava.eval.answering import chunks
 from llava.eval.efficiency.answer_costs import flops_of
 from llava.eval.efficiency.model_sizes import sizes_in
 from llava.model import LlavaConfig
@@ -47,7 +48,7 @@ def answered_here(command, environment):
     told += ["--pruner", environment["PRUNER"], *(["--limit", environment["LIMIT"]] if environment["LIMIT"] else [])]
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(launch, "subprocess", SimpleNamespace(Popen=InThisProcess))
+        patch.setattr(chunks, "subprocess", SimpleNamespace(Popen=InThisProcess))
         launch.main([name, *told, *command[2:]])
     return Ended(0, said.getvalue().splitlines())
 
