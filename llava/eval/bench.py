@@ -36,7 +36,7 @@ from llava.eval.questions import Question, questions_of
 
 
 class LoopVariant(NamedTuple):
-    """One way to evaluate. workers: processes that read pictures ahead."""
+    """One combination that is measured. workers: processes that read pictures ahead."""
 
     pruner: str
     batch: int

@@ -3,7 +3,7 @@
     python -m llava.eval.eval_gpt_mmvet --mmvet_path mm-vet --ckpt_name llava-v1.5-7b --result_path results \\
         --judge-base-url URL --judge-runs 5
 
-Reads `<result_path>/<ckpt_name>.json` (`convert_mmvet_for_eval.py` writes it); writes beside it the grades of each
+Reads `<result_path>/<ckpt_name>.json` (`convert_mmvet_for_eval.py` writes it); writes next to it the grades of each
 question and two tables, by capability and by combination of capabilities. The last line of stdout is one JSON document.
 """
 

@@ -1,6 +1,6 @@
 """Answer MMBench: a table (TSV) with pictures in base64. The rotated copies of a question are rows of their own.
 
-Answer lines have `question_id` (the row's index), `round_id`, `options` and `option_char` besides the usual keys.
+Answer lines have `question_id` (the row's index), `round_id`, `options` and `option_char` as further keys.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Sample:
     """A question as scoring sees it.
 
     keys: what an answer may be joined by; any of them. truth: what is right, in the benchmark's own form, None where
-    it is not public. parts: the headings it is counted under. extra: what export or parsing need besides.
+    it is not public. parts: the headings it is counted under. extra: what else export or parsing need.
     text, prompt: what the model said, and to what; None when it said nothing yet. verdicts: what a judge said to that,
     one a run; none without a judge.
     """

@@ -22,7 +22,7 @@ from llava.eval.models.reply import Generation
 
 
 class LlavaFlowcut(lmms):
-    """A model behind lmms-eval's "simple" interface: a context and pictures or videos in, text out.
+    """A model with lmms-eval's "simple" interface: a context and pictures or videos in, text out.
 
     pretrained: checkpoint folder or Hub name; the classes are chosen as in `load_answerer`.
     pruner: such as flowcut:budget=64; with several settings in quotes: pruner="flowcut:budget=64,last_layer=-2".

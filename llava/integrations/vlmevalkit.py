@@ -3,7 +3,7 @@
 python -m llava.integrations.vlmevalkit --kit FOLDER_OF_THE_KIT --model-path Qwen/Qwen2-VL-7B-Instruct \\
     --pruner flowcut:budget=64 --name qwen2-vl-flowcut-64 -- --data MME --judge exact_matching
 
-What stands behind `--` goes to the kit's own `run.py`, which is told the model by its name. Written against the kit's
+What follows `--` goes to the kit's own `run.py`, which is told the model by its name. Written against the kit's
 documented interface (0.1.0 in its repository; no package of it is published) and not tried with the real one.
 """
 
@@ -77,7 +77,7 @@ def register(name: str, **settings: Any) -> None:
 
 
 def load_run(kit: Path) -> ModuleType:
-    """The kit's `run.py`, which lies beside its package. Raises ValueError when it is not there."""
+    """The kit's `run.py`, which lies next to its package. Raises ValueError when it is not there."""
     file = kit / "run.py"
     if not file.is_file():
         raise ValueError(f"{file} does not exist; give the folder of VLMEvalKit's repository")

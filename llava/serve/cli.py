@@ -18,8 +18,8 @@ from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.eval.media.images import load_image
-from llava.serve.engine import Engine, Question
-from llava.serve.figures import Figures
+from llava.serve.answer_stats import AnswerStats
+from llava.serve.engine import ChatPrompt, Engine
 from llava.serve.loading import add_model_flags, load_engine
 from llava.serve.terminal import Typist
 from llava.serve.turns import prompt_of, stop_of
@@ -55,12 +55,12 @@ class Chat:
     def prompt(self, text: str) -> str:
         return prompt_of(self.template, [*self.turns, (text, None)], len(self.images))
 
-    def say(self, text: str, out: TextIO) -> Figures | None:
+    def say(self, text: str, out: TextIO) -> AnswerStats | None:
         """Answer on `out` while the answer grows; an interrupted one is remembered as far as it came.
 
         Raises ValueError, one line, for a question that cannot be asked, and what the model raises.
         """
-        question = Question(
+        question = ChatPrompt(
             self.prompt(text),
             self.images,
             temperature=self.args.temperature,

@@ -23,7 +23,7 @@ from llava.eval.models.llava_checkpoint import Checkpoint
 from llava.eval.models.reply import Generation
 from llava.eval.models.stopwatch import Stopwatch
 from llava.mm_utils import tokenizer_image_token
-from llava.serve.figures import Figures, figures_of, kept_of
+from llava.serve.answer_stats import AnswerStats, answer_stats_of, kept_of
 from llava.serve.stream import TokenStream
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ PATIENCE = 600.0  # seconds without a token after which a generation counts as s
 
 
 @dataclass(frozen=True)
-class Question:
+class ChatPrompt:
     """A prompt with one `<image>` per picture, and how to answer it.
 
     pruner: text such as "flowcut:budget=64", or "none"; None takes the engine's own. stop: texts that end the answer
@@ -59,7 +59,7 @@ class Progress:
     """The answer so far. The last one has `figures`, and `kept` (see `kept_of`) if the question asked for a trace."""
 
     text: str
-    figures: Figures | None = None
+    figures: AnswerStats | None = None
     kept: dict[str, Any] | None = None
 
 
@@ -117,7 +117,9 @@ class Engine:
         """Positions the model has for prompt, visual tokens and answer."""
         return getattr(self.checkpoint.model.config, "max_position_embeddings", 2048)
 
-    def ask(self, question: Question, patience: float = PATIENCE, keep_alive: float = KEEP_ALIVE) -> Iterator[Progress]:
+    def ask(
+        self, question: ChatPrompt, patience: float = PATIENCE, keep_alive: float = KEEP_ALIVE
+    ) -> Iterator[Progress]:
         """The answer as it grows; each text begins with the one before. News come at least every `keep_alive` seconds.
 
         patience: seconds without a new token, the first one included, until it is given up. Waiting for the questions
@@ -153,12 +155,12 @@ class Engine:
         finally:
             cancelled.set()
 
-    def answer(self, question: Question) -> Progress:
+    def answer(self, question: ChatPrompt) -> Progress:
         """The whole answer."""
         *_, last = self.ask(question)
         return last
 
-    def _check(self, question: Question) -> Pruner | None:
+    def _check(self, question: ChatPrompt) -> Pruner | None:
         """Whether a question can be asked; its pruner."""
         places = question.prompt.count(DEFAULT_IMAGE_TOKEN)
         if places != len(question.images):
@@ -172,7 +174,7 @@ class Engine:
         return self.pruner if question.pruner is None else parse_pruner(question.pruner)
 
     def _work(
-        self, question: Question, pruner: Pruner | None, news: queue.SimpleQueue, cancelled: threading.Event
+        self, question: ChatPrompt, pruner: Pruner | None, news: queue.SimpleQueue, cancelled: threading.Event
     ) -> None:
         with self._lock:
             if cancelled.is_set():
@@ -181,7 +183,7 @@ class Engine:
             try:
                 news.put(self._generate(question, pruner, news, cancelled))
             except PromptTooLong:
-                news.put(Progress(EXCEEDS, Figures(pruner=pruner_to_text(pruner), finish="context")))
+                news.put(Progress(EXCEEDS, AnswerStats(pruner=pruner_to_text(pruner), finish="context")))
             except Exception as error:  # whatever it is, it is the asker's to hear
                 if not isinstance(error, ValueError):
                     logger.exception("a question was not answered")
@@ -189,7 +191,7 @@ class Engine:
                 news.put(error)
 
     def _generate(
-        self, question: Question, pruner: Pruner | None, news: queue.SimpleQueue, cancelled: threading.Event
+        self, question: ChatPrompt, pruner: Pruner | None, news: queue.SimpleQueue, cancelled: threading.Event
     ) -> Progress:
         model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         ids = torch.tensor([tokenizer_image_token(self._prompt(question.prompt), tokenizer)])
@@ -224,7 +226,7 @@ class Engine:
                 handle.remove()
         trace = handle.trace if handle is not None else None
         finish = "cancelled" if cancelled.is_set() else stream.finish(room.left)
-        figures = figures_of(model, trace, pixels, watch, total, len(stream.ids))
+        figures = answer_stats_of(model, trace, pixels, watch, total, len(stream.ids))
         figures.pruner, figures.text_tokens, figures.finish = pruner_to_text(pruner), words, finish
         kept = kept_of(self.checkpoint, trace, pixels) if question.trace and pixels is not None else None
         return Progress(stream.text, figures, kept)

@@ -20,7 +20,7 @@ from starlette.concurrency import iterate_in_threadpool
 
 from flowcut.registry import pruner_to_text
 from llava.eval.media.images import LARGEST_PICTURE
-from llava.serve.engine import PATIENCE, Engine, Question
+from llava.serve.engine import PATIENCE, ChatPrompt, Engine
 from llava.serve.loading import add_model_flags, load_engine
 from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus, decode_images
 from llava.serve.server import serve
@@ -58,7 +58,7 @@ class ModelWorker(Worker):
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
         """The engine's news, with the prompt in front as LLaVA's clients expect."""
-        question = Question(
+        question = ChatPrompt(
             prompt=request.prompt,
             images=decode_images(request.images or (), self.limits.image_bytes, self.limits.image_pixels),
             temperature=request.temperature,

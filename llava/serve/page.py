@@ -12,7 +12,7 @@ import gradio as gr
 from flowcut.registry import METHODS
 from llava.serve.chatlog import ChatLog
 from llava.serve.client import ControllerClient, status_of
-from llava.serve.overlay import figure_table, overlays
+from llava.serve.kept_pictures import figure_table, overlays
 from llava.serve.protocol import NoWorkerError
 from llava.serve.session import Session, Wish
 from llava.utils import moderation_msg, violates_moderation

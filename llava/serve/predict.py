@@ -13,7 +13,7 @@ from cog import BasePredictor, ConcatenateIterator, Input, Path
 from llava.conversation import conv_templates
 from llava.eval.media.images import load_image
 from llava.eval.models.llava_checkpoint import load_checkpoint
-from llava.serve.engine import Engine, Question
+from llava.serve.engine import ChatPrompt, Engine
 from llava.serve.turns import prompt_of, stop_of
 
 CHECKPOINT = "model"
@@ -39,7 +39,7 @@ class Predictor(BasePredictor):
     ) -> ConcatenateIterator[str]:
         """The answer, piece by piece."""
         template = conv_templates[self.engine.checkpoint.mode]
-        question = Question(
+        question = ChatPrompt(
             prompt_of(template, [(prompt, None)], images=1),
             [load_image(str(image))],
             temperature=temperature,
@@ -51,7 +51,7 @@ class Predictor(BasePredictor):
         yield from _pieces(self.engine, question)
 
 
-def _pieces(engine: Engine, question: Question) -> Iterator[str]:
+def _pieces(engine: Engine, question: ChatPrompt) -> Iterator[str]:
     shown = 0
     with closing(engine.ask(question)) as news:  # type: ignore[type-var]
         for progress in news:

@@ -1,8 +1,8 @@
 """What controller, workers and clients say to each other: JSON by POST, answers as JSON documents ended by a zero byte.
 
 An answer's documents hold `text` (the prompt and what was generated so far) and `error_code`. A failed one has the
-reason as its text, and `error` with `kind`, `type` and `message`. The last good one has `figures` (`Figures`) and, if
-asked for, `kept` (`kept_of`).
+reason as its text, and `error` with `kind`, `type` and `message`. The last good one has `figures` (`AnswerStats`) and,
+if asked for, `kept` (`kept_of`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class WorkerLostError(Exception):
 
 
 class GenerateRequest(BaseModel):
-    """Body of /worker_generate_stream. Beyond LLaVA's fields: `pruner`, `seed`, `trace` (see `engine.Question`)."""
+    """Body of /worker_generate_stream. Beyond LLaVA's fields: `pruner`, `seed`, `trace` (see `engine.ChatPrompt`)."""
 
     model: str = ""
     prompt: str

@@ -19,7 +19,7 @@ NUMBERS = ("zero", "one", "two", "three")
 APART = 30  # pixels between two things, or a thing and the middle, before left/right or above/below may be asked
 
 
-class Question(NamedTuple):
+class SceneQuestion(NamedTuple):
     kind: str
     text: str
     answer: str
@@ -43,7 +43,7 @@ def _references(scene: Scene) -> list[tuple[str, Thing]]:
     return phrases
 
 
-def _exist(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _exist(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
     present = {(str(o.colour), str(o.shape)) for o in scene.objects}
     if rng.random() < 0.5:
         colour, shape = _pick(rng, sorted(present))
@@ -59,36 +59,36 @@ def _exist(scene: Scene, rng: np.random.Generator) -> Question | None:
         colour, shape = _pick(rng, absent)
         answer = "no"
     article = "an" if colour == "orange" else "a"
-    return Question("exist", f"Is there {article} {colour} {shape} in the image?", answer)
+    return SceneQuestion("exist", f"Is there {article} {colour} {shape} in the image?", answer)
 
 
-def _color(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _color(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
     unique = [o for o in scene.objects if sum(p.shape == o.shape for p in scene.objects) == 1]
     if not unique:
         return None
     thing = _pick(rng, unique)
-    return Question("color", f"What color is the {thing.shape}?", str(thing.colour))
+    return SceneQuestion("color", f"What color is the {thing.shape}?", str(thing.colour))
 
 
-def _shape(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _shape(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
     unique = [o for o in scene.objects if sum(p.colour == o.colour for p in scene.objects) == 1]
     if not unique:
         return None
     thing = _pick(rng, unique)
-    return Question("shape", f"What shape is the {thing.colour} object?", str(thing.shape))
+    return SceneQuestion("shape", f"What shape is the {thing.colour} object?", str(thing.shape))
 
 
-def _where(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _where(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
     middle = scene.size / 2
     clear = [(p, t) for p, t in _references(scene) if min(abs(t.x - middle), abs(t.y - middle)) > APART]
     if not clear:
         return None
     phrase, thing = _pick(rng, clear)
     answer = f"{'top' if thing.y < middle else 'bottom'} {'left' if thing.x < middle else 'right'}"
-    return Question("where", f"Where is {phrase}?", answer)
+    return SceneQuestion("where", f"Where is {phrase}?", answer)
 
 
-def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _relation(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
     upright = rng.random() < 0.5
     pairs = []
     references = _references(scene)
@@ -101,28 +101,28 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     phrase, other_phrase, true = _pick(rng, pairs)  # both orders are in the list, so yes and no are even
     relation = "above" if upright else "to the left of"
-    return Question("relation", f"Is {phrase} {relation} {other_phrase}?", "yes" if true else "no")
+    return SceneQuestion("relation", f"Is {phrase} {relation} {other_phrase}?", "yes" if true else "no")
 
 
-def _count(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _count(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
     if rng.random() < 0.5:
         names = {f"{c} objects": sum(o.colour == c for o in scene.objects) for c in COLOUR_NAMES}
     else:
         names = {PLURAL[s]: sum(o.shape == s for o in scene.objects) for s in SHAPES}
     by_number = {n: [name for name, k in names.items() if k == n] for n in range(len(NUMBERS))}
     number = _pick(rng, [n for n, found in by_number.items() if found])
-    return Question("count", f"How many {_pick(rng, by_number[number])} are there?", NUMBERS[number])
+    return SceneQuestion("count", f"How many {_pick(rng, by_number[number])} are there?", NUMBERS[number])
 
 
-def _letter(scene: Scene, rng: np.random.Generator) -> Question | None:
-    return Question("letter", "Which letter is shown?", str(scene.letter.letter)) if scene.letter else None
+def _letter(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
+    return SceneQuestion("letter", "Which letter is shown?", str(scene.letter.letter)) if scene.letter else None
 
 
-def _background(scene: Scene, rng: np.random.Generator) -> Question | None:
-    return Question("background", "What is the pattern of the background?", scene.pattern)
+def _background(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
+    return SceneQuestion("background", "What is the pattern of the background?", scene.pattern)
 
 
-MAKERS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
+MAKERS: dict[str, Callable[[Scene, np.random.Generator], SceneQuestion | None]] = {
     "exist": _exist,
     "color": _color,
     "shape": _shape,
@@ -134,9 +134,11 @@ MAKERS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
 }
 
 
-def ask(scene: Scene, rng: np.random.Generator, count: int, kinds: tuple[str, ...] = tuple(MAKERS)) -> list[Question]:
+def ask(
+    scene: Scene, rng: np.random.Generator, count: int, kinds: tuple[str, ...] = tuple(MAKERS)
+) -> list[SceneQuestion]:
     """Up to ``count`` different questions on the scene, kinds drawn evenly."""
-    asked: dict[str, Question] = {}
+    asked: dict[str, SceneQuestion] = {}
     for _ in range(4 * count):
         if len(asked) == count:
             break
@@ -156,4 +158,4 @@ def caption(scene: Scene) -> str:
     return ", ".join(parts) + f" on a {scene.pattern} background."
 
 
-__all__ = ["MAKERS", "PATTERNS", "Question", "ask", "caption"]
+__all__ = ["MAKERS", "PATTERNS", "SceneQuestion", "ask", "caption"]

@@ -1,4 +1,4 @@
-"""Questions on their way to an answers file, a batch at a time, so that several runs can take turns."""
+"""A run of questions into an answers file, a batch at a time, so that several runs can take turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava.eval.questions import Problem, Question
 
 
 class AnswerRun:
-    """Questions on their way through an answerer into a journal.
+    """Questions that an answerer answers into a journal.
 
     workers: processes that read and prepare pictures ahead; 0 does it in between.
     `remaining` counts the questions still to be tried, `problems` says which could not be answered.

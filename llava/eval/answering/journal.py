@@ -1,6 +1,6 @@
 """The answers file as a journal: a run may be killed at any moment and started again without losing or doubling a line.
 
-Every answer is one line, written and flushed at once. The settings that decide about answers lie beside it in
+Every answer is one line, written and flushed at once. The settings that decide about answers lie next to it in
 `<name>.settings.json`; a file made with other settings is not continued.
 """
 

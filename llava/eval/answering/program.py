@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from llava.eval.answering.answer_run import AnswerRun
 from llava.eval.answering.journal import Journal
-from llava.eval.models.load import BACKENDS, load_answerer
-from llava.eval.models.reply import DTYPES, Generation
+from llava.eval.answering.settings import add_answer_flags
+from llava.eval.models.load import load_answerer
+from llava.eval.models.reply import Generation
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
 
@@ -62,29 +63,15 @@ def build_parser(
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
-    parser.add_argument("--model-base", help="base model under a LoRA adapter or a projector")
     parser.add_argument("--image-folder", default="", help="folder the questions' image paths start from")
     parser.add_argument("--question-file", required=True, help=questions)
     parser.add_argument("--answers-file", default="answer.jsonl", help="JSON lines to write, or to continue")
-    parser.add_argument("--conv-mode", help=f"prompt template (default: the checkpoint's own, else {conv_mode})")
     parser.add_argument("--num-chunks", type=int, default=1, help="split the questions into this many pieces ...")
     parser.add_argument("--chunk-idx", type=int, default=0, help="... and answer this one, from 0")
-    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy, as for published numbers")
-    parser.add_argument("--top_p", type=float)
-    parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
-    parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
     parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
-    parser.add_argument("--batch-size", type=int, default=1, help="questions at a time; answers do not depend on it")
-    parser.add_argument("--workers", type=int, help="processes that read pictures ahead (default: 4, on a CPU 0)")
     parser.add_argument("--limit", type=int, help="ask this many questions only, spread evenly over the file")
     parser.add_argument("--skip-bad", action="store_true", help="exit with 0 even if some questions were unanswerable")
-    parser.add_argument("--fresh", action="store_true", help="start over instead of continuing the answers file")
-    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    parser.add_argument("--host", choices=BACKENDS, default="auto", help="whose classes (default: LLaVA's if they fit)")
-    parser.add_argument("--frames", type=int, default=8, help="of each video, for transformers' video models")
-    parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")
+    add_answer_flags(parser, conv_mode, max_new_tokens)
     parser.set_defaults(default_mode=conv_mode)
     return parser
 
@@ -102,7 +89,7 @@ def start_run(args: argparse.Namespace, read: QuestionReader) -> AnswerRun:
         args.model_path,
         pruner=args.pruner,
         generation=generation,
-        backend=args.host,
+        backend=args.backend,
         frames=args.frames,
         max_pixels=args.max_pixels,
         model_base=args.model_base,

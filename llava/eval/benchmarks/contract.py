@@ -1,4 +1,4 @@
-"""What a benchmark is: files in, question file out; answers in, numbers out. One file beside this one per benchmark.
+"""What a benchmark is: files in, question file out; answers in, numbers out. One file in this folder per benchmark.
 
     folder --build--> question file --(an answering program)--> answers file
     folder --load--> samples --read: joined with the answers by id--> score each --> aggregate
@@ -53,7 +53,7 @@ class Split:
 
     question_file: LLaVA's name for it, in the benchmark's folder. images: where its image paths start, the first of
     these that exists; none where the pictures are in the question file. published: how many questions the published
-    numbers are over, None where unsure. label: said beside every number of a split that is not the published one.
+    numbers are over, None where unsure. label: said with every number of a split that is not the published one.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Benchmark:
 
     folders: names under the data root that users have for it. program: a key of PROGRAMS. reported: which number the
     paper prints, and `paper` its value for LLaVA-1.5-7B with all tokens. build: the question rows from the official
-    annotations alone. load: the samples behind the rows of a question file, with truths where there are any.
+    annotations alone. load: the samples of the rows of a question file, with truths where there are any.
     answer_key: what an answer line is joined by. group: questions that a subset must take together. export: writes the
     file that a server takes. unpack: makes pictures and rows out of a data-set archive first. write: puts rows into
     a question file; its third argument is the whole question file, for tables whose rows hold more than `build` says.
@@ -165,7 +165,7 @@ class Benchmark:
     def prepare(self, folder: Path, split: Split, limit: int | None = None, rebuild: bool = False) -> Prepared:
         """Have a question file in the folder. One that lies there, LLaVA's for instance, is taken as it is.
 
-        limit: write a file of that many groups of questions, spread evenly, beside the whole one.
+        limit: write a file of that many groups of questions, spread evenly, next to the whole one.
         rebuild: replace the file that lies there.
         Raises ValueError when a needed file is missing or damaged.
         """
@@ -209,7 +209,7 @@ class Benchmark:
         return join(samples, read_answers(answers_file), self.answer_key)
 
     def labels(self, split: Split, samples: int, missing: int, summary: Mapping[str, Any], subset: bool) -> list[str]:
-        """What has to be said beside a number that is not the published one."""
+        """What has to be said with a number that is not the published one."""
         labels = [split.label] if split.label else []
         if subset:
             labels.append("subset")

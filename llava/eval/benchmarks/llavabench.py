@@ -1,4 +1,4 @@
-"""LLaVA-Bench (In-the-Wild): 60 open questions; a language model scores the answer beside GPT-4's, 1 to 10 each.
+"""LLaVA-Bench (In-the-Wild): 60 open questions; a language model scores the answer and GPT-4's, 1 to 10 each.
 
 The number is a ratio of means, the model's over the reference's. The published judge, gpt-4-0314, is gone: compare only
 what one judge said. The wording is our own: `--judge-prompt` takes LLaVA's rule.json. There is no offline substitute.

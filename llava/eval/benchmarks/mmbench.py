@@ -103,7 +103,7 @@ def circular(scores: Sequence[Score]) -> list[Score]:
 
 
 def aggregate(scores: Sequence[Score]) -> dict[str, Any]:
-    """Circular accuracy over questions, overall, per category and L2; beside it the plain share of right rows."""
+    """Circular accuracy over questions, overall, per category and L2; also the plain share of right rows."""
     whole = circular(scores)
     parts = {
         "rows": {"accuracy": percent(scores)},

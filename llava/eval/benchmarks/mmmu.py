@@ -3,7 +3,7 @@
 Input: `validation.jsonl` with MMMU's fields `id, question, options (a list, or its text), answer, question_type` and
 `image`, or the Hub's parquet files, which `prepare` unpacks into that (needs pyarrow). LLaVA is shown the first picture
 only. Where the official parser finds no letter it guesses; here the guess depends on the question's id alone, and the
-accuracy that counts guesses as wrong stands beside.
+accuracy that counts guesses as wrong is given too.
 """
 
 from __future__ import annotations

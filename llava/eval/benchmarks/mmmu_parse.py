@@ -65,7 +65,7 @@ def _candidates(answer: str) -> list[str | float]:
 
 
 def _key_phrases(answer: str) -> list[str]:
-    """The shortest tail behind a key word (in the last sentence also `=`) in each sentence; else the answer itself."""
+    """The shortest text after a key word (in the last sentence also `=`) in each sentence; else the answer itself."""
     sentences = _SENTENCES.split(answer)
     phrases = []
     for number, sentence in enumerate(sentences, start=1):
@@ -81,7 +81,7 @@ def _key_phrases(answer: str) -> list[str]:
 
 
 def _normalised(text: str) -> list[str | float]:
-    """A number rounded to two decimals, else the lower-case text; one letter counts only beside a space."""
+    """A number rounded to two decimals, else the lower-case text; one letter counts only next to a space."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

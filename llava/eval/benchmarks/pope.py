@@ -132,7 +132,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def aggregate(scores: Sequence[Score]) -> dict[str, Any]:
-    """The mean of the categories' F1; each category's measures beside it, F1 as its value."""
+    """The mean of the categories' F1; with each category's measures, F1 as its value."""
     categories = {name: measures(own) for name, own in by_part(scores, "category").items()}
     parts = {name: {"value": own["f1"], **own} for name, own in categories.items()}
     return {

@@ -17,8 +17,8 @@ _LONGEST_PART = 30  # rows; more names under one heading are left to the JSON fi
 
 def table(bench: Benchmark, summary: Mapping[str, Any]) -> str:
     """The summary as text; "-" for what is missing."""
-    beside = f" ({'; '.join(summary['labels'])})" if summary["labels"] else ""
-    lines = [f"{bench.title}, {summary['split']}: {bench.metric} {shown(summary['main'])}{beside}"]
+    labels = f" ({'; '.join(summary['labels'])})" if summary["labels"] else ""
+    lines = [f"{bench.title}, {summary['split']}: {bench.metric} {shown(summary['main'])}{labels}"]
     for heading, parts in summary["parts"].items():
         for name, part in list(parts.items())[:_LONGEST_PART]:
             lines.append(f"  {heading + ' ' + name:40} {shown(part['value']):>9}  n={part['n']}")

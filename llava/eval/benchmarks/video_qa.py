@@ -175,7 +175,7 @@ def _yes(verdicts: Sequence[Any]) -> tuple[float | None, ...]:
 
 
 def aggregate(scores: Sequence[Score]) -> dict[str, Any]:
-    """Accuracy in percent; beside it the mean score, 0..5, and the matches that need no judge."""
+    """Accuracy in percent; also the mean score, 0..5, and the matches that need no judge."""
     verdicts = [one.parts.get("verdicts", ()) for one in scores]
     accuracy = percent_of_runs([_yes(own) for own in verdicts])
     points = over_runs(verdicts, lambda values: fmean(value[1] for value in values) if values else None)

@@ -3,7 +3,7 @@
     python -m llava.eval.efficiency --model-path playground/embedded --pruner flowcut:budget=64 \\
         --pruner visionzip:budget=64 --batch 1 8 --attention sdpa eager --out efficiency.json
 
-A row is one way to answer: `none` or a pruner, a batch size, an attention implementation. All rows answer the same real
+A row is one variant: `none` or a pruner, a batch size, an attention implementation. All rows answer the same real
 questions with the same loaded model and take turns, batch by batch, so that whatever else the machine does falls on all
 alike; questions that do not fill a last batch are left out. Each row warms up first, which is not counted.
 

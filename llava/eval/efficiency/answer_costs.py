@@ -53,7 +53,7 @@ def _flops(answer: Mapping[str, Any], sizes: ModelSizes, merges_before_mlp: bool
         sizes.projector_layers,
         tokens[1:] if merges_before_mlp else None,
         tiles,
-        # behind it padding of tiles is taken off, or line ends are put in
+        # after the encoder, padding of tiles is taken off or line ends are put in
         tokens[-1] if tiles > 1 else None,
     )
 

@@ -1,4 +1,4 @@
-"""Mean power of a GPU's board, sampled beside the work."""
+"""Mean power of a GPU's board, sampled while the work goes on."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class JudgesFailed(ValueError):
 
 
 class Judged(NamedTuple):
-    """samples: with their verdicts. labels: to be said beside the score. record: who judged, for the score's file."""
+    """samples: with their verdicts. labels: to be said with the score. record: who judged, for the score's file."""
 
     samples: list[Sample]
     labels: list[str]
@@ -67,7 +67,7 @@ def apply(
 
 
 class _Review:
-    """The verdicts on their way."""
+    """The verdicts as they come in."""
 
     def __init__(
         self, protocol: JudgeProtocol, prompts: Prompts, settings: JudgeSettings, samples: Sequence[Sample]

@@ -43,7 +43,7 @@ def fetch(
     allow_private: bool = False,
     redirects: int = REDIRECTS,
 ) -> bytes:
-    """The bytes behind an http(s) address.
+    """The bytes at an http(s) address.
 
     largest: most bytes to take. seconds: for everything together. allow_private: also take loopback, private and
         link-local addresses; for servers of one's own.

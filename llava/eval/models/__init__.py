@@ -1,1 +1,1 @@
-"""Models that answer: this project's LLaVA classes, and transformers' own classes behind the same interface."""
+"""Models that answer: this project's LLaVA classes, and transformers' own classes with the same interface."""

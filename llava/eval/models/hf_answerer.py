@@ -1,4 +1,4 @@
-"""Answering with transformers' own models, behind the same interface as LLaVA's classes."""
+"""Answering with transformers' own models, with the same interface as LLaVA's classes."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from llava.eval.media.frames import Clip, is_video, sample_frames
 from llava.eval.media.images import decode_image, load_image
 
-# Files of a checkpoint that decide, beside config and weights, what the model is given.
+# Files of a checkpoint that decide, apart from config and weights, what the model is given.
 FILES = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -105,7 +105,7 @@ class VisualInputReader:
 def join_frames(patches: Tensor, depth: int) -> Tensor:
     """Patches of single frames as patches through `depth` frames each; the last frame is repeated to fill up.
 
-    patches: [F, P, C * depth * S], each frame `depth` times one behind the other, as Qwen2-VL's image processor makes
+    patches: [F, P, C * depth * S], each frame repeated `depth` times, as Qwen2-VL's image processor makes
     them. -> [F / depth, P, C * depth * S].
     """
     frames, count, width = patches.shape
@@ -181,7 +181,7 @@ class Preparation(NamedTuple):
 
 
 def _join(values: Sequence[Tensor]) -> Tensor:
-    """One behind the other; images cut into different numbers of tiles [1, T, 3, H, W] are filled up with zeros."""
+    """Concatenated; images cut into different numbers of tiles [1, T, 3, H, W] are filled up with zeros."""
     if values[0].ndim == 5 and len({value.shape[1] for value in values}) > 1:
         return pad_sequence([value[0] for value in values], batch_first=True)
     return torch.cat(list(values))

@@ -10,9 +10,9 @@ from tests.llava.eval.models.tiny import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
-def host_folder(tmp_path_factory):
-    """`host_folder(family)`: a tiny checkpoint of that family, written once."""
-    root, made = tmp_path_factory.mktemp("hosts"), {}
+def hf_folder(tmp_path_factory):
+    """`hf_folder(family)`: a tiny checkpoint of that family, written once."""
+    root, made = tmp_path_factory.mktemp("checkpoints"), {}
 
     def folder(family: str) -> Path:
         if family not in made:
@@ -23,23 +23,23 @@ def host_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def host(host_folder):
-    """`host(family)`: that checkpoint loaded, three frames a video."""
+def hf_checkpoint(hf_folder):
+    """`hf_checkpoint(family)`: that checkpoint loaded, three frames a video."""
     loaded: dict[str, HFCheckpoint] = {}
 
     def load(family: str) -> HFCheckpoint:
         if family not in loaded:
-            loaded[family] = load_hf_checkpoint(str(host_folder(family)), device="cpu", frames=3)
+            loaded[family] = load_hf_checkpoint(str(hf_folder(family)), device="cpu", frames=3)
         return loaded[family]
 
     return load
 
 
 @pytest.fixture(scope="session")
-def answerer(host):
+def answerer(hf_checkpoint):
     """`answerer(family, pruner)`: ready to say six words."""
     return lambda family, pruner="none", **settings: HFAnswerer(
-        host(family), pruner, Generation(**{"max_new_tokens": 6, **settings})
+        hf_checkpoint(family), pruner, Generation(**{"max_new_tokens": 6, **settings})
     )
 
 

@@ -11,7 +11,7 @@ from flowcut import FlowCut, attach
 from flowcut.attach import detach
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.reply import Generation
-from llava.serve.engine import EXCEEDS, Engine, Question
+from llava.serve.engine import EXCEEDS, ChatPrompt, Engine
 
 TEXT = "what is in this image"
 FLOWCUT, FASTV = "flowcut:budget=6,last_layer=-2,interval=1", "fastv:budget=9,layer=1"
@@ -26,7 +26,7 @@ def replies(checkpoint, pruner, images, tokens=12):
 @pytest.mark.parametrize("pruner", PRUNERS)
 @pytest.mark.parametrize("count", [1, 2])
 def test_streamed_whole_and_evaluated_answers_are_one(engine, checkpoint, pictures, ask_about, pruner, count):
-    question = Question(ask_about(TEXT, count), pictures[:count], 0.0, None, 12, pruner=pruner)
+    question = ChatPrompt(ask_about(TEXT, count), pictures[:count], 0.0, None, 12, pruner=pruner)
     news = list(engine.ask(question))
     texts = [progress.text for progress in news]
     assert len(set(texts)) > 3
@@ -52,26 +52,26 @@ def test_tiles_are_counted_as_they_are(checkpoint, make_tiny_llava, pictures, as
     )
     tiled = checkpoint._replace(model=model)
     answer = Engine(tiled).answer(
-        Question(ask_about(TEXT), pictures[:1], 0.0, max_new_tokens=3, pruner=pruner, trace=True)
+        ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, max_new_tokens=3, pruner=pruner, trace=True)
     )
     reply = replies(tiled, pruner, pictures[:1], tokens=3)
     assert answer.text.strip() == reply.text
     assert (answer.figures.visual_tokens, answer.figures.encoder) == (reply.visual_tokens, reply.tokens)
     assert answer.figures.patches == 16 * len(answer.kept["views"]) > 32
     model.config.max_position_embeddings = answer.figures.text_tokens + answer.figures.visual_tokens
-    full = Engine(tiled).answer(Question(ask_about(TEXT), pictures[:1], 0.0, pruner=pruner))
+    full = Engine(tiled).answer(ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, pruner=pruner))
     assert full.figures.finish == "context"
 
 
 def test_a_chat_needs_no_picture(engine, ask_about):
-    figures = engine.answer(Question(ask_about(TEXT, 0), temperature=0.0, max_new_tokens=3)).figures
+    figures = engine.answer(ChatPrompt(ask_about(TEXT, 0), temperature=0.0, max_new_tokens=3)).figures
     assert (figures.patches, figures.visual_tokens, figures.encoder, figures.encode_ms) == (0, 0, [], 0.0)
     assert figures.new_tokens == 3
 
 
 def test_a_question_s_pruner_is_its_own(engine, checkpoint, pictures, ask_about):
     """Eight at a time, with different pruners: everyone gets what it gets alone, and the model is left as it was."""
-    questions = [Question(ask_about(TEXT), pictures[:1], 0.0, None, 8, pruner=pruner) for pruner in PRUNERS] * 2
+    questions = [ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, None, 8, pruner=pruner) for pruner in PRUNERS] * 2
     alone = [engine.answer(question) for question in questions]
     together = [None] * len(questions)
 
@@ -91,13 +91,13 @@ def test_the_engines_own_pruner_is_for_questions_without_one(checkpoint, picture
     engine = Engine(checkpoint, "fastervlm:budget=5")
     seen = {}
     for pruner in (None, "none"):
-        question = Question(ask_about(TEXT), pictures[:1], max_new_tokens=1, pruner=pruner)
+        question = ChatPrompt(ask_about(TEXT), pictures[:1], max_new_tokens=1, pruner=pruner)
         seen[pruner] = engine.answer(question).figures.visual_tokens
     assert seen == {None: 5, "none": 16}
 
 
 def test_kept_patches_are_those_of_the_trace(engine, checkpoint, pictures, ask_about):
-    question = Question(ask_about(TEXT), pictures[:1], max_new_tokens=1, pruner=FLOWCUT, trace=True)
+    question = ChatPrompt(ask_about(TEXT), pictures[:1], max_new_tokens=1, pruner=FLOWCUT, trace=True)
     kept = engine.answer(question).kept
     with torch.inference_mode(), attach(checkpoint.model, FlowCut(budget=6, last_layer=-2, interval=1)) as handle:
         checkpoint.model.get_vision_tower()(checkpoint.pixels(pictures[:1]))
@@ -108,7 +108,7 @@ def test_kept_patches_are_those_of_the_trace(engine, checkpoint, pictures, ask_a
 
 
 def test_a_cut_in_the_language_model_is_shown_too(engine, pictures, ask_about):
-    question = Question(ask_about(TEXT, 2), pictures, max_new_tokens=1, pruner=FASTV, trace=True)
+    question = ChatPrompt(ask_about(TEXT, 2), pictures, max_new_tokens=1, pruner=FASTV, trace=True)
     answer = engine.answer(question)
     [step] = answer.kept["steps"]
     assert step["stage"] == "language"
@@ -117,7 +117,7 @@ def test_a_cut_in_the_language_model_is_shown_too(engine, pictures, ask_about):
 
 def test_seeds_repeat_an_answer(engine, pictures, ask_about):
     def answer(seed):
-        return engine.answer(Question(ask_about(TEXT), pictures[:1], 1.0, max_new_tokens=8, seed=seed)).text
+        return engine.answer(ChatPrompt(ask_about(TEXT), pictures[:1], 1.0, max_new_tokens=8, seed=seed)).text
 
     assert answer(1) == answer(1) != answer(2)
 
@@ -136,7 +136,7 @@ def test_seeds_repeat_an_answer(engine, pictures, ask_about):
     ],
 )
 def test_what_cannot_be_asked_is_one_line(engine, pictures, ask_about, changes, said):
-    question = Question(**({"prompt": ask_about(TEXT), "images": pictures[:1]} | changes))
+    question = ChatPrompt(**({"prompt": ask_about(TEXT), "images": pictures[:1]} | changes))
     with pytest.raises(ValueError, match=said) as error:
         list(engine.ask(question))
     assert "\n" not in str(error.value)
@@ -153,7 +153,7 @@ class TestContext:
         return set_to
 
     def ask(self, engine, pictures, prompt, pruner):
-        return engine.answer(Question(prompt, pictures[:1], 0.0, max_new_tokens=50, pruner=pruner))
+        return engine.answer(ChatPrompt(prompt, pictures[:1], 0.0, max_new_tokens=50, pruner=pruner))
 
     def test_pruning_leaves_room_for_the_answer(self, engine, pictures, ask_about, room):
         prompt = ask_about(TEXT)
@@ -185,7 +185,7 @@ class TestTrouble:
         handle.remove()
 
     def question(self, pictures, ask_about, tokens=100):
-        return Question(ask_about(TEXT), pictures[:1], 0.0, max_new_tokens=tokens)
+        return ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, max_new_tokens=tokens)
 
     def test_an_exception_reaches_the_asker_and_the_next_question_is_answered(
         self, engine, checkpoint, pictures, ask_about, monkeypatch

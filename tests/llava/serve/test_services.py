@@ -19,11 +19,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from llava.serve import register_worker, test_message
+from llava.serve.answer_stats import AnswerStats
 from llava.serve.client import ControllerClient, stream
 from llava.serve.controller import Controller, build_app
 from llava.serve.controller import main as controller_main
-from llava.serve.engine import PATIENCE, Engine, Progress, Question
-from llava.serve.figures import Figures
+from llava.serve.engine import PATIENCE, ChatPrompt, Engine, Progress
 from llava.serve.model_worker import Limits, ModelWorker, build_parser
 from llava.serve.protocol import WorkerStatus
 from llava.serve.server import LocalServer
@@ -90,7 +90,7 @@ class TestAnswers:
         front, back, _ = services
         request = request_for(pruner="fastervlm:budget=5", trace=True)
         whole = engine.answer(
-            Question(request["prompt"], pictures[:1], 0.0, max_new_tokens=6, pruner="fastervlm:budget=5")
+            ChatPrompt(request["prompt"], pictures[:1], 0.0, max_new_tokens=6, pruner="fastervlm:budget=5")
         )
         for server in (front, back):
             documents = list(stream(server.url, request))
@@ -107,7 +107,7 @@ class TestAnswers:
 
         def ask(question, patience):
             asked.append(question.max_new_tokens)
-            yield Progress("", Figures())
+            yield Progress("", AnswerStats())
 
         monkeypatch.setattr(engine, "ask", ask)
         for tokens in (1024, 1025, 10**9):

@@ -14,8 +14,8 @@ from llava.eval.models.reply import Generation
 from llava.serve.chatlog import ChatLog
 from llava.serve.client import ControllerClient
 from llava.serve.controller import Controller, build_app
+from llava.serve.kept_pictures import GAP, figure_table, overlays
 from llava.serve.model_worker import ModelWorker
-from llava.serve.overlay import GAP, figure_table, overlays
 from llava.serve.protocol import NoWorkerError
 from llava.serve.server import LocalServer
 from llava.serve.session import UNANSWERED, Session, Wish

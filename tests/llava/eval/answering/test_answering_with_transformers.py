@@ -37,8 +37,8 @@ def run(folder, model, answers, *more):
 
 
 @pytest.mark.parametrize("more", [("--batch-size", "4"), ("--workers", "2")])
-def test_pictures_and_videos_in_one_file(asked, host_folder, more):
-    model, pruner = host_folder("video_llava"), ("--pruner", "flowcut:budget=6")
+def test_pictures_and_videos_in_one_file(asked, hf_folder, more):
+    model, pruner = hf_folder("video_llava"), ("--pruner", "flowcut:budget=6")
     alone = run(asked, model, "alone.jsonl", *pruner)
     assert [row["question_id"] for row in alone] == [0, 1, 2, 3, "a"]
     assert [row["metadata"]["visual_tokens"] for row in alone] == [6, 6, 6, 6, 18]
@@ -47,19 +47,19 @@ def test_pictures_and_videos_in_one_file(asked, host_folder, more):
     assert "b.mp4 cannot be read" in bad
 
 
-def test_a_file_is_resumed_and_bad_videos_may_be_mended(asked, host_folder):
-    first = run(asked, host_folder("qwen2_vl"), "answers.jsonl")
+def test_a_file_is_resumed_and_bad_videos_may_be_mended(asked, hf_folder):
+    first = run(asked, hf_folder("qwen2_vl"), "answers.jsonl")
     shutil.copy(asked / "images" / "a.mp4", asked / "images" / "b.mp4")
-    again = run(asked, host_folder("qwen2_vl"), "answers.jsonl")
+    again = run(asked, hf_folder("qwen2_vl"), "answers.jsonl")
     assert again[:5] == first
     assert again[5]["question_id"] == "b"
     assert again[5]["text"] == first[4]["text"]
 
 
-def test_other_settings_do_not_continue_a_file(asked, host_folder):
-    run(asked, host_folder("qwen2_vl"), "answers.jsonl")
+def test_other_settings_do_not_continue_a_file(asked, hf_folder):
+    run(asked, hf_folder("qwen2_vl"), "answers.jsonl")
     with pytest.raises(SystemExit, match=r"begun with other settings \(max_pixels None -> 6400"):
-        run(asked, host_folder("qwen2_vl"), "answers.jsonl", "--max-pixels", "6400")
+        run(asked, hf_folder("qwen2_vl"), "answers.jsonl", "--max-pixels", "6400")
 
 
 def test_flags_that_do_not_fit_are_one_line(asked, llava_folder):

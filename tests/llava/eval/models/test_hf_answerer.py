@@ -55,10 +55,10 @@ def test_video_llava_keeps_a_cls_token_for_each_frame(answerer, video):
 
 
 @pytest.mark.parametrize("family", ["llava_hf", "llava_next_hf"])
-def test_answers_are_those_of_transformers_own_processor(host, host_folder, answerer, family):
+def test_answers_are_those_of_transformers_own_processor(hf_checkpoint, hf_folder, answerer, family):
     """Plain AutoProcessor and generate; not so with the checkpoint's repetition penalty, which does not count."""
-    model, [_, picture] = host(family).model, pictures(2)
-    processor = AutoProcessor.from_pretrained(host_folder(family), backend="pil")
+    model, [_, picture] = hf_checkpoint(family).model, pictures(2)
+    processor = AutoProcessor.from_pretrained(hf_folder(family), backend="pil")
     content = [{"type": "image"}, {"type": "text", "text": TEXTS[0]}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
@@ -76,10 +76,10 @@ def test_answers_are_those_of_transformers_own_processor(host, host_folder, answ
 
 
 @pytest.mark.parametrize("family", QWEN)
-def test_qwen_answers_are_those_of_inputs_made_by_hand(host, host_folder, answerer, family):
-    model, [_, _, picture] = host(family).model, pictures(3)
-    images = AutoImageProcessor.from_pretrained(host_folder(family), backend="pil")([picture], return_tensors="pt")
-    tokenizer = AutoTokenizer.from_pretrained(host_folder(family))
+def test_qwen_answers_are_those_of_inputs_made_by_hand(hf_checkpoint, hf_folder, answerer, family):
+    model, [_, _, picture] = hf_checkpoint(family).model, pictures(3)
+    images = AutoImageProcessor.from_pretrained(hf_folder(family), backend="pil")([picture], return_tensors="pt")
+    tokenizer = AutoTokenizer.from_pretrained(hf_folder(family))
     tokens = int(images["image_grid_thw"].prod()) // 4
     pads = "<|image_pad|>" * tokens
     prompt = f"<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>{TEXTS[1]}<|im_end|>\n<|im_start|>assistant\n"
@@ -100,8 +100,8 @@ def test_qwen_answers_are_those_of_inputs_made_by_hand(host, host_folder, answer
     assert (reply.visual_tokens, reply.text_tokens) == (tokens, ids.shape[1] - tokens)
 
 
-def test_times_and_the_model_given_back(host, answerer, video):
-    model = host("video_llava").model
+def test_times_and_the_model_given_back(hf_checkpoint, answerer, video):
+    model = hf_checkpoint("video_llava").model
     answerer("video_llava")(["one"], [[video]])  # at its first forward transformers puts hooks of its own in
     before = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     [reply] = answerer("video_llava", "flowcut:budget=6")(["two"], [[video]])
@@ -110,9 +110,9 @@ def test_times_and_the_model_given_back(host, answerer, video):
     assert before == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
 
 
-def test_times_are_those_of_the_parts(host, answerer, video, monkeypatch):
+def test_times_are_those_of_the_parts(hf_checkpoint, answerer, video, monkeypatch):
     """A clock that the parts themselves move: the tower by 100 ms, each pass of the decoder by 10."""
-    model, clock = host("video_llava").model, [0.0]
+    model, clock = hf_checkpoint("video_llava").model, [0.0]
     monkeypatch.setattr("llava.eval.models.stopwatch.perf_counter", lambda: clock[0])
 
     def moves(seconds):
@@ -140,12 +140,12 @@ def test_beams_count_as_one_question(answerer, video):
     assert [costs(reply)[:3] for reply in beams] == [costs(reply)[:3] for reply in greedy]
 
 
-def test_prompts(host, answerer):
+def test_prompts(hf_checkpoint, answerer):
     answer = answerer("video_llava")
     assert answer.prompt("why?") == "USER: <image>\nwhy? ASSISTANT:"
     assert answer.prompt("why?", videos=[True, False]) == "USER: <video>\n<image>\nwhy? ASSISTANT:"
     assert answer.prompt("a<image-placeholder>b") == "USER: a<image>\nb ASSISTANT:"
-    old = HFAnswerer(host("video_llava")._replace(mode="llava_v1"))
+    old = HFAnswerer(hf_checkpoint("video_llava")._replace(mode="llava_v1"))
     assert old.prompt("why?", videos=[True]).endswith("questions. USER: <video>\nwhy? ASSISTANT:")
     assert old.prompt("a <image-placeholder> b").endswith("USER: a <image> b ASSISTANT:")
     with pytest.raises(ValueError, match="2 times <image-placeholder>, and 1 are shown"):
@@ -157,8 +157,8 @@ def test_a_placeholder_in_the_text_is_refused(answerer):
         answerer("llava_hf")(["what <image>"], [pictures(1)])
 
 
-def test_a_checkpoints_own_pruner_is_followed(host_folder, tmp_path, answerer, video):
-    folder = shutil.copytree(host_folder("video_llava"), tmp_path / "trained")
+def test_a_checkpoints_own_pruner_is_followed(hf_folder, tmp_path, answerer, video):
+    folder = shutil.copytree(hf_folder("video_llava"), tmp_path / "trained")
     model = load_hf_checkpoint(str(folder), device="cpu").model
     model.config.flowcut = {"method": "flowcut", "budget": 6}
     model.config.save_pretrained(folder)
@@ -170,11 +170,11 @@ def test_a_checkpoints_own_pruner_is_followed(host_folder, tmp_path, answerer, v
     assert costs(reply) == costs(answerer("video_llava", "flowcut:budget=6")(["two"], [[video]])[0])
 
 
-def test_a_pruner_that_does_not_fit_is_refused_at_once(host):
+def test_a_pruner_that_does_not_fit_is_refused_at_once(hf_checkpoint):
     with pytest.raises(ValueError, match="unknown pruner"):
-        HFAnswerer(host("llava_hf"), "flowcat:budget=5")
+        HFAnswerer(hf_checkpoint("llava_hf"), "flowcat:budget=5")
     with (
-        attach(host("llava_hf").model, parse_pruner("random:budget=5")),
+        attach(hf_checkpoint("llava_hf").model, parse_pruner("random:budget=5")),
         pytest.raises(ValueError, match="already has a pruner"),
     ):
-        HFAnswerer(host("llava_hf"), "flowcut:budget=5")
+        HFAnswerer(hf_checkpoint("llava_hf"), "flowcut:budget=5")

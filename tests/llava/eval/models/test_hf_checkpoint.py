@@ -20,8 +20,8 @@ from tests.llava.eval.models.tiny import FAMILIES
 pytest.importorskip("av", reason="videos need PyAV: pip install av")
 
 
-def test_llavas_own_classes_are_taken_where_they_fit(host_folder, llava_folder, tmp_path):
-    assert {family for family in FAMILIES if fits_llava_classes(str(host_folder(family)))} == {
+def test_llavas_own_classes_are_taken_where_they_fit(hf_folder, llava_folder, tmp_path):
+    assert {family for family in FAMILIES if fits_llava_classes(str(hf_folder(family)))} == {
         "llava_hf",
         "llava_next_hf",
     }
@@ -32,20 +32,20 @@ def test_llavas_own_classes_are_taken_where_they_fit(host_folder, llava_folder, 
         fits_llava_classes(str(tmp_path / "nothing"))
 
 
-def test_the_host_may_be_chosen(host_folder):
-    folder = str(host_folder("llava_hf"))
+def test_the_host_may_be_chosen(hf_folder):
+    folder = str(hf_folder("llava_hf"))
     assert isinstance(load_answerer(folder, backend="transformers", device="cpu"), HFAnswerer)
-    assert isinstance(load_answerer(str(host_folder("qwen2_vl")), device="cpu"), HFAnswerer)
+    assert isinstance(load_answerer(str(hf_folder("qwen2_vl")), device="cpu"), HFAnswerer)
     with pytest.raises(ValueError, match="Qwen2VLForConditionalGeneration"):
-        load_answerer(str(host_folder("qwen2_vl")), backend="llava", device="cpu")
+        load_answerer(str(hf_folder("qwen2_vl")), backend="llava", device="cpu")
     with pytest.raises(ValueError, match="host='vllm' is unknown; use auto, llava, transformers"):
         load_answerer(folder, backend="vllm")
     with pytest.raises(ValueError, match="take whole checkpoints; merge"):
         load_answerer(folder, model_base="base", backend="transformers")
 
 
-def test_settings_say_what_decides(host):
-    settings = HFAnswerer(host("qwen2_vl"), "flowcut:budget=6").settings()
+def test_settings_say_what_decides(hf_checkpoint):
+    settings = HFAnswerer(hf_checkpoint("qwen2_vl"), "flowcut:budget=6").settings()
     assert settings["host"] == "transformers Qwen2VLForConditionalGeneration"
     assert (settings["conv_mode"], settings["frames"], settings["max_pixels"]) == ("chat template", 3, None)
     assert settings["dtype"] == "float32"
@@ -54,9 +54,9 @@ def test_settings_say_what_decides(host):
 
 
 @pytest.fixture
-def broken(host_folder, tmp_path):
+def broken(hf_folder, tmp_path):
     """A copy to break."""
-    return lambda family: shutil.copytree(host_folder(family), tmp_path / family)
+    return lambda family: shutil.copytree(hf_folder(family), tmp_path / family)
 
 
 def test_missing_weights_are_refused(broken):
@@ -97,23 +97,23 @@ def test_what_is_no_model_for_pictures_is_refused(llama_folder):
         load_hf_checkpoint(str(llama_folder), device="cpu")
 
 
-def test_max_pixels(host_folder):
+def test_max_pixels(hf_folder):
     """40 x 120 pixels: 5 x 15 tokens of 8 x 8 pixels, or as few as fit."""
     picture = Image.new("RGB", (120, 40))
     for limit, most in ((None, 25), (100 * 64, 100), (12 * 64, 12)):
-        checkpoint = load_hf_checkpoint(str(host_folder("qwen2_vl")), device="cpu", max_pixels=limit)
+        checkpoint = load_hf_checkpoint(str(hf_folder("qwen2_vl")), device="cpu", max_pixels=limit)
         grid = checkpoint.show(picture).inputs["image_grid_thw"]
         assert int(grid.prod()) // 4 <= most
         assert (int(grid.prod()) // 4 == 75) == (limit == 100 * 64)
     with pytest.raises(ValueError, match="max_pixels=10 is less than one token"):
-        load_hf_checkpoint(str(host_folder("qwen2_vl")), device="cpu", max_pixels=10)
+        load_hf_checkpoint(str(hf_folder("qwen2_vl")), device="cpu", max_pixels=10)
     with pytest.raises(ValueError, match="is for models such as Qwen2-VL"):
-        load_hf_checkpoint(str(host_folder("video_llava")), device="cpu", max_pixels=10000)
+        load_hf_checkpoint(str(hf_folder("video_llava")), device="cpu", max_pixels=10000)
 
 
-def test_video_llava_frames_are_cropped_and_never_flipped(host, video):
+def test_video_llava_frames_are_cropped_and_never_flipped(hf_checkpoint, video):
     """Against Pillow: short side 24, centre crop, CLIP's mean and deviation."""
-    inputs = host("video_llava").show(video).inputs
+    inputs = hf_checkpoint("video_llava").show(video).inputs
     mean, deviation = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
     assert list(inputs) == ["pixel_values_videos"]
     assert inputs["pixel_values_videos"].shape == (1, 3, 3, 24, 24)
@@ -143,20 +143,20 @@ def test_frames_joined_by_two_are_patches_through_time():
                     patch += 1
 
 
-def test_qwen_videos_have_their_own_size_and_times(host, video):
+def test_qwen_videos_have_their_own_size_and_times(hf_checkpoint, video):
     """Three of 20 frames at 10 a second, which is 1.5 a second; two make a step in time."""
-    inputs = host("qwen2_5_vl").show(video).inputs
+    inputs = hf_checkpoint("qwen2_5_vl").show(video).inputs
     assert inputs["video_grid_thw"].tolist() == [[2, 4, 6]]
     assert inputs["second_per_grid_ts"].item() == pytest.approx(2 / 1.5)
-    batch = host("qwen2_vl").batch([""], [host("qwen2_vl").show(video)])
+    batch = hf_checkpoint("qwen2_vl").batch([""], [hf_checkpoint("qwen2_vl").show(video)])
     assert "second_per_grid_ts" not in batch
 
 
-def test_videos_and_models_for_pictures(host, video, tmp_path):
+def test_videos_and_models_for_pictures(hf_checkpoint, video, tmp_path):
     with pytest.raises(ValueError, match="shown to a model that takes pictures only"):
-        host("llava_hf").show(video)
+        hf_checkpoint("llava_hf").show(video)
     with pytest.raises(ValueError, match="frames=0 is no number of frames"):
         load_hf_checkpoint("anything", frames=0)
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
-        host("video_llava").reader("bad.mp4", tmp_path)
+        hf_checkpoint("video_llava").reader("bad.mp4", tmp_path)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from llava.eval import launch
+from llava.eval.answering import chunks
 from scripts.tables.cells import produce
 from scripts.tables.cells.follow import Ended
 from scripts.tables.cells.spec import CellSpec
@@ -31,7 +32,7 @@ def answered_here(command):
     assert command[1:3] == ["-m", "llava.eval.launch"]
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(launch, "subprocess", SimpleNamespace(Popen=InThisProcess))
+        patch.setattr(chunks, "subprocess", SimpleNamespace(Popen=InThisProcess))
         launch.main(command[3:])
     return Ended(0, said.getvalue().splitlines())
 

@@ -1,4 +1,4 @@
-"""What the page shows beside an answer: the pictures of kept patches, and a table of figures."""
+"""What the page shows with an answer: pictures of the kept patches, and a table of its costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GAP = 4  # pixels between the tiles of one picture
 
 
 def overlays(kept: dict[str, Any]) -> list[tuple[Image.Image, str]]:
-    """Captioned pictures from an answer's `kept` (see `figures.kept_of`): what the encoder saw, then each selection."""
+    """Captioned pictures from an answer's `kept` (see `answer_stats.kept_of`): the input, then each selection."""
     views = [np.asarray(decode_image(base64.b64decode(view))) for view in kept["views"]]
     rows, columns = kept["grid"]
     patches = rows * columns * len(views)
@@ -40,7 +40,7 @@ def _beside(tiles: list[np.ndarray]) -> Image.Image:
 
 
 def figure_table(figures: dict[str, Any], unpruned: dict[str, Any] | None) -> str:
-    """Markdown: an answer's figures, beside those of the same question unpruned if this session has them."""
+    """Markdown: an answer's figures, next to those of the same question unpruned, if this session has them."""
     rows = [
         ("pruner", figures["pruner"].replace(":", ": "), ""),
         ("visual tokens", _path(figures), _path(unpruned)),

@@ -18,7 +18,7 @@ from llava.mm_utils import picture_of
 
 
 @dataclass
-class Figures:
+class AnswerStats:
     """Numbers of one answer.
 
     pruner: as text. patches: visual tokens before the encoder's first layer, all images and tiles together.
@@ -43,13 +43,15 @@ class Figures:
     finish: str = "stop"
 
 
-def figures_of(model: Any, trace: Trace | None, pixels: Any, watch: Stopwatch, total: float, new: int) -> Figures:
+def answer_stats_of(
+    model: Any, trace: Trace | None, pixels: Any, watch: Stopwatch, total: float, new: int
+) -> AnswerStats:
     """Numbers of one generation; pruner, text tokens and finish are left to the caller."""
     tower = model.get_vision_tower()
     counts = TokenCounts([picture_sizes(tower, pixels if pixels is not None else [])], tower.layers_run, trace)
     encoder = counts.encoder_tokens(0)
     decode = total - watch.encode_ms - watch.prefill_ms
-    return Figures(
+    return AnswerStats(
         patches=encoder[0] if encoder else 0,
         visual_tokens=sum(watch.visual_tokens),
         new_tokens=new,

@@ -1,0 +1,145 @@
+"""A benchmark from its question file to a score, for a model and a pruner: one specification, one function."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from flowcut.registry import parse_pruner
+from llava.eval.answering.chunks import Share, answer_chunks, merge, share_of
+from llava.eval.answering.settings import AnswerSettings
+from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Prepared, Split
+from llava.eval.benchmarks.registry import DATA, benchmark
+from llava.eval.benchmarks.scoring import Scored, score_answers
+from llava.eval.judge.settings import JudgeSettings
+from llava.mm_utils import get_model_name_from_path
+
+# What LLaVA's scripts give these programs.
+PROGRAM_FLAGS = {"science": ("--single-pred-prompt",), "mmbench": ("--single-pred-prompt",)}
+BENCHMARK_FLAGS = {"mmbench_cn": ("--lang", "cn")}
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """What is evaluated, and how. Making one loads no model and reads no file.
+
+    Attributes:
+        benchmark: a name of `llava.eval.benchmarks.registry`.
+        model: checkpoint folder or Hub name.
+        pruner: text such as "flowcut:budget=64", or "none"; None takes the checkpoint's own, if it has one.
+        split: None for the one of the published number.
+        limit: that many questions only, spread evenly; None for all.
+        data: folder of all benchmarks.
+        answering: how the model is loaded and answers.
+        devices: such as "0,1" or "cpu"; None takes CUDA_VISIBLE_DEVICES, else all GPUs, else the CPU.
+        nodes, node: machines that share the work, and which of them this is, from 0.
+        skip_bad: score although some questions could not be asked.
+        judge: who scores answers, for benchmarks that need a judge.
+
+    Raises ValueError, one line, for names that do not exist and numbers that cannot be.
+    """
+
+    benchmark: str
+    model: str
+    pruner: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    data: Path = DATA
+    answering: AnswerSettings = field(default_factory=AnswerSettings)
+    devices: str | None = None
+    nodes: int = 1
+    node: int = 0
+    skip_bad: bool = False
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+
+    def __post_init__(self) -> None:
+        if self.pruner is not None:
+            parse_pruner(self.pruner)
+        assert self.share.chunks  # raises for a node that does not exist
+        assert self.chosen_split.name  # and here for a benchmark or split
+
+    @cached_property
+    def bench(self) -> Benchmark:
+        return benchmark(self.benchmark)
+
+    @cached_property
+    def chosen_split(self) -> Split:
+        return self.bench.split(self.split)
+
+    @property
+    def share(self) -> Share:
+        """This node's devices and chunks."""
+        return share_of(self.devices, self.nodes, self.node)
+
+    @property
+    def folder(self) -> Path:
+        """The benchmark's, with annotations and pictures."""
+        return self.bench.folder(self.data, self.chosen_split)
+
+    @property
+    def question_file(self) -> Path:
+        """That of the whole split."""
+        return self.folder / self.chosen_split.question_file
+
+    @property
+    def answers_folder(self) -> Path:
+        """Below the question file's folder: answers/<split>/<model>/<pruner>, so that no run overwrites another."""
+        return answers_folder(self.question_file.parent, self.chosen_split.name, self.model, self.pruner, self.limit)
+
+    def command(self, prepared: Prepared) -> list[str]:
+        """The answering program with its flags, but for those of one chunk. prepared: the questions to ask."""
+        settings = self.answering.flags()
+        length = [] if self.answering.max_new_tokens else ["--max_new_tokens", str(self.bench.max_new_tokens)]
+        return [
+            *(sys.executable, "-m", PROGRAMS[self.bench.program], "--model-path", self.model),
+            *("--question-file", str(prepared.question_file)),
+            *(("--image-folder", str(prepared.images)) if prepared.images else ()),
+            *(("--pruner", self.pruner) if self.pruner else ()),
+            *length,
+            *(("--skip-bad",) if self.skip_bad else ()),
+            *PROGRAM_FLAGS.get(self.bench.program, ()),
+            *BENCHMARK_FLAGS.get(self.bench.name, ()),
+            *settings,
+        ]
+
+
+def answers_folder(folder: Path, split: str, model: str, pruner: str | None, limit: int | None) -> Path:
+    """Where answers lie. folder: of the question file. pruner: as text; None for the checkpoint's own."""
+    name = re.sub(r"[:=,]", "_", pruner or "as_trained")
+    return folder / "answers" / split / get_model_name_from_path(model) / (name + (f"_limit_{limit}" if limit else ""))
+
+
+def evaluate(spec: EvaluationSpec, progress: bool = False) -> Scored | None:
+    """Ask what is missing, join the chunks, score them. Started again after any kind of end, it goes on.
+
+    The answers lie in `spec.answers_folder` as `merge.jsonl`, the score next to them. None while other nodes still
+    answer. progress: show a bar on stderr while a judge is asked; the answering processes always show theirs.
+
+    Raises ValueError, one line, when files of the benchmark are missing, when questions were left unanswered and
+    `skip_bad` is not set, and for what `score_answers` raises.
+    """
+    part, prepared = spec.share, question_file_of(spec)
+    folder = answers_folder(prepared.question_file.parent, spec.chosen_split.name, spec.model, spec.pruner, spec.limit)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not answer_chunks(part, spec.command(prepared), folder):
+        raise ValueError("not every question was answered; start again to go on, or --skip-bad to score the rest")
+    merged = merge(folder, part.chunks)
+    if merged is None:
+        return None
+    return score_answers(
+        spec.bench, spec.chosen_split, spec.folder, merged, spec.judge, spec.limit is not None, progress
+    )
+
+
+def question_file_of(spec: EvaluationSpec) -> Prepared:
+    """The questions to ask, made if need be. Raises ValueError when the benchmark's files are not complete."""
+    prepared = spec.bench.prepare(spec.folder, spec.chosen_split, spec.limit)
+    if prepared.absent and not spec.skip_bad:
+        raise ValueError(
+            f"{len(prepared.absent)} images of questions are not in {prepared.images}, such as {prepared.absent[0]}; "
+            f"get them, or score without these questions by --skip-bad"
+        )
+    return prepared

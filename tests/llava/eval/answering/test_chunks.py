@@ -1,0 +1,43 @@
+"""Which devices and chunks a node has. The launcher's tests run them."""
+
+import os
+
+import pytest
+import torch
+
+from llava.eval import launch
+from llava.eval.answering.chunks import merge, share_of
+
+
+def test_devices(monkeypatch):
+    def devices(*flags):
+        args = launch.build_parser().parse_args(["gqa", "--model-path", "x", *flags])
+        return launch.share(args)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices() == (["0", "1"], [0, 1], 2)
+    assert devices("--nodes", "3", "--node", "2") == (["0", "1"], [4, 5], 6)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    assert devices().devices == ["3", "5", "7"]
+    assert devices("--devices", "cpu").devices == ["cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices().devices == ["cpu"] * 3
+    monkeypatch.setattr(os, "environ", {"SLURM_NNODES": "4", "SLURM_NODEID": "2"})
+    args = launch.build_parser().parse_args(["gqa", "--model-path", "x"])
+    assert (args.nodes, args.node) == (4, 2)
+
+
+def test_a_node_has_its_share(monkeypatch):
+    assert share_of("0,1", nodes=3, node=1) == (["0", "1"], [2, 3], 6)
+    with pytest.raises(ValueError, match="--node 2 of 2 does not exist; it runs from 0 to 1"):
+        share_of("cpu", nodes=2, node=2)
+
+
+def test_chunks_join_in_order_when_all_are_done(tmp_path):
+    for number, text in enumerate(("one\n", "", "three\n")):
+        assert merge(tmp_path, 3) is None
+        (tmp_path / f"3_{number}.jsonl").write_text(text)
+        (tmp_path / f"3_{number}.done").touch()
+    assert merge(tmp_path, 3).read_text() == "one\nthree\n"

@@ -1,0 +1,98 @@
+"""One specification from question file to score, by the library; the launcher means the same by its flags."""
+
+import importlib
+
+import pytest
+
+from llava.eval import launch
+from llava.eval.answering import chunks
+from llava.eval.answering.evaluate import EvaluationSpec, evaluate
+from llava.eval.answering.settings import AnswerSettings
+from llava.eval.judge.settings import JudgeSettings
+from tests.llava.eval.data_tree import make_data_tree
+
+
+class InThisProcess:
+    """What `subprocess.Popen` is for the chunks: the program runs here, at once."""
+
+    def __init__(self, command, env):
+        self.code = 0
+        try:
+            importlib.import_module(command[2]).main(command[3:])
+        except SystemExit as stop:
+            self.code = 1 if stop.code else 0
+
+    def wait(self):
+        return self.code
+
+
+@pytest.fixture
+def spec(tmp_path, llava_folder, monkeypatch):
+    monkeypatch.setattr(chunks.subprocess, "Popen", InThisProcess)
+    data = make_data_tree(tmp_path / "eval", ("gqa", "sqa"))
+    settings = AnswerSettings(batch_size=3, max_new_tokens=4)
+    return EvaluationSpec(
+        "gqa", str(llava_folder), "fastervlm:budget=5", data=data, answering=settings, devices="cpu,cpu"
+    )
+
+
+def flags_of(spec):
+    told = ["--data", str(spec.data), "--model-path", spec.model, "--pruner", spec.pruner, "--devices", spec.devices]
+    return [spec.benchmark, *told, "--batch-size", "3", "--max_new_tokens", "4"]
+
+
+def test_from_a_specification_to_a_score(spec):
+    scored = evaluate(spec)
+    assert (scored.summary["benchmark"], scored.summary["n"], scored.summary["missing"]) == ("gqa", 5, 0)
+    assert scored.table.startswith("GQA, testdev_balanced: accuracy")
+    merged = spec.answers_folder / "merge.jsonl"
+    assert len(merged.read_text("utf-8").splitlines()) == 5
+    assert merged.with_name("merge.scores.json").is_file()
+    before = merged.stat().st_mtime_ns, merged.read_bytes()
+    assert evaluate(spec).summary == scored.summary
+    assert merged.read_bytes() == before[1]
+
+
+def test_the_launchers_flags_are_a_specification(spec):
+    args, rest = launch.build_parser().parse_known_args(flags_of(spec))
+    assert launch.spec_of(args, rest) == spec
+    assert launch.answers_folder(spec.question_file.parent, "testdev_balanced", args) == spec.answers_folder
+    assert launch.share(args) == spec.share
+
+
+def test_another_node_is_waited_for(spec, llava_folder):
+    first = EvaluationSpec(**{**fields_of(spec), "nodes": 2, "node": 1, "limit": 2})
+    assert evaluate(first) is None
+    second = EvaluationSpec(**{**fields_of(spec), "nodes": 2, "node": 0, "limit": 2})
+    assert evaluate(second).summary["labels"][0] == "subset"
+
+
+def fields_of(spec):
+    return {name: getattr(spec, name) for name in EvaluationSpec.__dataclass_fields__}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"benchmark": "nothing"}, "no benchmark 'nothing'"),
+        ({"split": "train"}, "gqa has no split 'train'"),
+        ({"pruner": "flowcat:budget=5"}, "unknown pruner"),
+        ({"nodes": 2, "node": 2}, "--node 2 of 2 does not exist"),
+    ],
+)
+def test_names_that_do_not_exist_are_refused_at_once(spec, changes, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationSpec(**{**fields_of(spec), **changes})
+
+
+def test_questions_that_failed_are_an_error(spec):
+    next((spec.data / "gqa").rglob("*.jpg")).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="not every question was answered"):
+        evaluate(spec)
+    assert evaluate(EvaluationSpec(**{**fields_of(spec), "skip_bad": True})).summary["missing"] > 0
+
+
+def test_a_judge_for_a_benchmark_that_needs_none_is_refused(spec, tmp_path):
+    judge = JudgeSettings(requests=tmp_path / "requests.jsonl")
+    with pytest.raises(ValueError, match="scored without a judge"):
+        evaluate(EvaluationSpec(**{**fields_of(spec), "judge": judge}))
