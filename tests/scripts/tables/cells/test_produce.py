@@ -67,7 +67,7 @@ def test_what_is_there_is_read_and_nothing_runs(root, monkeypatch, capsys):
     files = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in root.rglob("*.json*")}
     monkeypatch.setattr(produce, "follow", nothing_may_run)
     monkeypatch.setattr("subprocess.Popen", nothing_may_run)
-    monkeypatch.setattr("llava.eval.program.load_answerer", nothing_may_run)
+    monkeypatch.setattr("llava.eval.answering.program.load_answerer", nothing_may_run)
     first = make_cell(cell)
     assert first == read_document(cell)
     flags = ["--benchmark", "pope", "--model", cell.model, "--pruner", PRUNER, "--data", str(cell.data)]
