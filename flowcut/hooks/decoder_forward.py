@@ -18,6 +18,7 @@ from flowcut.hooks.cache_notes import PAST_LAYERS, PastLayers
 from flowcut.hooks.packing import Kept, pack
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session
+from flowcut.hooks.shown_layer import ShownLayer
 from flowcut.pruner import Cut, LanguageView, Layout
 from flowcut.trace import StageTrace
 
@@ -287,28 +288,19 @@ class DecoderForward:
         return list(zip(self.states, following, strict=True))
 
 
-class ShownDecoderLayer:
+class ShownDecoderLayer(ShownLayer):
     """`flowcut.pruner.source.DecoderSource`: a layer of a forward, at the moment its pruner is asked.
 
     Attributes:
-        states: [B, S, D], the layer's output; None for pruners that do not read it.
         rotary: position embeddings with which the layer turned q and k.
         embeddings: [B, S, D], what the language model was given; in its first layer only, else None.
     """
 
     def __init__(self, forward: DecoderForward, states: Tensor | None, rotary: Any):
+        super().__init__(states, forward.trace if forward.session.signals else None)
         self.forward = forward
-        self.states = states
         self.rotary = rotary
         self.embeddings = forward.embedded
-
-    @property
-    def hidden(self) -> Tensor:
-        if self.states is None:
-            raise ValueError(
-                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
-            )
-        return self.states
 
     def norm(self, states: Tensor) -> Tensor:
         norm = getattr(self.forward.decoder.model, "norm", None)
@@ -323,10 +315,6 @@ class ShownDecoderLayer:
         source = ShownDecoderLayer(self.forward, hidden, rotary)
         layout = replace(view.layout, real=real)
         return replace(view, layer=number, q=query, k=key, v=value, scaling=scaling, layout=layout, source=source)
-
-    def record(self, name: str, values: Tensor, view: LanguageView) -> None:
-        if self.forward.session.signals and self.forward.trace is not None:
-            self.forward.trace.note(name, values, view.layer, view.counts)
 
 
 def last_columns(real: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from flowcut.hooks.attention import VISION, AttentionInputsCaptured, Segments
 from flowcut.hooks.call_context import KnownRows
 from flowcut.hooks.merge_before_mlp import LayerContext, TokenSizes, merge_of
 from flowcut.hooks.parts import Encoder
+from flowcut.hooks.shown_layer import ShownLayer
 from flowcut.pruner import CLS, Cut, Pruner, Question, Rows, View, valid_mask
 from flowcut.trace import Trace
 
@@ -263,26 +264,17 @@ class EncoderForward:
         return self.trace
 
 
-class ShownEncoderLayer:
+class ShownEncoderLayer(ShownLayer):
     """`flowcut.pruner.source.EncoderSource`: a layer of a forward, at the moment its pruner is asked.
 
     Attributes:
-        states: [R, S, D], the layer's output; None for pruners that do not read it.
-        given: the same as the next layer would get it: packed where rows differ in length.
+        given: the layer's output as the next layer would get it: packed where rows differ in length.
     """
 
     def __init__(self, forward: EncoderForward, states: Tensor | None, given: Tensor | None):
+        super().__init__(states, forward.trace if forward.signals else None)
         self.forward = forward
-        self.states = states
         self.given = given
-
-    @property
-    def hidden(self) -> Tensor:
-        if self.states is None:
-            raise ValueError(
-                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
-            )
-        return self.states
 
     @property
     def question(self) -> Question | None:
@@ -300,7 +292,3 @@ class ShownEncoderLayer:
         query, key, value = (tensor.to(view.q.device) for tensor in seen)
         source = ShownEncoderLayer(self.forward, None, None)
         return replace(view, layer=number, q=query, k=key, v=value, scaling=scaling, source=source)
-
-    def record(self, name: str, values: Tensor, view: View) -> None:
-        if self.forward.signals:
-            self.forward.trace.note(name, values, view.layer, view.counts)

@@ -6,8 +6,7 @@ image, d entries per head, D model width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,18 +53,9 @@ class LanguageView(LayerView):
         memory: the pruner's own notebook for this forward.
     """
 
-    layer: int
-    layers: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    scaling: float
-    counts: tuple[int, ...]
-    positions: Tensor
     initial: tuple[int, ...]
     layout: Layout
     source: DecoderSource
-    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def past(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,29 +18,31 @@ from flowcut.pruner.budget import Budget, whole_budget
 from flowcut.pruner.cut import Cut, valid_mask
 from flowcut.pruner.question import Question
 from flowcut.pruner.shape import EncoderShape
-from flowcut.pruner.source import EncoderSource, Source
+from flowcut.pruner.source import EncoderSource
 
 
-class _Layer(Protocol):
-    """The fields that both views have, as `LayerView` uses them."""
-
-    positions: Tensor
-    counts: tuple[int, ...]
-
-    @property
-    def source(self) -> Source: ...
-
-
+@dataclass
 class LayerView:
-    """What the views of an encoder layer and of a decoder layer have in common."""
+    """The fields that the views of an encoder layer and of a decoder layer share; each view says what they mean."""
+
+    layer: int
+    layers: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scaling: float
+    counts: tuple[int, ...]
+    positions: Tensor
+    source: Any
+    memory: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     @property
-    def valid(self: _Layer) -> Tensor | None:
+    def valid(self) -> Tensor | None:
         """[R, n], True where a visual token is real; None when no row is padded."""
         return valid_mask(self.counts, self.positions.shape[1], self.positions.device)
 
     @property
-    def hidden(self: _Layer) -> Tensor:
+    def hidden(self) -> Tensor:
         """The layer's output, [rows, S, D], which a cut shortens.
 
         Raises:
@@ -48,7 +50,7 @@ class LayerView:
         """
         return self.source.hidden
 
-    def next_layer(self: _Layer) -> Any:
+    def next_layer(self) -> Any:
         """The same tokens as the next layer would see them: a view with its number, q, k and v.
 
         For pruners with `reads_hidden`; costs that layer's norm and projections, no attention. In a decoder, training
@@ -59,7 +61,7 @@ class LayerView:
         """
         return self.source.next_layer(self)
 
-    def record(self: _Layer, name: str, values: Tensor) -> None:
+    def record(self, name: str, values: Tensor) -> None:
         """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""
         self.source.record(name, values, self)
 
@@ -120,18 +122,9 @@ class View(LayerView):
         memory: the pruner's own notebook for this forward.
     """
 
-    layer: int
-    layers: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    scaling: float
-    counts: tuple[int, ...]
-    positions: Tensor
     rows: Rows
     shape: EncoderShape
     source: EncoderSource
-    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def question(self) -> Question | None:

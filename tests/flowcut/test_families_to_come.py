@@ -59,7 +59,7 @@ def cells_of_two(counts=(24, 24), keep=None):
     q = torch.zeros(2, 1, 24, 4)
     shape = EncoderShape("", 4, 4, patches_per_token=4, cell=(2, 2), feature_layer=2)
     rows = Rows((0, 1), (1, 1), ((2, 3), (2, 3)), (6, 6))
-    return View(2, 4, q, q, q, 1.0, counts, positions, rows, shape, Silent())
+    return View(2, 4, q, q, q, 1.0, counts, positions, Silent(), rows, shape)
 
 
 def test_cells_of_a_raster_stay_whole():
