@@ -12,6 +12,8 @@ import torch
 
 from llava.eval.files import write_atomic
 
+MERGED = "merge.jsonl"
+
 
 class Share(NamedTuple):
     """This node's part: its devices, and the numbers of their chunks among `chunks`."""
@@ -74,7 +76,7 @@ def merge(folder: Path, chunks: int) -> Path | None:
     """All chunks in one file, in the questions' order; None while some are not finished."""
     if not all(_marker(folder, chunks, number).is_file() for number in range(chunks)):
         return None
-    merged = folder / "merge.jsonl"
+    merged = folder / MERGED
     write_atomic(merged, "".join(_chunk(folder, chunks, number).read_text("utf-8") for number in range(chunks)))
     return merged
 

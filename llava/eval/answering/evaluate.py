@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from flowcut.registry import parse_pruner
-from llava.eval.answering.chunks import Share, answer_chunks, merge, share_of
+from llava.eval.answering.chunks import MERGED, Share, answer_chunks, merge, share_of
 from llava.eval.answering.settings import AnswerSettings
 from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Prepared, Split
 from llava.eval.benchmarks.registry import DATA, benchmark
@@ -58,8 +59,8 @@ class EvaluationSpec:
     def __post_init__(self) -> None:
         if self.pruner is not None:
             parse_pruner(self.pruner)
-        assert self.share.chunks  # raises for a node that does not exist
-        assert self.chosen_split.name  # and here for a benchmark or split
+        share_of(self.devices, self.nodes, self.node)
+        benchmark(self.benchmark).split(self.split)
 
     @cached_property
     def bench(self) -> Benchmark:
@@ -89,16 +90,40 @@ class EvaluationSpec:
         """Below the question file's folder: answers/<split>/<model>/<pruner>, so that no run overwrites another."""
         return answers_folder(self.question_file.parent, self.chosen_split.name, self.model, self.pruner, self.limit)
 
+    @property
+    def answers_file(self) -> Path:
+        """The joined answers, once all are there. Their score lies next to them, as `merge.scores.json`."""
+        return self.answers_folder / MERGED
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The length given, else the benchmark's."""
+        told = self.answering.max_new_tokens
+        return self.bench.max_new_tokens if told is None else told
+
+    def known_settings(self) -> dict[str, Any]:
+        """What the settings next to the answers will say, as far as it is known before the model is loaded.
+
+        Left out is what the checkpoint decides: its own pruner, and template, data type or size where none is given.
+        """
+        settings: dict[str, Any] = {"model": get_model_name_from_path(self.model)}
+        if self.pruner is not None:
+            parsed = parse_pruner(self.pruner)
+            settings["pruner"] = repr(parsed) if parsed else "none"
+        told = self.answering
+        settings |= {name: getattr(told, name) for name in ("temperature", "top_p", "num_beams")}
+        settings |= {"max_new_tokens": self.max_new_tokens, "seed": told.seed}
+        given = {name: getattr(told, name) for name in ("conv_mode", "dtype", "max_pixels")}
+        return settings | {name: value for name, value in given.items() if value is not None}
+
     def command(self, prepared: Prepared) -> list[str]:
         """The answering program with its flags, but for those of one chunk. prepared: the questions to ask."""
-        settings = self.answering.flags()
-        length = [] if self.answering.max_new_tokens else ["--max_new_tokens", str(self.bench.max_new_tokens)]
+        settings = replace(self.answering, max_new_tokens=self.max_new_tokens).flags()
         return [
             *(sys.executable, "-m", PROGRAMS[self.bench.program], "--model-path", self.model),
             *("--question-file", str(prepared.question_file)),
             *(("--image-folder", str(prepared.images)) if prepared.images else ()),
             *(("--pruner", self.pruner) if self.pruner else ()),
-            *length,
             *(("--skip-bad",) if self.skip_bad else ()),
             *PROGRAM_FLAGS.get(self.bench.program, ()),
             *BENCHMARK_FLAGS.get(self.bench.name, ()),
@@ -121,8 +146,7 @@ def evaluate(spec: EvaluationSpec, progress: bool = False) -> Scored | None:
     Raises ValueError, one line, when files of the benchmark are missing, when questions were left unanswered and
     `skip_bad` is not set, and for what `score_answers` raises.
     """
-    part, prepared = spec.share, question_file_of(spec)
-    folder = answers_folder(prepared.question_file.parent, spec.chosen_split.name, spec.model, spec.pruner, spec.limit)
+    part, prepared, folder = spec.share, question_file_of(spec), spec.answers_folder
     folder.mkdir(parents=True, exist_ok=True)
     if not answer_chunks(part, spec.command(prepared), folder):
         raise ValueError("not every question was answered; start again to go on, or --skip-bad to score the rest")

@@ -144,7 +144,9 @@ def report(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "efficiency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model-path", default="playground/embedded", help="a LLaVA checkpoint (default: %(default)s)")
     parser.add_argument("--model-base", help="base model under a LoRA adapter or a projector")
     parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else vicuna_v1)")

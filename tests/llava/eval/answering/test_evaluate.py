@@ -1,6 +1,7 @@
 """One specification from question file to score, by the library; the launcher means the same by its flags."""
 
 import importlib
+import json
 
 import pytest
 
@@ -45,9 +46,14 @@ def test_from_a_specification_to_a_score(spec):
     scored = evaluate(spec)
     assert (scored.summary["benchmark"], scored.summary["n"], scored.summary["missing"]) == ("gqa", 5, 0)
     assert scored.table.startswith("GQA, testdev_balanced: accuracy")
-    merged = spec.answers_folder / "merge.jsonl"
+    merged = spec.answers_file
     assert len(merged.read_text("utf-8").splitlines()) == 5
     assert merged.with_name("merge.scores.json").is_file()
+    chunk = json.loads((spec.answers_folder / "2_0.settings.json").read_text("utf-8"))
+    known = spec.known_settings()
+    assert known.items() <= chunk.items()
+    assert (known["max_new_tokens"], known["temperature"]) == (4, 0.0)
+    assert "FasterVLM" in known["pruner"]
     before = merged.stat().st_mtime_ns, merged.read_bytes()
     assert evaluate(spec).summary == scored.summary
     assert merged.read_bytes() == before[1]
