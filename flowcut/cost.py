@@ -22,7 +22,7 @@ class Cost:
 
     Attributes:
         encoder: patch embedding and every layer of the vision encoder that runs.
-        projector: its linear layers over the tokens that are left.
+        projector: its linear layers over the remaining tokens.
         prefill: the language model's layers over text and visual tokens.
     """
 
@@ -65,7 +65,7 @@ def cost_of(
             (`Pruner.merges_before_mlp`): the counts that leave the layers. In the form of `path`.
         tiles: over how many tiles `path` sums; 1 if None, and there `path` may hold one path for each tile.
         projected: tokens that the projector works on; as many as enter the language model if None. Others where padding
-            of tiles is taken off, or line ends are put in, behind it.
+            of tiles is taken off, or line ends are put in, after it.
 
     Raises:
         ValueError: `tiles` is no number >= 1 or not that of the paths, paths differ in length, or hold more tokens than
@@ -159,7 +159,7 @@ def decode_flops(config: Any, path: Sequence[int], steps: int) -> float:
 def kv_cache_bytes(config: Any, path: Sequence[int], bytes_per_value: float = 2) -> float:
     """Bytes of a decoder's KV cache for one sequence: the keys and values, grouped or not, of what entered each layer.
 
-    A layer caches what it reads, tokens that a cut behind it drops too; each further token adds one to every layer.
+    A layer caches what it reads, tokens that a cut after it drops too; each further token adds one to every layer.
 
     Args:
         path: text and visual tokens entering each layer, as for `prefill_flops`.

@@ -165,7 +165,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
 
     def _row_is_done(self, row: Tensor) -> bool:
         if self._prompt_length is None:
-            # Generation from embeddings returns the new tokens only; otherwise the prompt stands in front of them.
+            # Generation from embeddings returns the new tokens only; otherwise the prompt stands before them.
             self._prompt_length = self.start_len if len(row) > self.start_len else 0
         new = row[self._prompt_length :]
         if any(len(new) >= len(ids) and torch.equal(new[-len(ids) :].cpu(), ids) for ids in self.keyword_ids):

@@ -167,7 +167,7 @@ class Bench:
 
 
 class _FirstToken(BaseStreamer):
-    """Seconds from when it was made to the first new token; `generate` puts the prompt in front of it."""
+    """Seconds from when it was made to the first new token; `generate` puts the prompt before it."""
 
     def __init__(self) -> None:
         self.start, self.puts, self.seconds = time.perf_counter(), 0, math.nan

@@ -129,7 +129,7 @@ def sharpen(model: nn.Module, encode: Callable[[], Any], passes: int = 2) -> Non
     Args:
         encode: runs the encoder over pictures to go by.
 
-    A layer is corrected after it ran, and those behind it see what came of the wrong one: hence a second pass.
+    A layer is corrected after it ran, and those after it see what came of the wrong one: hence a second pass.
     """
     probe = _Sharpen(budget=10**9)
     with torch.inference_mode(), attach(model, probe) as handle:

@@ -206,7 +206,7 @@ def contradictions(study: Study, image: int) -> Drawing:
 
 
 def strength(study: Study) -> Drawing:
-    """Figure 6: information density of what is left, layer by layer."""
+    """Figure 6: information density of the kept tokens, layer by layer."""
     lines = strength_lines(study)
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)

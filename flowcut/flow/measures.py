@@ -21,7 +21,7 @@ Whole = NDArray[np.integer]
 
 
 class Flow(NamedTuple):
-    """What is left of one layer's attention matrix.
+    """What is kept of one layer's attention matrix.
 
     Attributes:
         inflow: [S], the token each token takes most from: argmax_j A[i, j].

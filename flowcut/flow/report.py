@@ -80,7 +80,7 @@ def _figure(drawing: Drawing, content: bytes) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """An HTML table; floats with three digits behind the point, what is missing as a dash."""
+    """An HTML table; floats with three digits after the point, what is missing as a dash."""
 
     def cell(value: object) -> str:
         if value is None or (isinstance(value, float) and math.isnan(value)):

@@ -279,7 +279,7 @@ class DecoderForward:
             self.real = real
             whole = self.real_entries(first, length - width, width)
             noted.append(PastLayers(first, length, whole, renumber or bool(entry and entry.renumbered)))
-        # Layers in front of the first cut are as the caller describes them, unless an earlier forward cut there.
+        # Layers before the first cut are as the caller describes them, unless an earlier forward cut there.
         setattr(self.cache, PAST_LAYERS, [entry for entry in noted if entry.first > 0 or self.past_of(0)])
 
     def _after(self) -> list[tuple[Any, tuple[Tensor | None, int, bool]]]:

@@ -88,7 +88,7 @@ def spread_out(values: Tensor, groups: tuple[int, ...], valid: Tensor | None = N
 def most_diverse(kernel: Tensor, number: int, valid: Tensor | None = None) -> Tensor:
     """[R, number] tokens in the order in which they are chosen, by kernel [R, n, n]; the lower of equals first.
 
-    Each step takes the largest diagonal entry of what is left of the kernel when the chosen tokens' part is projected
+    Each step takes the largest diagonal entry of the rest of the kernel when the chosen tokens' part is projected
     out (Chen et al., NeurIPS 2018, algorithm 1). Where nothing is left, the order of the tokens decides.
     """
     rows, length = kernel.shape[:2]

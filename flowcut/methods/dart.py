@@ -21,17 +21,17 @@ from flowcut.pruner import Cut, LanguageView
 class DART(DecoderCut):
     """One cut inside the language model: keep a few pivots and, of the others, those that resemble a pivot least.
 
-    Pivots are the `image_pivots` visual tokens and the `text_pivots` text tokens behind the image whose keys in
+    Pivots are the `image_pivots` visual tokens and the `text_pivots` text tokens after the image whose keys in
     layer `layer` - 1 have the largest L1 norm. Each pivot in turn takes its share of the tokens to keep: those of
     lowest cosine to it among the visual tokens that nobody took yet, on the states that come out of that layer,
-    behind the model's last norm. No attention weights are needed.
+    after the model's last norm. No attention weights are needed.
 
     Read in LightCompress's implementation, which follows the authors'. There a pivot takes int(T / pivots) tokens
     and the image pivots are kept besides, so 4 + 8 * int(T / 8) stay; here the number is exact, and what does not
     divide goes to the first pivots. There pivots come in the order of a Python set; here the image's come first, in
     order of place, then the text's. There layer 5 is the default, in the paper 2.
 
-    Positions: original, as released. Where fewer text tokens stand behind the image there are fewer text pivots;
+    Positions: original, as released. Where fewer text tokens stand after the image there are fewer text pivots;
     where none do, the text in front provides them. Tiles of an image (anyres) are chosen among together, frames of a
     video each by themselves.
 
@@ -40,7 +40,7 @@ class DART(DecoderCut):
         layer: the first decoder layer that reads the kept tokens only.
         keep: tokens to keep, in place of those that follow from the budget.
         image_pivots, text_pivots: how many pivots there are of each kind.
-        positions: of what is left: as they were, or counted anew.
+        positions: of kept tokens: as they were, or counted anew.
 
     Raises:
         ValueError: a field has a value that is not allowed, or the budget is not to be met after `layer` full layers.

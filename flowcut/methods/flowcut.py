@@ -117,7 +117,7 @@ class FlowCut(Pruner):
         """What the released code does in Qwen2-VL, where the default does better.
 
         It scores patches by attention and value alone, merges survivors four by four though they are no neighbours,
-        and gives what is left the image's first M-RoPE positions.
+        and gives kept tokens the image's first M-RoPE position ids.
         """
         released = {"semantic": False, "merge": "patches", "patch_positions": "first"}
         return cls(budget=budget, **{**released, **fields})

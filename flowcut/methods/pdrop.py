@@ -14,9 +14,9 @@ from flowcut.pruner import Cut, LanguageView, ModelShape, Pruner
 
 @dataclass(frozen=True)
 class PyramidDrop(Pruner):
-    """Several cuts inside the language model, in front of `layers`, each by what the last token looks at there.
+    """Several cuts inside the language model, before `layers`, each by what the last token looks at there.
 
-    In front of layer L the layer's own norm, q and k are applied to the tokens that are left (section 3.2); the
+    Before layer L the layer's own norm, q and k are applied to the remaining tokens (section 3.2); the
     score of a visual token is the weight that the sample's last token gives it, softmax over the whole row, mean
     over heads. Of an image's N tokens the int(N * ratio), int(N * ratio^2), ... best stay, in their order.
 
@@ -24,17 +24,17 @@ class PyramidDrop(Pruner):
     (`pdrop:budget=270,layers=8/16/24,ratio=0.5`). For a budget the authors keep the form and choose layers and
     ratio: with 2/8/16 the ratio comes out as 0.560, 0.421 and 0.193 for 192, 128 and 64 of 576 tokens in 32 layers.
 
-    Positions: counted anew behind each cut, as released; with M-RoPE tokens keep theirs, which the paper does not
-    cover. In training the released code ranks by the mean over all tokens in front of an answer; here the sample's
+    Positions: counted anew after each cut, as released; with M-RoPE tokens keep theirs, which the paper does not
+    cover. In training the released code ranks by the mean over all tokens before an answer; here the sample's
     last token ranks there too. The released decoding works for one sample at a time, without padding; here any batch
     does. Tiles of an image (anyres) are ranked together, frames of a video each by themselves.
 
     Attributes:
         budget: visual tokens an average decoder layer reads, per image or frame.
-        layers: the layers in front of which tokens are dropped.
+        layers: the layers before which tokens are dropped.
         ratio: share of tokens that stays at each cut, in place of the one that follows from the budget.
         keep: tokens that stay at each cut, in place of those that follow from the ratio.
-        positions: of what is left: counted anew behind each cut, or as they were.
+        positions: of kept tokens: counted anew after each cut, or as they were.
 
     Raises:
         ValueError: a field has a value that is not allowed, or the budget is not to be met with these layers.

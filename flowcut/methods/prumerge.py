@@ -72,7 +72,7 @@ class PruMerge(OneCut):
     """Keep the patches with outstanding CLS attention and merge their most similar neighbours into each.
 
     Done once, after the layer LLaVA reads its features from (the last but one). Attention is that of the layer
-    behind it, of which nothing but queries and keys is computed: over their full width, heads not split, softmax
+    after it, of which nothing but queries and keys is computed: over their full width, heads not split, softmax
     over CLS and patches. To each kept patch the features of its 32 neighbours by key similarity are added, weighted
     by attention; one extra token sums up all patches that were not kept, in the same way. Tokens follow each other
     by falling attention, the extra token comes last; the language model's positions are renumbered.
@@ -112,7 +112,7 @@ class PruMerge(OneCut):
         batch_coupling: "none" counts each image's own outliers; "shared" those of the batch, evenly divided.
 
     Raises:
-        ValueError: a field is out of range; the encoder has no layer behind the one that is read.
+        ValueError: a field is out of range; the encoder has no layer after the one that is read.
     """
 
     name: ClassVar[str] = "prumerge"

@@ -16,7 +16,7 @@ from flowcut.methods.prumerge import attention_of_next_layer
 from flowcut.pruner import CLS, Cut, ModelShape, OneCut, View, needed
 
 NEIGHBOURS, CLUSTER_NEIGHBOURS = 20, 10
-"""Neighbours by which outliers are told: of visual and text scores, and of the scores of what is left."""
+"""Neighbours by which outliers are told: of visual and text scores, and of the scores of the rest."""
 MEMBERS = 32
 """Patches that are added to a cluster's centre."""
 TEXT_WEIGHT = 50
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """In all: where there is a cluster, one more token sums up what is left."""
+        """In all: where there is a cluster, one more token sums up the rest."""
         return sum(self) + (self.centres > 0)
 
 

@@ -26,19 +26,19 @@ _HEADS = 14 / 32
 
 @dataclass(frozen=True)
 class SparseVLM(Pruner):
-    """Three cuts inside the language model, behind `layers`, by what the text tokens that fit the image look at.
+    """Three cuts inside the language model, after `layers`, by what the text tokens that fit the image look at.
 
-    Raters (section 3.1), once, on the embeddings given to the language model: of the text behind the image those to
+    Raters (section 3.1), once, on the embeddings given to the language model: of the text after the image those to
     which the visual tokens give more than the mean, in softmax over text of h_v · h_t, averaged over visual tokens.
     The score of a visual token is the mean over raters and heads of the attention it gets in the layer (softmax over
     all that the rater sees). The best stay; at least one goes.
 
     version="1.5": of D dropped tokens the best int(0.3 D) + 1 are recycled (section 3.3): clustered by density peaks
-    into a tenth as many and one, and each cluster's mean goes back behind the kept visual tokens, clusters in falling
+    into a tenth as many and one, and each cluster's mean goes back after the kept visual tokens, clusters in falling
     order of density times distance. Positions are counted anew. Densities are
     told apart by noise, which decides where two are equal (as often where two clusters are made); it is drawn from
     `seed`, the same for every image. In the trace a cluster bears the number of the token at its centre (a single
-    cluster that of the best token in it), so there numbers do not ascend behind the kept ones; it competes, and is
+    cluster that of the best token in it), so there numbers do not ascend after the kept ones; it competes, and is
     recycled, like any visual token in later cuts. In half precision rounding may decide about a cluster, so law 4 (a
     sample alone = in a batch) holds there for what is kept, not always for what is merged.
 
@@ -52,18 +52,18 @@ class SparseVLM(Pruner):
     r that meets the budget in the same count. The adaptive number of section 3.2 is not in the released code, nor
     here.
 
-    A batch, padding, several images: each image has raters of its own, the text behind it; where no text follows,
+    A batch, padding, several images: each image has raters of its own, the text after it; where no text follows,
     the text in front; with no text at all the last token. Released for one sample at a time. Tiles of an image
     (anyres) are ranked together, frames of a video each by themselves. M-RoPE tokens keep their own positions.
 
     Attributes:
         budget: visual tokens that come out of an average decoder layer, per image or frame.
         version: "1.5" or "2".
-        layers: the layers behind which tokens are dropped.
+        layers: the layers after which tokens are dropped.
         keep: tokens that stay at each cut (clusters come on top), in place of the published or computed ones.
         heads: how many heads take part in version "2"; None for 14 of 32.
         seed: of the noise in version "1.5".
-        positions: of what is left: counted anew, or as they were; None for what the version does.
+        positions: of kept tokens: counted anew, or as they were; None for what the version does.
 
     Raises:
         ValueError: a field has a value that is not allowed, or the budget is not to be met with these layers.
@@ -171,15 +171,15 @@ def raters(view: LanguageView, row: int) -> Tensor:
     embeddings = view.source.embeddings
     assert embeddings is not None
     sample = view.layout.samples[row]
-    behind = text_following(view, row)
-    if not len(behind):
-        return behind
+    following = text_following(view, row)
+    if not len(following):
+        return following
     given = embeddings[sample].float()
-    words = given[text_columns(view, sample)[behind]]
+    words = given[text_columns(view, sample)[following]]
     visual = given[view.layout.columns[row, : view.counts[row]]]
     relevance = (visual @ words.T).softmax(dim=-1).mean(dim=0)
     above = relevance > relevance.mean()
-    return behind[above] if bool(above.any()) else behind
+    return following[above] if bool(above.any()) else following
 
 
 def _recycled_of(dropped: int) -> int:

@@ -88,7 +88,7 @@ class ToMe(Pruner):
 
     Attributes:
         budget: visual tokens that reach the language model, per image (an anyres tile gets its share).
-        merge_site: "vit", as published; "output" merges everything behind the last but one layer instead, in as
+        merge_site: "vit", as published; "output" merges everything after the last but one layer instead, in as
             many rounds as halving takes, which saves the encoder nothing.
         proportional: let tokens count in attention by their sizes.
         inflect: 0 merges equally many in each block; 1 none in the first and twice the mean in the last; -1 the
@@ -179,7 +179,7 @@ def _reaches(patches: int, goal: int, blocks: int) -> bool:
 
 
 def _rounds(view: View, row: int, goal: int) -> tuple[Tensor, Tensor]:
-    """keep [K] and into [n] of one row, merged round by round until `goal` patches are left."""
+    """keep [K] and into [n] of one row, merged round by round until `goal` patches remain."""
     prefix, count = view.shape.num_prefix_tokens, view.counts[row]
     metric = view.k[row : row + 1, :, : prefix + count].float().mean(dim=1)
     sizes = metric.new_ones(count)

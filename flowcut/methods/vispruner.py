@@ -51,13 +51,13 @@ class VisPruner(OneCut):
     """Keep the patches the CLS token attends to most, and of the others the least alike.
 
     Done once, after the layer LLaVA reads its features from (the last but one). Important patches are taken by the
-    head mean of that layer's CLS attention; what is left, ordered by the same, loses its
+    head mean of that layer's CLS attention; the rest, ordered by the same, loses its
     near-duplicates round by round (cosine of the layer's output). Kept patches stay in their order;
     positions in the language model are renumbered, in Qwen2-VL kept.
 
     Released code (github.com/Theia-4869/VisPruner, aefa01a): the same choice for one image. It stops with an error
     where an odd number of patches is left beside the important ones, or too few for a full round, and flattens a
-    batch into one row; here the last rounds drop what is left to drop, and each image decides for itself.
+    batch into one row; here the last rounds drop what remains to drop, and each image decides for itself.
 
     The rounds are chaotic: on 576 patches a difference of rounding changes a third of the diverse ones (measured by
     the recorded cases' authors, float32 against float64), so results of two implementations are alike in quality,

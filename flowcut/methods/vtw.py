@@ -13,7 +13,7 @@ from flowcut.pruner import Cut, LanguageView, ModelShape, Pruner
 
 @dataclass(frozen=True)
 class VTW(Pruner):
-    """Withdraw all visual tokens in front of one decoder layer; the layers before it read them all.
+    """Withdraw all visual tokens before one decoder layer; the layers before it read them all.
 
     Done once, in the prefill: the layers in front keep the visual tokens in their KV cache. The paper takes layer 15
     of the 32 of LLaVA-1.5-7B (`vtw:budget=270,layer=15`), found by `python -m flowcut.vtw_search`; FlowCut's table 9
@@ -28,7 +28,7 @@ class VTW(Pruner):
     Attributes:
         budget: visual tokens an average decoder layer reads, per image or frame.
         layer: the first decoder layer without visual tokens, in place of the one that follows from the budget.
-        positions: of what is left: as they were, or counted anew.
+        positions: of kept tokens: as they were, or counted anew.
 
     Raises:
         ValueError: a field has a value that is not allowed, or a sample has no text.

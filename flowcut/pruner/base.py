@@ -9,7 +9,7 @@ What every pruner has to honour (tests/flowcut/test_laws.py holds all of them to
 1. a budget not below the number of tokens changes nothing, to the last bit;
 2. exactly `budget` visual tokens (a share: that of the image's own number, see `whole_budget`) reach the language
    model, or its last layers where the method cuts there, or an average layer of it where the method says so;
-3. kept indices ascend unless the method merges, and special tokens in front of the patches (CLS) and text always stay;
+3. kept indices ascend unless the method merges, and special tokens before the patches (CLS) and text always stay;
 4. a sample's result does not depend on its batch mates (unless a field asks for it, as `batch_coupling="max"`);
 5. whatever has to live from one layer to the next lies in `view.memory`, which dies with the forward.
 """

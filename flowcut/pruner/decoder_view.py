@@ -1,6 +1,6 @@
 """What a pruner may see of one decoder layer in a forward that brings images.
 
-Shapes: B samples, R images, H heads, S new tokens, P entries of the KV cache in front of them, n visual tokens of an
+Shapes: B samples, R images, H heads, S new tokens, P entries of the KV cache before them, n visual tokens of an
 image, d entries per head, D model width.
 """
 
@@ -59,7 +59,7 @@ class LanguageView(LayerView):
 
     @property
     def past(self) -> int:
-        """Entries of the KV cache that stand in front of this forward's own keys."""
+        """Entries of the KV cache that stand before this forward's own keys."""
         return self.k.shape[2] - self.q.shape[2]
 
     def last_token(self, tokens: Tensor) -> Tensor:

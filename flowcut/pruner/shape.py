@@ -13,7 +13,7 @@ class EncoderShape:
         name: its class.
         layers: how many transformer layers it has by its config.
         layers_present: how many of them the model holds; an owner may leave out the last ones, which it does not read.
-        num_prefix_tokens: special tokens in front of the visual ones (1 for CLIP's CLS, 0 for SigLIP).
+        num_prefix_tokens: special tokens before the visual ones (1 for CLIP's CLS, 0 for SigLIP).
         num_forwarded_special_tokens: special tokens that go on to the language model, and so count in the budget (CLS
             with LLaVA's `cls_patch`).
         patches_per_token: how many patches become one token of the language model (4 in Qwen2-VL).

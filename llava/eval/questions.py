@@ -77,7 +77,7 @@ def _question(line: str) -> Question:
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise ValueError(f"image={row['image']!r} is not text")
     if DEFAULT_IMAGE_TOKEN in row["text"]:
-        raise ValueError(f"its text holds {DEFAULT_IMAGE_TOKEN}, which is put in front of every question anyway")
+        raise ValueError(f"its text holds {DEFAULT_IMAGE_TOKEN}, which is put before every question anyway")
     return Question(row["question_id"], tuple(images), row["text"])
 
 

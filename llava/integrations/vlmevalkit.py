@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=int, default=2048)
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    parser.add_argument("run", nargs="*", help="flags of the kit's run.py, behind --")
+    parser.add_argument("run", nargs="*", help="flags of the kit's run.py, after --")
     return parser
 
 

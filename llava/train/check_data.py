@@ -123,7 +123,7 @@ def check(checker: Checker, workers: int, tally: Tally, collect: Callable[[Itera
 
 
 def preview(encoded: Encoded, tokenizer: Any) -> str:
-    """The sample's text in runs, each behind `read` or `learn`; an image is written as its placeholder."""
+    """The sample's text in runs, each after `read` or `learn`; an image is written as its placeholder."""
 
     def said(ids: list[int]) -> str:
         pieces = groupby(ids, key=lambda token: token == IMAGE_TOKEN_INDEX)

@@ -23,7 +23,7 @@ from llava.eval.models.token_counts import TokenCounts
 class HFAnswerer(PrunedAnswerer):
     """A checkpoint of transformers' own classes that answers questions, with a pruner attached while it does.
 
-    Pictures and videos stand in front of the question, or where its text says `<image-placeholder>`. Answers are
+    Pictures and videos stand before the question, or where its text says `<image-placeholder>`. Answers are
     greedy in the plain sense at temperature 0: a checkpoint's own `repetition_penalty` is not applied.
     """
 

@@ -146,7 +146,7 @@ class CLIPVisionTower(nn.Module):
         return self.encode(images).features
 
     def encode(self, images: Tensor, groups: list[int] | None = None) -> TowerFeatures:
-        """Features of images [B, 3, H, W], and what is left of their patches.
+        """Features of images [B, 3, H, W], and which of their patches were kept.
 
         groups: number of the picture each row is a tile of; a pruner lets the tiles of one picture decide together.
         Raises ValueError while the weights are not there.
@@ -159,7 +159,7 @@ class CLIPVisionTower(nn.Module):
         return TowerFeatures(features.to(images.dtype), known.trace)
 
     def _hidden(self, pixels: Tensor) -> Tensor:
-        """The hidden layer that is read, [B, S, hidden_size]. Layers behind it are not run and no other is kept."""
+        """The hidden layer that is read, [B, S, hidden_size]. Layers after it are not run and no other is kept."""
         model, needed = self.vision_tower, self.layers_run
         if any("forward" in vars(module) for module in (model, model.encoder)):
             # accelerate put its own forward on the modules, bound to the whole encoder.
