@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import re
 import sys
 import urllib.parse
 import urllib.request
@@ -94,15 +95,23 @@ def owned(package: str) -> Folder | None:
     folder = Path(next(iter(spec.submodule_search_locations))).resolve()
     owners: dict[str, list[str]] = {}
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
+        name = name_of(distribution)
         if name == DISTRIBUTION and folder.parent == editable_location(distribution):
             owners.setdefault(name, [])
         for file in distribution.files or ():
-            if file.parts[:1] == (package,) and Path(str(distribution.locate_file(file))).resolve().is_relative_to(
-                folder
-            ):
+            place = Path(str(distribution.locate_file(file))).resolve()
+            if file.parts[:1] == (package,) and place.is_relative_to(folder):
                 owners.setdefault(name, []).append(str(file))
     return Folder(folder, owners, folder.parent == Path(__file__).resolve().parent.parent)
+
+
+def name_of(distribution: Distribution) -> str:
+    """A distribution's name, in the spelling of the index; what an interrupted installation left may have none."""
+    try:
+        name = distribution.metadata["Name"]
+    except TypeError:  # no METADATA file
+        name = None
+    return re.sub(r"[-_.]+", "-", name or "nameless").lower()
 
 
 def editable_location(distribution: Distribution) -> Path | None:
@@ -123,7 +132,7 @@ def ownership(package: str) -> Iterator[tuple[str, bool]]:
     yield f"{package}: {folder.path}, from {names}", True
     for name, files in folder.strangers.items():
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        mend = f"run `pip uninstall {name}`, then `pip install --force-reinstall --no-deps {DISTRIBUTION}`"
+        mend = f"run `pip uninstall {name}`, then install {DISTRIBUTION} again, with --force-reinstall --no-deps"
         yield f"  the distribution {name} owns {shown}; {mend}", False
     if not folder.ours and not folder.strangers:
         yield f"  this is not the folder beside {Path(__file__).resolve().parent}", False

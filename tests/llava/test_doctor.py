@@ -69,7 +69,10 @@ def test_another_distribution_that_owns_our_files_is_named(tmp_path, beside_ours
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from llava.doctor import ownership\n"
     code += "for line in ownership('flowcut'): print(line)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "the distribution flowcut owns flowcut/__init__.py, flowcut/utils.py; run `pip uninstall flowcut`" in shown
+    assert (
+        "the distribution flowcut owns flowcut/__init__.py, flowcut/utils.py; run `pip uninstall flowcut`, then install"
+        in shown
+    )
     assert "False" in shown
     assert ("from flowcut, llava-flowcut" in shown or "from llava-flowcut, flowcut" in shown) == beside_ours
 
@@ -91,3 +94,21 @@ def test_a_cache_that_the_model_does_not_read_is_found(monkeypatch):
     assert errors["LLaVA of transformers", "none"] is None
     assert errors["LLaVA of transformers", "flowcut:budget=8"] is not None
     assert errors["LLaVA of this project", "vtw:budget=18"] is not None
+
+
+def test_a_model_that_cannot_be_built_is_told_and_the_others_are_tried(monkeypatch):
+    def broken():
+        raise AttributeError("no\nsuch config")
+
+    monkeypatch.setattr(selftest, "TINY_MODELS", {"Broken": broken, "Qwen2-VL": selftest.qwen2_vl})
+    outcomes = selftest.check_generation()
+    assert outcomes[0] == ("Broken", "none", "AttributeError: no such config")
+    assert len(outcomes) == 4
+    assert not any(outcome.error for outcome in outcomes[1:])
+
+
+def test_what_an_interrupted_installation_left_does_not_stop_the_doctor(tmp_path, monkeypatch):
+    (tmp_path / "flowcut_left-1.0.dist-info").mkdir()
+    (tmp_path / "flowcut_left-1.0.dist-info" / "RECORD").write_text("flowcut/__init__.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert all(well for _, well in doctor.ownership("flowcut"))
