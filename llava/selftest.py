@@ -85,7 +85,8 @@ def _fields(shape: Geometry) -> dict[str, Any]:
 def transformers_llava() -> tuple[Any, dict[str, Any]]:
     """A model with random weights, and arguments of `generate` for a question about each of two pictures."""
     shape = GEOMETRIES["tiny"]
-    config = transformers.LlavaConfig(image_token_id=PLACEHOLDER, **_fields(shape))
+    fields: dict[str, Any] = {**_fields(shape), "image_token_id": PLACEHOLDER}
+    config = transformers.LlavaConfig(**fields)
     model = transformers.LlavaForConditionalGeneration(config)
     return _ready(model), {"input_ids": _prompts(PLACEHOLDER, 36), **media(shape, 2, seed=0)}
 
@@ -96,7 +97,7 @@ def own_llava() -> tuple[Any, dict[str, Any]]:
     fields = _fields(shape)
     with tempfile.TemporaryDirectory() as folder:
         transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**shape.vision)).save_pretrained(folder)
-        tower = {"mm_vision_tower": folder, "mm_vision_select_layer": -2, "mm_hidden_size": 64}
+        tower: dict[str, Any] = {"mm_vision_tower": folder, "mm_vision_select_layer": -2, "mm_hidden_size": 64}
         model = LlavaLlamaForCausalLM(LlavaConfig(**fields["text_config"], **tower))
         model.get_vision_tower().load_model()
     images = media(shape, 2, seed=0)["pixel_values"]
@@ -106,7 +107,7 @@ def own_llava() -> tuple[Any, dict[str, Any]]:
 def qwen2_vl() -> tuple[Any, dict[str, Any]]:
     """The same for Qwen2-VL."""
     shape = GEOMETRIES["tiny-qwen"]
-    tokens = {"image_token_id": PLACEHOLDER, "video_token_id": PLACEHOLDER - 1}
+    tokens: dict[str, Any] = {"image_token_id": PLACEHOLDER, "video_token_id": PLACEHOLDER - 1}
     fields: dict[str, Any] = {**_fields(shape), **tokens}
     model = transformers.Qwen2VLForConditionalGeneration(transformers.Qwen2VLConfig(**fields))
     ids = _prompts(PLACEHOLDER, 36)
