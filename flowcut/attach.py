@@ -12,6 +12,7 @@ from flowcut.anatomy.find import anatomy_of
 from flowcut.hooks.base import Stage
 from flowcut.hooks.decoder import LanguageStage
 from flowcut.hooks.encoder import EncoderStage
+from flowcut.hooks.generation import GenerationStage
 from flowcut.hooks.session import Session
 from flowcut.methods.flowcut import FlowCut
 from flowcut.pruner import Budget, ModelShape, Pruner
@@ -28,16 +29,18 @@ class Handle(Session):
         trace: what happened in the last forward that saw images; None before the first.
     """
 
-    def __init__(self, model: nn.Module, pruner: Pruner, signals: bool = False):
+    def __init__(self, model: nn.Module, pruner: Pruner, signals: bool = False, full_logits: bool = False):
         self.anatomy = anatomy_of(model)
         if any(_handle_on(encoder.model) is not None for encoder in self.anatomy.encoders):
             raise ValueError(f"this {type(model).__name__} already has a pruner attached; detach(model) it first")
         shape = self.anatomy.shape
         _check(pruner, shape)
         watches = self.anatomy.find_decoder is not None and pruner.cuts_language(shape.two_stage)
-        super().__init__(pruner, shape, signals, watches)
+        super().__init__(pruner, shape, signals, watches, full_logits)
         self._stages: list[Stage] = [EncoderStage(self, encoder) for encoder in self.anatomy.encoders]
         self._stages += [make(self) for make in self.anatomy.stages]
+        if self.anatomy.decoder_head is not None:
+            self._stages.append(GenerationStage(self, self.anatomy.decoder_head))
         if watches and self.anatomy.find_decoder is not None:
             self._stages.append(LanguageStage(self, self.anatomy.find_decoder()))
         installed: list[Stage] = []
@@ -80,7 +83,7 @@ class Handle(Session):
             self.remove()
 
 
-def attach(model: nn.Module, pruner: Pruner, *, signals: bool = False) -> Handle:
+def attach(model: nn.Module, pruner: Pruner, *, signals: bool = False, full_logits: bool = False) -> Handle:
     """Let `pruner` drop visual tokens in every forward of `model`, until the handle is removed.
 
     Works on this very instance: no class is changed, and other models that share its config are not affected.
@@ -90,13 +93,15 @@ def attach(model: nn.Module, pruner: Pruner, *, signals: bool = False) -> Handle
             DDP, DeepSpeed or torch.compile.
         pruner: FlowCut(budget=64), or any other Pruner.
         signals: also keep each layer's intermediate scores in the trace.
+        full_logits: give logits back with a column for each token of the caller's, for code that compares them with
+            labels (Trainer's label smoothing and metrics); see `Handle.restore_logits`.
 
     Raises:
         ValueError: the model is of no known family, already has a pruner, or its attention cannot be tapped.
     """
     if not isinstance(pruner, Pruner):
         raise ValueError(f"{pruner!r} is not a pruner; try attach(model, FlowCut(budget=64))")
-    return Handle(model, pruner, signals)
+    return Handle(model, pruner, signals, full_logits)
 
 
 def detach(model: nn.Module) -> None:

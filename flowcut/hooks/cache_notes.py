@@ -1,12 +1,14 @@
-"""What a KV cache has to remember once tokens are dropped, and how later calls are translated by it.
+"""How a KV cache that was shortened relates to the conversation that the caller counts.
 
-The caller counts the unpruned conversation, the cache holds less, and after a cut inside the language model layers
-hold different numbers. The notes lie on the cache itself, and so live, are copied and die with the conversation.
+The caller counts every token of the unpruned conversation, the cache holds fewer, and after a cut inside the language
+model its layers hold different numbers. One `CacheNotes` on the cache itself owns that translation. It follows the
+cache: whoever reorders, selects, repeats, crops, resets or copies the cache does the same to the notes. What may be
+done with such a cache is written down in docs/generate.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,42 +17,140 @@ from transformers import DynamicCache
 
 from flowcut.compat import CACHE, checkpoints_layers
 
-PAST = "flowcut_past"
-"""Attribute of a KV cache that holds its `Past`."""
-PAST_LAYERS = "flowcut_past_layers"
-"""Attribute of a KV cache that holds its list of `PastLayers`."""
+NOTES = "flowcut_notes"
+"""Attribute of a KV cache that holds its `CacheNotes`."""
 
 
 @dataclass(frozen=True)
-class Past:
-    """How a KV cache relates to the conversation as the caller counts it.
+class Entries:
+    """What the KV cache of some layers holds of the tokens up to a moment; later entries stand for one token each.
 
     Attributes:
-        dropped: tokens of the conversation that have no entry in the cache.
-        length: entries the cache had when the last of them was dropped; later ones stand one to one.
-        mask: [B, length], 1 where such an entry is real; None if all are.
+        length: entries at that moment.
+        real: [B, length], False where an entry is padding; None if none is.
+        fixed: how many of the first ones cannot be removed from the end, because a token after them was dropped.
+        shift: [B], by how much position ids of later tokens fall, because tokens of that row were dropped.
+        dropped: columns of the conversation, as the caller counts them, that have no entry. Known for the prompt only.
+        first: number of the first layer this is about; the next entry of the list begins with another one.
     """
 
-    dropped: int
-    length: int
-    mask: Tensor | None
-
-
-@dataclass(frozen=True)
-class PastLayers:
-    """What the KV cache of the layers from `first` on holds, until the next entry of the list.
-
-    Attributes:
-        first: number of the first such layer.
-        length: entries it had when this was noted; later ones stand for one later token each.
-        real: [B, length], False where such an entry is padding; None if none is.
-        renumbered: whether these layers count positions by their own entries.
-    """
-
-    first: int
     length: int
     real: Tensor | None
-    renumbered: bool
+    fixed: int
+    shift: Tensor
+    dropped: int = 0
+    first: int = 0
+
+    def rows(self, index: Tensor) -> Entries:
+        """For the batch rows `index` only, in that order."""
+        index = index.to(self.shift.device)
+        return replace(self, real=None if self.real is None else self.real[index], shift=self.shift[index])
+
+    def repeat(self, times: int) -> Entries:
+        """For a batch whose rows stand `times` times each."""
+        return self.rows(torch.arange(len(self.shift)).repeat_interleave(times))
+
+    def crop(self, length: int) -> Entries:
+        """For a cache of which only the first `length` entries are left."""
+        real = None if self.real is None else self.real[:, :length]
+        return replace(self, length=min(length, self.length), real=real)
+
+
+class CacheNotes:
+    """What is known of a shortened KV cache.
+
+    Attributes:
+        prompt: what layer 0 holds of the conversation as the caller counts it; None if no prompt was shortened.
+        layers: what layers hold of what entered layer 0, by `Entries.first`; empty if no layer was shortened.
+    """
+
+    def __init__(self) -> None:
+        self.prompt: Entries | None = None
+        self.layers: list[Entries] = []
+
+    @property
+    def all(self) -> list[Entries]:
+        return [*([] if self.prompt is None else [self.prompt]), *self.layers]
+
+    @property
+    def dropped(self) -> int:
+        """Columns of the conversation that have no entry in layer 0."""
+        return 0 if self.prompt is None else self.prompt.dropped
+
+    def of_layer(self, layer: int) -> Entries | None:
+        """What is noted of a layer; None if it holds what entered layer 0."""
+        return next((entries for entries in reversed(self.layers) if entries.first <= layer), None)
+
+    def clear(self) -> None:
+        """Nothing is cached any more."""
+        self.prompt, self.layers = None, []
+
+    def change(self, how: Any) -> None:
+        """Replace each of the notes by `how(entries)`."""
+        self.prompt = None if self.prompt is None else how(self.prompt)
+        self.layers = [how(entries) for entries in self.layers]
+
+
+class Followed:
+    """Stands on a cache in the place of one of its methods, and does the same to the notes."""
+
+    def __init__(self, cache: Any, name: str):
+        self.cache = cache
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        original = getattr(type(self.cache), self.name)
+        notes: CacheNotes = getattr(self.cache, NOTES)
+        follow = getattr(self, self.name)
+        after = follow(notes, *args, **kwargs)
+        result = original(self.cache, *args, **kwargs)
+        after()
+        return result
+
+    def reorder_cache(self, notes: CacheNotes, beam_idx: Tensor) -> Any:
+        return lambda: notes.change(lambda entries: entries.rows(beam_idx))
+
+    def batch_select_indices(self, notes: CacheNotes, indices: Tensor) -> Any:
+        return lambda: notes.change(lambda entries: entries.rows(torch.as_tensor(indices)))
+
+    def batch_repeat_interleave(self, notes: CacheNotes, repeats: int) -> Any:
+        return lambda: notes.change(lambda entries: entries.repeat(repeats))
+
+    def reset(self, notes: CacheNotes) -> Any:
+        return notes.clear
+
+    def crop(self, notes: CacheNotes, tokens_to_remove: int) -> Any:
+        """
+        Raises:
+            ValueError: tokens would be removed that stand before one that was dropped.
+        """
+        removed = abs(tokens_to_remove)
+        for entries in notes.all:
+            left = self.cache.get_seq_length(entries.first) - removed
+            if removed and left < entries.fixed:
+                raise ValueError(
+                    f"crop({tokens_to_remove}) would reach into a prompt whose visual tokens were dropped; remove at "
+                    f"most the last {left + removed - entries.fixed} tokens, or run the shorter prompt again"
+                )
+        return lambda: notes.change(lambda entries: entries.crop(self.cache.get_seq_length(entries.first)))
+
+
+FOLLOWED = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave", "reset", "crop")
+
+
+def notes_on(cache: Any) -> CacheNotes | None:
+    """The notes on a cache; None if there are none, or no cache."""
+    return getattr(cache, NOTES, None)
+
+
+def take_notes(cache: Any) -> CacheNotes:
+    """The notes on a cache, from now on kept in step with it."""
+    if notes_on(cache) is None:
+        setattr(cache, NOTES, CacheNotes())
+        for name in FOLLOWED:
+            if hasattr(type(cache), name):
+                setattr(cache, name, Followed(cache, name))
+    return getattr(cache, NOTES)
 
 
 def with_cache(call: dict[str, Any], language: Any) -> None:
@@ -62,34 +162,38 @@ def with_cache(call: dict[str, Any], language: Any) -> None:
         call[CACHE] = DynamicCache(config=language.config)
 
 
-def realign(call: dict[str, Any], name: str, past: Past) -> None:
-    """Make the new tokens begin where the cache ends.
+def check_earlier(mask: Tensor | None, tokens: int, cache: Any) -> None:
+    """Compare what a call says of earlier tokens with what its cache stands for.
 
-    generate() counts by the cache, which is shorter than the conversation it stands for: going on with an old cache
-    it passes `dropped` tokens again that are cached already.
+    Args:
+        mask: [B, earlier + new], the caller's mask of the whole conversation.
+        tokens: how many new tokens the call brings.
+
+    Raises:
+        ValueError: they differ.
     """
-    cache, tokens = call[CACHE], call[name]
-    mask, positions = flat_mask(call), call.get("position_ids")
-    if mask is not None:
-        before = mask.shape[1] - tokens.shape[1]
-    elif positions is not None:
-        before = int(positions[0].max()) + 1 - tokens.shape[1]
-    else:
+    if mask is None or cache is None:
         return
-    cached = cache.get_seq_length()
-    if before == cached and tokens.shape[1] > past.dropped:
-        for key in ("position_ids", "mm_token_type_ids", "labels"):
-            if call.get(key) is not None and call[key].shape[-1] == tokens.shape[1]:
-                call[key] = call[key][..., past.dropped :]
-        call[name] = tokens[:, past.dropped :]
-    elif before != cached + past.dropped:
+    notes, cached, before = notes_on(cache), cache.get_seq_length(), mask.shape[1] - tokens
+    if notes is not None and notes.prompt is not None:
+        if before != cached + notes.dropped:
+            raise ValueError(
+                f"the attention_mask has {before} earlier tokens, but the KV cache stands for "
+                f"{cached + notes.dropped}; pass the mask of the whole conversation, image placeholders included"
+            )
+    elif notes is None and isinstance(cached, int) and cached and before > cached:
         raise ValueError(
-            f"the call speaks of {before} earlier tokens, but the KV cache stands for {cached + past.dropped}; pass "
-            "the attention_mask of the whole conversation, image placeholders included"
+            f"the attention_mask has {before} earlier tokens, but the KV cache holds {cached} and no note of dropped "
+            "ones; copy a cache with copy.deepcopy, its notes go with it"
         )
 
 
 def flat_mask(call: dict[str, Any]) -> Tensor | None:
+    """The call's attention mask, [B, S].
+
+    Raises:
+        ValueError: it was prepared for attention already.
+    """
     mask = call.get("attention_mask")
     if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):
         shape = "per layer type" if isinstance(mask, dict) else f"of shape {tuple(mask.shape)}"
@@ -101,13 +205,13 @@ def flat_mask(call: dict[str, Any]) -> Tensor | None:
 
 
 def split_mask(
-    mask: Tensor | None, past: Past | None, cached: int, rows: int, length: int, device: torch.device
+    mask: Tensor | None, past: Entries | None, cached: int, rows: int, length: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """-> masks of the cached entries [B, cached] and of the new tokens [B, length], from the caller's whole mask."""
     ones = torch.ones(rows, cached + length, dtype=torch.long if mask is None else mask.dtype, device=device)
     described = past.length if past is not None else 0
     seen = ones if mask is None else mask[:, (past.dropped if past is not None else 0) :]
     if past is not None:
-        known = ones[:, :described] if past.mask is None else past.mask.to(ones)
+        known = ones[:, :described] if past.real is None else past.real.to(ones)
         seen = torch.cat([known, seen[:, described:]], dim=1)
     return seen[:, :cached], seen[:, cached:]

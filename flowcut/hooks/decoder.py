@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from flowcut.compat import CACHE, rename_cache
 from flowcut.hooks.attention import LANGUAGE, tap
 from flowcut.hooks.base import Stage
-from flowcut.hooks.cache_notes import PAST_LAYERS, with_cache
+from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
-from flowcut.hooks.packing import ALIGNED, IMAGE_INDEX, KEPT, Kept, shorten_aligned
+from flowcut.hooks.packing import ALIGNED, GUESSES, IMAGE_INDEX, KEPT, Kept, shorten_aligned
 from flowcut.hooks.parts import Decoder
-from flowcut.hooks.session import Session
+from flowcut.hooks.session import Session, warn_of_embeddings
 
 
 class LanguageStage(Stage):
@@ -35,7 +35,7 @@ class LanguageStage(Stage):
             self.undo.append(layer.register_forward_pre_hook(_BeforeLayer(self, number), with_kwargs=True).remove)
             self.undo.append(layer.register_forward_hook(_AfterLayer(self, number), prepend=True).remove)
         if head is not None:
-            self.undo.append(head.register_forward_pre_hook(self.ask, with_kwargs=True).remove)
+            self.undo.append(head.register_forward_pre_hook(self.before_head, prepend=True, with_kwargs=True).remove)
             self.replace(head, "_loss_function", CutLoss(head.loss_function))
 
     def running(self) -> Any:
@@ -44,34 +44,40 @@ class LanguageStage(Stage):
         return forward if forward is not None and forward.decoder is self.decoder else None
 
     @torch.compiler.disable
-    def ask(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before a head that is given labels: have the decoder tell which of them remain."""
+        self.session.begin_forward()
+        if kwargs.get("inputs_embeds") is not None and IMAGE_INDEX not in kwargs:
+            warn_of_embeddings(kwargs)
         return (args, {**kwargs, KEPT: Kept()}) if kwargs.get("labels") is not None else None
 
     @torch.compiler.disable
     def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        LANGUAGE.set(None)  # a forward that was interrupted may have left its own
         names = list(inspect.signature(type(model).forward).parameters)[1:]
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         image_index = call.pop(IMAGE_INDEX, None)
-        call.pop(KEPT, None)
+        wanted = call.pop(KEPT, None)
         rename_cache(call)
         seeing = image_index is not None and bool((image_index >= 0).any())
         if seeing:
             with_cache(call, self.decoder.model)
-        if seeing or getattr(call.get(CACHE), PAST_LAYERS, None):
+        notes = notes_on(call.get(CACHE))
+        if seeing or (notes is not None and notes.layers):
             forward = DecoderForward(self.session, self.decoder, call, image_index)
-            forward.wanted = kwargs.get(KEPT)
+            forward.wanted = wanted
             LANGUAGE.set(forward)
+        call.pop(GUESSES, None)
         return (), call
 
     @torch.compiler.disable
     def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         forward = self.running()
-        if forward is None:
+        LANGUAGE.set(None)
+        if forward is None or output is None:
             return
-        LANGUAGE.set(forward.outer)
-        if output is None:
-            return
+        if forward.index is not None:
+            self.session.drop_columns(forward.index, forward.real, forward.length)
         if forward.wanted is not None:
             forward.wanted.index, forward.wanted.real = forward.index, forward.real
         forward.finish()

@@ -7,15 +7,15 @@ and in the KV cache the layers have different lengths. What is needed to go on w
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flowcut.compat import CACHE, causal_mask
-from flowcut.hooks.attention import LANGUAGE, AttentionInputsCaptured
-from flowcut.hooks.cache_notes import PAST_LAYERS, PastLayers
-from flowcut.hooks.packing import Kept, pack
+from flowcut.hooks.attention import AttentionInputsCaptured
+from flowcut.hooks.cache_notes import CacheNotes, Entries, notes_on, take_notes
+from flowcut.hooks.packing import GUESSES, Kept, last_of, pack, restarts, tail_of
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session
 from flowcut.hooks.shown_layer import ShownLayer
@@ -29,9 +29,9 @@ class DecoderForward:
     def __init__(self, session: Session, decoder: Decoder, call: dict[str, Any], image_index: Tensor | None):
         self.session = session
         self.decoder = decoder
-        self.outer = LANGUAGE.get()
         self.cache = call.get(CACHE)
-        self.past: list[PastLayers] = getattr(self.cache, PAST_LAYERS, [])
+        self.past = notes_on(self.cache) or CacheNotes()
+        self.guesses: int = call.pop(GUESSES, 0)
         self.mask: Tensor | None = call.get("attention_mask")
         tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call["input_ids"]
         self.rows, self.length = tokens.shape[:2]
@@ -41,29 +41,44 @@ class DecoderForward:
                 "a prepared attention mask (static cache, packed sequences) cannot follow tokens dropped inside the "
                 "language model; pass attention_mask as [batch, length], and in generate() no static cache"
             )
-        if self.past and self.past[0].real is not None and self.past[0].real.shape[0] != self.rows:
-            raise ValueError(
-                f"the KV cache belongs to a batch of {self.past[0].real.shape[0]}, the call to one of {self.rows}"
-            )
+        padded = next((entries.real for entries in self.past.layers if entries.real is not None), None)
+        if padded is not None and padded.shape[0] != self.rows:
+            raise ValueError(f"the KV cache belongs to a batch of {padded.shape[0]}, the call to one of {self.rows}")
         new = None if self.mask is None else self.mask[:, -self.length :].bool()
-        self.real = None if new is None or bool(new.all()) else new
-        self.left_padded = self.mask is None or bool(self.mask[:, -1].all())
+        self.real = self.entered = None if new is None or bool(new.all()) else new
         self.index: Tensor | None = None
         self.renumber = False
+        self.position_ids = self.text_positions(call.get("position_ids"))
         self.given: Any = None
         self.call: dict[str, Any] = {}
         self.rotary: Any = None
         self.embedded: Tensor | None = None
         self.capturing = False
         self.made: dict[Any, Any] = {}
-        self.states: list[tuple[int, Tensor | None, int, bool]] = []
+        self.states: list[_State] = []
+        self.tail = self.length
         self.seen: tuple[Tensor, Tensor, Tensor, float] | None = None
         self.cut: Cut | None = None
         self.trace: StageTrace | None = None
         self.wanted: Kept | None = None
         self.memory: dict[str, Any] = {}
         if image_index is not None and bool((image_index >= 0).any()):
+            self.refuse_packed()
             self.find_images(image_index)
+
+    def text_positions(self, given: Tensor | None) -> Tensor:
+        """[B or 1, S], where each token stands in the text: as given, or by its column."""
+        if given is None or (given.ndim == 3 and len(given) != 4):  # three axes of M-RoPE jump at every image
+            start = self.cached(0)
+            return torch.arange(start, start + self.length, device=self.device)[None]
+        return given[0] if given.ndim == 3 else given
+
+    def refuse_packed(self) -> None:
+        if bool(restarts(self.position_ids, self.real).any()):
+            raise ValueError(
+                "position_ids that restart or jump (packed samples) cannot follow tokens dropped inside the language "
+                "model; give each sample a row of its own, or use a method that cuts in the encoder alone"
+            )
 
     def find_images(self, image_index: Tensor) -> None:
         """Columns of every image's tokens, by image number, from image_index [B, S]. Beams may share an image."""
@@ -79,8 +94,22 @@ class DecoderForward:
         self.unpruned_tokens = tuple(self.encoded(*entry) for entry in zip(self.images, self.counts, strict=True))
         self.columns = nn.utils.rnn.pad_sequence([columns for *_, columns in order], batch_first=True)
         self.positions = torch.arange(max(self.counts), device=self.device).expand(len(order), -1)
-        self.last = last_columns(self.real, self.rows, self.length, self.device)
+        self.last = self.last_prompt_columns()
         self.trace = StageTrace()
+
+    def last_prompt_columns(self) -> Tensor:
+        """[B], the column of each row's last real token that is no guess."""
+        width = self.width - self.guesses
+        return last_of(None if self.real is None else self.real[:, :width], self.rows, width, self.device)
+
+    def shown_entries(self, layer: int, cached: int, width: int) -> Tensor | None:
+        """`real_entries` as pruners see them: guesses of assisted decoding come after the prompt and do not count."""
+        real = self.real_entries(layer, cached, width)
+        if self.guesses:
+            real = torch.ones(self.rows, cached + width, device=self.device, dtype=torch.bool) if real is None else real
+            real = real.clone()
+            real[:, cached + width - self.guesses :] = False
+        return real
 
     def encoded(self, image: int, count: int) -> int:
         """`Layout.unpruned_tokens` of an image that enters with `count` tokens."""
@@ -100,15 +129,12 @@ class DecoderForward:
         if not self.session.pruner.reads_hidden:
             self.ask(None)
 
-    def past_of(self, layer: int) -> PastLayers | None:
-        return next((entry for entry in reversed(self.past) if entry.first <= layer), None)
-
     def cached(self, layer: int) -> int:
         return self.cache.get_seq_length(layer) if self.cache is not None else 0
 
     def real_entries(self, layer: int, cached: int, width: int) -> Tensor | None:
         """[B, cached + width], False on padding, of a layer with `cached` entries; None if nothing is padded."""
-        entry = self.past_of(layer)
+        entry = self.past.of_layer(layer)
         described = entry.length if entry is not None else 0
         known = entry.real if entry is not None else None
         if known is None and self.real is None and (self.mask is None or bool(self.mask.all())):
@@ -126,7 +152,7 @@ class DecoderForward:
         """What the layer has to be called with, if not with what the decoder gives it."""
         self.given, self.call = kwargs["position_embeddings"], kwargs
         self.embedded = args[0].detach() if layer == 0 else None
-        if self.index is None and self.past_of(layer) is None:
+        if self.index is None and self.past.of_layer(layer) is None:
             self.rotary = self.given
             return None
         mask, self.rotary = self.surroundings(layer, args[0])
@@ -134,30 +160,42 @@ class DecoderForward:
 
     def surroundings(self, layer: int, hidden: Tensor) -> tuple[Any, Any]:
         """-> mask and position embeddings of a layer that is to be given `hidden`, the remaining columns."""
-        entry, cached = self.past_of(layer), self.cached(layer)
-        renumber = self.renumber if self.index is not None else bool(entry and entry.renumbered)
+        past, cached = self.past.of_layer(layer), self.cached(layer)
         sliding = _slides(self.decoder.model.config, layer)
-        key = (entry.first if entry is not None else -1, cached, hidden.shape[1], renumber, sliding)
+        key = (past.first if past is not None else -1, cached, hidden.shape[1], sliding)
         if key not in self.made:
             whole = self.real_entries(layer, cached, hidden.shape[1])
             mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, sliding)
-            self.made[key] = mask, self.embeddings(hidden, whole, cached, renumber)
+            self.made[key] = mask, self.embeddings(hidden, past)
         return self.made[key]
 
-    def embeddings(self, hidden: Tensor, whole: Tensor | None, cached: int, renumber: bool) -> Any:
-        """Position embeddings of the remaining columns: their own, or counted anew by the layer's own entries."""
-        if not renumber:
-            if self.index is None:
-                return self.given
-            return tuple(_take(part, self.index) for part in self.given)
-        if whole is None:
-            positions = torch.arange(cached, cached + hidden.shape[1], device=self.device).expand(self.rows, -1)
-        else:
-            positions = (whole.long().cumsum(dim=1) - 1).clamp_min(0)[:, cached:]
-        if self.decoder.mrope:
-            positions = positions.expand(3, -1, -1)
+    def embeddings(self, hidden: Tensor, past: Entries | None) -> Any:
+        """Position embeddings of the remaining columns in a layer: their own, or of positions that are counted anew."""
+        shift = past.shift.to(self.device)[:, None] if past is not None and bool(past.shift.any()) else None
+        if not self.renumber and shift is None:
+            return self.given if self.index is None else tuple(_take(part, self.index) for part in self.given)
+        positions = self.position_ids.expand(self.rows, -1)
+        if self.renumber:
+            entered = torch.ones_like(positions) if self.entered is None else self.entered.long()
+            real = torch.ones(self.rows, self.width, device=self.device) if self.real is None else self.real
+            positions = positions.gather(1, entered.argmax(dim=1, keepdim=True)) + real.long().cumsum(dim=1) - 1
+        elif self.index is not None:
+            positions = positions.gather(1, self.index)
+        positions = (positions if shift is None else positions - shift).clamp_min(0)
         # Not through __call__: ZeRO-3 wants the same modules called on all ranks, and another may have nothing to cut.
         return self.decoder.rotary.forward(hidden, position_ids=positions)
+
+    @property
+    def lost(self) -> Tensor:
+        """[B], how many real tokens of each row were dropped so far."""
+        entered = self.length if self.entered is None else self.entered.sum(dim=1)
+        remaining = self.width if self.real is None else self.real.sum(dim=1)
+        return torch.zeros(self.rows, dtype=torch.long, device=self.device) + entered - remaining
+
+    @property
+    def width(self) -> int:
+        """How many columns remain."""
+        return self.length if self.index is None else self.index.shape[1]
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """The layer's output, shortened if the pruner says so."""
@@ -179,7 +217,7 @@ class DecoderForward:
         query, key, value, scaling = self.seen
         self.seen = None
         number = len(self.trace.entering)
-        real = self.real_entries(number, key.shape[2] - query.shape[2], query.shape[2])
+        real = self.shown_entries(number, key.shape[2] - query.shape[2], query.shape[2])
         view = LanguageView(
             layer=number,
             layers=len(self.decoder.layers),
@@ -225,16 +263,15 @@ class DecoderForward:
         if bool(stays.all()) and torch.equal(source, places):
             return hidden
         # What layers up to this one hold is noted before it changes; `leave` puts it on the cache.
-        self.states.append((layer, self.real, hidden.shape[1], self.renumber))
-        index, real = pack(stays, self.left_padded)
-        ahead = index.shape[1] - stays.sum(dim=1, keepdim=True) if self.left_padded else 0
-        rank = stays.long().cumsum(dim=1) - 1 + ahead
+        self.states.append(self.state(layer))
+        self.tail = min(self.tail, tail_of(stays, self.real))
+        index, real, place = pack(stays, self.real)
         index = source.gather(1, index)
         self.made = {}
-        self.columns = rank[torch.tensor(self.samples, device=self.device)[:, None], columns].clamp_min(0)
+        self.columns = place[torch.tensor(self.samples, device=self.device)[:, None], columns]
         self.index = index if self.index is None else self.index.gather(1, index)
         self.real = None if bool(real.all()) else real
-        self.last = last_columns(self.real, self.rows, index.shape[1], self.device)
+        self.last = self.last_prompt_columns()
         self.renumber = cut.renumber and not self.decoder.mrope
         hidden = hidden[torch.arange(self.rows, device=self.device)[:, None], index]
         return hidden if self.real is None else hidden.masked_fill(~real[..., None], 0)
@@ -246,7 +283,7 @@ class DecoderForward:
         read, not written; k and v hold the cached entries in front.
         """
         embeddings = self.given
-        if self.index is not None or self.past_of(number) is not None:
+        if self.index is not None or self.past.of_layer(number) is not None:
             _, embeddings = self.surroundings(number, hidden)
         call: dict[str, Any] = {**self.call, "position_embeddings": embeddings, "position_ids": None}
         call |= {"attention_mask": None, CACHE: None, "use_cache": False}
@@ -265,27 +302,41 @@ class DecoderForward:
             value = torch.cat([entry.values.to(value), value], dim=2)
         return query, key, value, seen.scaling, embeddings
 
+    def state(self, layer: int) -> _State:
+        """What enters the layers up to `layer`."""
+        return _State(layer, self.real, self.width, self.tail, self.lost if self.renumber else self.lost.zero_())
+
     def finish(self) -> None:
         """After the last layer: leave on the cache what going on with it takes."""
         if self.index is None or self.cache is None:
             return
-        changes = [(0, *self.states[0][1:]), *((layer + 1, *after) for (layer, *_), after in self._after())]
-        firsts = sorted({first for first, *_ in changes} | {entry.first for entry in self.past})
+        states = [*self.states, self.state(len(self.decoder.layers))]
+        firsts = sorted({0, *(state.layer + 1 for state in self.states), *(past.first for past in self.past.layers)})
         noted = []
         for first in firsts:
-            _, real, width, renumber = next(change for change in reversed(changes) if change[0] <= first)
-            entry = self.past_of(first)
-            length = self.cached(first)
-            self.real = real
-            whole = self.real_entries(first, length - width, width)
-            noted.append(PastLayers(first, length, whole, renumber or bool(entry and entry.renumbered)))
+            state = next(state for state in states if first <= state.layer)
+            past, length = self.past.of_layer(first), self.cached(first)
+            self.real = state.real
+            fixed = past.fixed if past is not None else 0
+            fixed = fixed if state is states[0] else length - state.tail
+            real = self.real_entries(first, length - state.width, state.width)
+            shift = state.shift if past is None else state.shift + past.shift.to(self.device)
+            noted.append(Entries(length, real, fixed, shift, first=first))
         # Layers before the first cut are as the caller describes them, unless an earlier forward cut there.
-        setattr(self.cache, PAST_LAYERS, [entry for entry in noted if entry.first > 0 or self.past_of(0)])
+        layers = [entries for entries in noted if entries.first > 0 or self.past.of_layer(0)]
+        take_notes(self.cache).layers = layers
 
-    def _after(self) -> list[tuple[Any, tuple[Tensor | None, int, bool]]]:
-        assert self.index is not None
-        following = [state[1:] for state in self.states[1:]] + [(self.real, self.index.shape[1], self.renumber)]
-        return list(zip(self.states, following, strict=True))
+
+class _State(NamedTuple):
+    """The columns that enter the layers up to `layer`: which are real, their number, how many follow the last one that
+    was dropped, and by how much position ids of later tokens fall [B].
+    """
+
+    layer: int
+    real: Tensor | None
+    width: int
+    tail: int
+    shift: Tensor
 
 
 class ShownDecoderLayer(ShownLayer):
@@ -311,16 +362,10 @@ class ShownDecoderLayer(ShownLayer):
         if number >= view.layers:
             raise ValueError(f"no layer follows layer {view.layer}, the last one of this decoder")
         query, key, value, scaling, rotary = self.forward.attention_inputs(number, hidden)
-        real = self.forward.real_entries(number, key.shape[2] - query.shape[2], query.shape[2])
+        real = self.forward.shown_entries(number, key.shape[2] - query.shape[2], query.shape[2])
         source = ShownDecoderLayer(self.forward, hidden, rotary)
         layout = replace(view.layout, real=real)
         return replace(view, layer=number, q=query, k=key, v=value, scaling=scaling, layout=layout, source=source)
-
-
-def last_columns(real: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
-    """[B], the last real column of each row."""
-    columns = torch.arange(length, device=device).expand(rows, -1)
-    return columns[:, -1] if real is None else columns.masked_fill(~real, -1).max(dim=1).values
 
 
 def _slides(config: Any, layer: int) -> bool:

@@ -47,6 +47,8 @@ class EncoderStage(Stage):
 
     @torch.compiler.disable
     def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        VISION.set(None)  # a forward that was interrupted may have left its own
+        LAYER_CONTEXT.set(None)
         known = known_rows()
         if known is not None and known.skip:
             return
@@ -59,11 +61,9 @@ class EncoderStage(Stage):
     @torch.compiler.disable
     def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         forward = self.running()
-        if forward is None:
-            return
-        VISION.set(forward.outer)
+        VISION.set(None)
         LAYER_CONTEXT.set(None)
-        if output is None:
+        if forward is None or output is None:
             return
         trace = forward.finish()
         self.session.encoded(trace)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.masking_utils import create_bidirectional_mask
 
-from flowcut.hooks.attention import VISION, AttentionInputsCaptured, Segments
+from flowcut.hooks.attention import AttentionInputsCaptured, Segments
 from flowcut.hooks.call_context import KnownRows
 from flowcut.hooks.merge_before_mlp import LayerContext, TokenSizes, merge_of
 from flowcut.hooks.parts import Encoder
@@ -38,7 +38,6 @@ class EncoderForward:
         self.trace = Trace()
         self.memory: dict[str, Any] = {}
         self.signals = signals
-        self.outer = VISION.get()
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.scaling = 0.0
         self.cut: Cut | None = None

@@ -13,6 +13,8 @@ IGNORE_INDEX = -100
 """Label of a token that takes no part in the loss."""
 IMAGE_INDEX = "image_index"
 """Keyword argument of a decoder: [B, S], which image each token shows; -1 for text and padding."""
+GUESSES = "flowcut_guesses"
+"""Keyword argument of a decoder: how many of the last columns are guesses of assisted decoding, not prompt."""
 KEPT = "flowcut_kept"
 """Keyword argument by which the head hands the decoder a `Kept` to fill in."""
 
@@ -24,13 +26,16 @@ class Aligned:
     Attributes:
         fill: its value on padding.
         axis: the axis of tokens: 1 for [B, S, ..], 2 for [A, B, S] (the axes of M-RoPE's position ids).
+        first: the value that column 0 gets; None for its own.
     """
 
     fill: Any = 0
     axis: Literal[1, 2] = 1
+    first: Any = None
 
 
-ALIGNED: Mapping[str, Aligned] = {"labels": Aligned(IGNORE_INDEX), IMAGE_INDEX: Aligned(-1)}
+# No token predicts the first one of a row, also where padding comes to stand in front of it.
+ALIGNED: Mapping[str, Aligned] = {"labels": Aligned(IGNORE_INDEX, first=IGNORE_INDEX), IMAGE_INDEX: Aligned(-1)}
 """Arguments that are aligned with tokens in every family; see `shorten_aligned`."""
 
 
@@ -42,17 +47,48 @@ class Kept:
     real: Tensor | None = None
 
 
-def pack(keep: Tensor, left: bool) -> tuple[Tensor, Tensor]:
-    """Drop columns and close the gaps. keep [B, S] -> index [B, S'] of the kept columns in order, and [B, S'], real.
+def pack(keep: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Drop columns and close the gaps.
 
-    Shorter rows are padded on the left, or on the right if `left` is False; `real` is False there.
+    A row's padding after its last real column stays where it is, so that columns counted from the end mean what they
+    meant before. Rows that lose more columns than others are padded in front.
+
+    Args:
+        keep: [B, S], True for real columns that stay.
+        real: [B, S], False on padding; None if nothing is padded.
+
+    Returns:
+        index [B, S'] of the columns that stay, in order; [B, S'], False on padding; and [B, S], where each column that
+        stays stands among the S'.
     """
-    width = int(keep.sum(dim=1).max())
-    if left:
-        index = keep.int().argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
-    else:
-        index = keep.int().argsort(dim=1, descending=True, stable=True)[:, :width]
-    return index, keep.gather(1, index)
+    stays = keep
+    if real is not None:
+        stays = keep | (real.flip(1).long().cumsum(dim=1).flip(1) == 0)
+    counts = stays.sum(dim=1, keepdim=True)
+    width = int(counts.max())
+    index = stays.int().argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+    place = stays.long().cumsum(dim=1) - 1 + width - counts
+    return index, keep.gather(1, index), place.clamp_min(0)
+
+
+def last_of(real: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
+    """[B], the last real column of each row."""
+    columns = torch.arange(length, device=device).expand(rows, -1)
+    return columns[:, -1] if real is None else columns.masked_fill(~real, -1).max(dim=1).values
+
+
+def tail_of(keep: Tensor, real: Tensor | None) -> int:
+    """How many columns at the end hold no dropped one, in every row. keep [B, S], real [B, S] as in `pack`."""
+    dropped = ~keep if real is None else ~keep & real
+    return int(dropped.flip(1).long().cumsum(dim=1).eq(0).sum(dim=1).min())
+
+
+def restarts(positions: Tensor, real: Tensor | None) -> Tensor:
+    """[B, S]: in which run of consecutive position ids each column is. positions [B or 1, S], real [B, S] or None."""
+    jumps = positions.diff(dim=1) != 1
+    if real is not None:
+        jumps = jumps & real[:, 1:] & real[:, :-1]
+    return torch.nn.functional.pad(jumps.long().cumsum(dim=1), (1, 0))
 
 
 def shorten_aligned(call: dict[str, Any], aligned: Mapping[str, Aligned], index: Tensor, real: Tensor | None) -> None:
@@ -78,4 +114,6 @@ def _columns(given: Tensor, how: Aligned, index: Tensor, real: Tensor | None) ->
     else:
         taken = given.expand(rows, *given.shape[1:])[torch.arange(rows, device=device)[:, None], index]
         padding = None if real is None else real.view(*real.shape, *[1] * (given.ndim - 2))
+    if how.first is not None:
+        taken = taken.masked_fill(index == 0, how.first)
     return taken if padding is None else taken.masked_fill(~padding.to(device), how.fill)

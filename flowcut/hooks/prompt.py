@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,18 @@ from torch import Tensor
 
 from flowcut.compat import CACHE, rename_cache
 from flowcut.hooks.base import Stage
-from flowcut.hooks.cache_notes import PAST, Past, flat_mask, realign, split_mask, with_cache
-from flowcut.hooks.packing import ALIGNED, IMAGE_INDEX, Aligned, pack, shorten_aligned
+from flowcut.hooks.cache_notes import (
+    Entries,
+    check_earlier,
+    flat_mask,
+    notes_on,
+    split_mask,
+    take_notes,
+    with_cache,
+)
+from flowcut.hooks.packing import ALIGNED, IMAGE_INDEX, Aligned, pack, restarts, shorten_aligned, tail_of
 from flowcut.hooks.placeholders import SPANS, TRACE, Encoding, Modality, PlaceholderSpan, put_spans
-from flowcut.hooks.session import Session
+from flowcut.hooks.session import Session, warn_of_embeddings
 
 CLOSED = "flowcut_closed"
 """Keyword argument by which the outer model tells the inner one that the call was translated already."""
@@ -56,6 +65,8 @@ class PromptStage(Stage):
     def install(self) -> None:
         for module in {id(module): module for module in (self.model, self.inner)}.values():
             self.undo.append(module.register_forward_pre_hook(self.drop_pruned_placeholders, with_kwargs=True).remove)
+        if self.session.full_logits and self.model is not self.inner:
+            self.undo.append(self.model.register_forward_hook(self.restore_logits).remove)
         for modality in self.modalities.values():
             self.replace(self.inner, modality.method, Encoding(self.session, self.inner, modality))
         if hasattr(self.model, "_expand_inputs_for_generation"):
@@ -76,16 +87,25 @@ class PromptStage(Stage):
             call.pop(CLOSED, None)
         return (), call
 
+    @torch.compiler.disable
+    def restore_logits(self, module: Any, args: tuple, output: Any) -> Any:
+        """Forward hook: logits with a column for each token of the caller's."""
+        if isinstance(output, tuple):
+            raise ValueError("full_logits=True needs outputs with names; leave out return_dict=False")
+        output.logits = self.session.restore_logits(output.logits)
+        return output
+
     def translate(self, call: dict[str, Any]) -> None:
         """Rewrite a call in place; one that drops nothing, shows nothing and continues nothing stays as it is."""
+        self.session.begin_forward()
         name = "input_ids" if call.get("input_ids") is not None else "inputs_embeds"
         if call.get(name) is None:
             return
         self.encode(call)
-        cache = call.get(CACHE)
-        past = getattr(cache, PAST, None)
-        if past is not None:
-            realign(call, name, past)
+        self.warn_of_unpruned(call, name)
+        cache, (rows, length), device = call.get(CACHE), call[name].shape[:2], call[name].device
+        notes = notes_on(cache)
+        past = notes.prompt if notes is not None else None
         pruned, image_index = self.placed(call)
         if image_index is not None and self.session.watches_decoder:
             call[IMAGE_INDEX] = image_index
@@ -95,27 +115,30 @@ class PromptStage(Stage):
             return
         call[CLOSED] = True
         mask = flat_mask(call)
-        rows, length = call[name].shape[:2]
-        device = call[name].device
+        check_earlier(mask, length, cache)
         cached = cache.get_seq_length() if cache is not None else 0
-        padded = mask is not None or (past is not None and past.mask is not None)
+        padded = mask is not None or (past is not None and past.real is not None)
         if self.mrope:
             self.place(call, name, past)
         seen, new = split_mask(mask, past, cached, rows, length, device)
+        shift = torch.zeros(rows, dtype=torch.long, device=device) if past is None else past.shift.to(device)
+        lost = torch.zeros_like(new, dtype=torch.bool) if pruned is None else pruned & new.bool()
+        counted = self.counted(call, new, lost, shift, cached + (0 if past is None else past.dropped))
+        index = torch.arange(length, device=device).expand(rows, -1)
         if pruned is not None:
-            keep = new.bool() & ~pruned
-            if isinstance(call.get("logits_to_keep"), Tensor):
-                raise ValueError("logits_to_keep as a tensor of positions cannot follow dropped tokens; pass a number")
-            index, real = pack(keep, left=not bool((new[:, -1] == 0).any()))
+            keep, before = new.bool() & ~pruned, new.bool()
+            index, real, _ = pack(keep, before)
+            self.shorten_logits(call, index, real, length)
             padded = padded or not bool(real.all())
             pad = 1 if self.inner.config.image_token_id == 0 else 0
             # Zeros for embeddings, because the model finds placeholders among them by comparing.
             tokens = {"input_ids": Aligned(pad), "inputs_embeds": Aligned(0)}
             shorten_aligned(call, {**tokens, **self.aligned}, index, real)
+            self.session.drop_columns(index, real, length)
             new = real.to(new.dtype)
         whole = torch.cat([seen, new], dim=1)
         call["attention_mask"] = whole if padded else None
-        counted = (whole.long().cumsum(dim=1) - 1).clamp_min(0)[:, cached:]
+        counted = counted.gather(1, index)
         if not self.mrope:
             call["position_ids"] = counted
         elif call.get("position_ids") is not None:
@@ -124,7 +147,54 @@ class PromptStage(Stage):
             call["position_ids"] = torch.cat([counted[None], axes])
         if pruned is not None:
             dropped = length - new.shape[1] + (past.dropped if past is not None else 0)
-            self.note(call, Past(dropped, whole.shape[1], whole if padded else None))
+            entries = whole.shape[1]
+            fixed = entries - min(tail_of(keep, before), new.shape[1])
+            shift = shift + lost.sum(dim=1)
+            self.note(call, Entries(entries, whole.bool() if padded else None, fixed, shift, dropped))
+
+    def counted(self, call: dict[str, Any], new: Tensor, lost: Tensor, shift: Tensor, earlier: int) -> Tensor:
+        """[B, S], position ids of the new tokens once those that are `lost` [B, S] are dropped.
+
+        Each falls by the number of dropped tokens before it, in this call and in earlier ones (shift [B]); in packed
+        samples by those of its own sample. Without position ids the model would count columns, `earlier` ones first.
+        """
+        columns, given = torch.arange(new.shape[1], device=new.device), call.get("position_ids")
+        # Three axes of M-RoPE jump at every image and say nothing of the text's count.
+        if given is None or (given.ndim == 3 and len(given) != 4):
+            given = columns + earlier
+        positions = (given[0] if given.ndim == 3 else given).expand(len(new), -1)
+        runs, before = restarts(positions, new.bool()), lost.long().cumsum(dim=1) - lost.long()
+        if bool(runs.any()):
+            begins = torch.nn.functional.pad(runs.diff(dim=1) != 0, (1, 0), value=True)
+            before = before - before.masked_fill(~begins, 0).cummax(dim=1).values
+            shift = shift[:, None] * (runs == 0)
+        else:
+            shift = shift[:, None]
+        return (positions - before - shift).clamp_min(0)
+
+    def shorten_logits(self, call: dict[str, Any], index: Tensor, real: Tensor, length: int) -> None:
+        """`logits_to_keep` speaks of the caller's last tokens; make it speak of those of them that remain.
+
+        Raises:
+            ValueError: it names single tokens.
+        """
+        kept = call.get("logits_to_keep")
+        if isinstance(kept, Tensor):
+            raise ValueError("logits_to_keep as a tensor of positions cannot follow dropped tokens; pass a number")
+        if kept:
+            call["logits_to_keep"] = int((real & (index >= length - kept)).sum(dim=1).max())
+
+    def warn_of_unpruned(self, call: dict[str, Any], name: str) -> None:
+        """Warn where images reach the model in a way that leaves nothing to prune."""
+        encoded = [outputs for outputs in (call.get("mm_encoder_outputs") or {}).values() if outputs is not None]
+        if any(getattr(outputs, SPANS, None) is None for outputs in encoded):
+            warnings.warn(
+                "mm_encoder_outputs were encoded without this pruner, so none of their tokens is dropped; encode them "
+                "after attach, by the model's own get_image_features or get_video_features",
+                stacklevel=2,
+            )
+        elif name == "inputs_embeds" and not encoded and not self.session.watches_decoder:
+            warn_of_embeddings(call)
 
     def encode(self, call: dict[str, Any]) -> None:
         """Swap pixels for the features of the tokens that remain of them."""
@@ -196,7 +266,7 @@ class PromptStage(Stage):
         embedding = self.inner.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
         return (inputs_embeds == embedding).all(dim=-1)
 
-    def place(self, call: dict[str, Any], name: str, past: Past | None) -> None:
+    def place(self, call: dict[str, Any], name: str, past: Entries | None) -> None:
         """M-RoPE positions, which depend on the whole prompt, while it is still whole."""
         types = call.pop("mm_token_type_ids", None)
         given = call.get("position_ids")
@@ -206,26 +276,26 @@ class PromptStage(Stage):
             if mask is None and past is not None:
                 earlier = (cache.get_seq_length() if cache is not None else 0) + past.dropped
                 mask = torch.ones(rows, earlier + length, dtype=torch.long, device=call[name].device)
-            given = self.inner.compute_3d_position_ids(
-                input_ids=call.get("input_ids"),
-                inputs_embeds=call[name] if name == "inputs_embeds" else self.inner.get_input_embeddings()(call[name]),
-                image_grid_thw=call.get("image_grid_thw"),
-                video_grid_thw=call.get("video_grid_thw"),
-                attention_mask=mask,
-                mm_token_type_ids=types,
-                **{CACHE: cache},
-            )
+            # The call's other arguments go along, such as a video's second_per_grid_ts.
+            compute = self.inner.compute_3d_position_ids
+            given = {key: call[key] for key in inspect.signature(compute).parameters if key in call}
+            embeddings = call[name] if name == "inputs_embeds" else self.inner.get_input_embeddings()(call[name])
+            given |= {"input_ids": call.get("input_ids"), "inputs_embeds": embeddings, "attention_mask": mask}
+            given |= {"mm_token_type_ids": types, CACHE: cache}
+            for grid in ("image_grid_thw", "video_grid_thw"):
+                given.setdefault(grid, None)
+            given = compute(**given)
             if given is not None:
                 given = given[..., -length:]
         elif given.ndim == 2:
             given = given[None]
         call["position_ids"] = given
 
-    def note(self, call: dict[str, Any], past: Past) -> None:
+    def note(self, call: dict[str, Any], entries: Entries) -> None:
         """Leave the note on the cache this forward fills. Made here if the model would make it, to have one to mark."""
         with_cache(call, self.inner.language_model)
         if call.get(CACHE) is not None:
-            setattr(call[CACHE], PAST, past)
+            take_notes(call[CACHE]).prompt = entries
 
     def expand(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any

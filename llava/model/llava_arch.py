@@ -291,6 +291,7 @@ class LlavaMetaForCausalLM(_Mixin):
         return_dict: bool | None = None,
         image_index: Tensor | None = None,
         cache: Any = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
         """Logits and loss of text with images.
@@ -301,7 +302,7 @@ class LlavaMetaForCausalLM(_Mixin):
         Returns `CausalLMOutputWithPast` over the spliced positions.
         Raises ValueError when a cache is given under each of the two names.
         """
-        kwargs |= {"past_key_values": past_key_values, "cache": cache}
+        kwargs |= {"past_key_values": past_key_values, "cache": cache, "logits_to_keep": logits_to_keep}
         rename_cache(kwargs)
         if inputs_embeds is None and self._needs_splice(input_ids, images):
             spliced = self._splice_as_configured(input_ids, images, image_sizes, attention_mask, labels)

@@ -245,9 +245,17 @@ class HFLlava(Clip):
         return [self.text(s) + i + v for s, i, v in zip(samples, images, videos, strict=True)]
 
     def outputs(self, model: Any, samples: list[Sample], handle: Any = None, side: str = "right") -> list[torch.Tensor]:
-        logits = model(**self.cast(model, self.inputs(samples, side))).logits
+        inputs = self.cast(model, self.inputs(samples, side))
+        logits = model(**inputs).logits
         lengths = self.lengths(samples, handle)
-        return [row[-n:] if side == "left" else row[:n] for row, n in zip(logits, lengths, strict=True)]
+        # Padding after a row's last token stays there, whatever the row loses.
+        ends = [logits.shape[1] - padding for padding in self.trailing(samples, handle, side)]
+        return [row[end - n : end] for row, end, n in zip(logits, ends, lengths, strict=True)]
+
+    def trailing(self, samples: list[Sample], handle: Any, side: str) -> list[int]:
+        """How many columns of padding come after each row's last token."""
+        lengths = [len(self.row(sample)) for sample in samples]
+        return [max(lengths) - length if side == "right" else 0 for length in lengths]
 
     def cast(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         def one(value: Any) -> Any:
@@ -544,6 +552,14 @@ class OurLlava(HFLlava):
         if handle is None:
             return [self.text(sample) + sum(map(self.placeholders, sample.images)) for sample in samples]
         return super().lengths(samples, handle)
+
+    def trailing(self, samples: list[Sample], handle: Any, side: str) -> list[int]:
+        """As many as fill the rows that enter the language model, whose images may have been cut already."""
+        lengths = self.lengths(samples, None)
+        if handle is not None and any(sample.images for sample in samples):
+            counts = iter([len(tokens) for tokens in handle.trace.tokens])
+            lengths = [self.text(sample) + sum(next(counts) for _ in sample.images) for sample in samples]
+        return [max(lengths) - length if side == "right" else 0 for length in lengths]
 
     def outputs(self, model: Any, samples: list[Sample], handle: Any = None, side: str = "right") -> list[torch.Tensor]:
         model.config.tokenizer_padding_side = side

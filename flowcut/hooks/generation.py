@@ -1,0 +1,123 @@
+"""The generation stage: what `generate` counts by the KV cache, it counts by the conversation.
+
+`generate` cuts the prompt where the cache ends, and continues M-RoPE positions from there. A shortened cache would make
+it pass tokens that are cached already. It also passes guesses together with the prompt in assisted decoding, which no
+method may choose by.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowcut.compat import CACHE, one_cache
+from flowcut.hooks.base import Stage
+from flowcut.hooks.cache_notes import notes_on
+from flowcut.hooks.packing import GUESSES, IMAGE_INDEX
+from flowcut.hooks.session import Session
+
+ASSISTED = "flowcut_assisted"
+"""Keyword argument of a head: the call brings the whole prompt and guesses of assisted decoding after it."""
+
+_PREFILLING: ContextVar[bool] = ContextVar("flowcut_prefilling", default=False)
+
+
+class Instead:
+    """Stands on one instance in the place of a method, with that method's signature."""
+
+    def __init__(self, instance: Any, name: str, do: Callable[..., Any]):
+        self.instance = instance
+        self.name = name
+        self.do = do
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        # generate() picks its arguments by it.
+        signature = inspect.signature(getattr(type(self.instance), self.name))
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.do(*args, **kwargs)
+
+
+class ConversationLength:
+    """A KV cache, as far as its length is asked for: that of the conversation it stands for."""
+
+    def __init__(self, cache: Any):
+        self.cache = cache
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        notes = notes_on(self.cache)
+        return self.cache.get_seq_length(layer_idx) + (0 if notes is None else notes.dropped)
+
+
+class GenerationStage(Stage):
+    """Replacements of steps of `generate` on one model, and a hook before its forward."""
+
+    def __init__(self, session: Session, head: Any):
+        super().__init__()
+        self.session = session
+        self.head = head
+
+    def install(self) -> None:
+        steps: dict[str, Callable[..., Any]] = {
+            "_prefill": self.prefill,
+            "prepare_inputs_for_generation": self.prepare_inputs,
+            "_prepare_position_ids_for_generation": self.prepare_positions,
+        }
+        for name, step in steps.items():
+            if hasattr(self.head, name):
+                self.replace(self.head, name, Instead(self.head, name, step))
+        before = self.head.register_forward_pre_hook(self.before_head, prepend=True, with_kwargs=True)
+        self.undo.append(before.remove)
+
+    def prefill(
+        self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kw: Any
+    ) -> Any:
+        """
+        Raises:
+            ValueError: the prompt is to be read in pieces, and tokens of it are dropped.
+        """
+        notes = notes_on(one_cache(model_kwargs))
+        sees = model_kwargs.get("mm_encoder_outputs") or model_kwargs.get(IMAGE_INDEX) is not None
+        if generation_config.prefill_chunk_size is not None and (sees or notes is not None):
+            raise ValueError(
+                f"prefill_chunk_size={generation_config.prefill_chunk_size} would split a prompt whose visual tokens "
+                "are dropped; pass prefill_chunk_size=None"
+            )
+        token = _PREFILLING.set(True)
+        try:
+            return type(self.head)._prefill(self.head, input_ids, generation_config, model_kwargs, *args, **kw)
+        finally:
+            _PREFILLING.reset(token)
+
+    def prepare_inputs(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        notes, new = notes_on(one_cache(kwargs)), kwargs.get("next_sequence_length")
+        if _PREFILLING.get() and notes is not None and new is not None:
+            kwargs["next_sequence_length"] = new - notes.dropped
+        call = type(self.head).prepare_inputs_for_generation(self.head, input_ids, *args, **kwargs)
+        if kwargs.get("is_first_iteration") and not _PREFILLING.get():
+            call[ASSISTED] = True
+        return call
+
+    def prepare_positions(self, inputs_tensor: Any, model_kwargs: dict[str, Any]) -> Any:
+        cache = one_cache(model_kwargs)
+        if notes_on(cache) is not None:
+            model_kwargs = {**model_kwargs, CACHE: ConversationLength(cache)}
+        return type(self.head)._prepare_position_ids_for_generation(self.head, inputs_tensor, model_kwargs)
+
+    @torch.compiler.disable
+    def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """Tell the decoder how many of the last tokens are guesses: those whose logits are asked for, but one."""
+        if not kwargs.get(ASSISTED):
+            return None
+        kwargs = {name: value for name, value in kwargs.items() if name != ASSISTED}
+        guesses = int(kwargs.get("logits_to_keep") or 1) - 1
+        if guesses > 0 and self.session.watches_decoder:
+            kwargs[GUESSES] = guesses
+        return args, kwargs
