@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.eval import score
-from llava.eval.answering import evaluate as evaluation
-from llava.eval.answering.chunks import Share, share_of
 from llava.eval.answering.evaluate import EvaluationSpec, evaluate
 from llava.eval.answering.settings import AnswerSettings
 from llava.eval.benchmarks.registry import DATA, MODULES
@@ -41,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--devices", help="0,1 or cpu (default: CUDA_VISIBLE_DEVICES, else all GPUs, else the CPU)")
     parser.add_argument("--nodes", type=int, default=_number(_NODES, 1), help="machines that share the work")
     parser.add_argument("--node", type=int, default=_number(_NODE, 0), help="which of them this is, from 0")
-    parser.add_argument("--temperature", default="0", help="0 is greedy, as for published numbers")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, as for published numbers")
     parser.add_argument("--skip-bad", action="store_true", help="score although some questions were unanswerable")
     judge_settings.add_arguments(parser)
     return parser
@@ -51,11 +49,19 @@ def _number(names: Sequence[str], default: int) -> int:
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default)
 
 
-def spec_of(args: argparse.Namespace, answering: Sequence[str] = ()) -> EvaluationSpec:
-    """What the flags ask for. args: of `build_parser`. answering: the flags it does not know, the answering program's.
+def spec_of(arguments: Sequence[str] | None = None, exit_on_error: bool = False) -> EvaluationSpec:
+    """What a command line of this program asks for. No file is read, and no model loaded.
 
-    Raises ValueError, one line, for names that do not exist and values that cannot be.
+    arguments: None for this process's own. exit_on_error: end the process as argparse does when a flag is wrong.
+
+    Raises ValueError, one line, for wrong flags, names that do not exist and values that cannot be.
     """
+    parser = build_parser()
+    parser.exit_on_error = exit_on_error
+    try:
+        args, answering = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
     return EvaluationSpec(
         benchmark=args.benchmark,
         model=args.model_path,
@@ -63,7 +69,7 @@ def spec_of(args: argparse.Namespace, answering: Sequence[str] = ()) -> Evaluati
         split=args.split,
         limit=args.limit,
         data=args.data,
-        answering=AnswerSettings.parse(["--temperature", args.temperature, *answering]),
+        answering=AnswerSettings.parse(answering, args.temperature),
         devices=args.devices,
         nodes=args.nodes,
         node=args.node,
@@ -72,24 +78,14 @@ def spec_of(args: argparse.Namespace, answering: Sequence[str] = ()) -> Evaluati
     )
 
 
-def share(args: argparse.Namespace) -> Share:
-    """This node's part, by the flags. Raises ValueError for devices or nodes that cannot be."""
-    return share_of(args.devices, args.nodes, args.node)
-
-
-def answers_folder(folder: Path, split: str, args: argparse.Namespace) -> Path:
-    """Where the answers to a question file of `folder` lie, by the flags."""
-    return evaluation.answers_folder(folder, split, args.model_path, args.pruner, args.limit)
-
-
 def main(argv: list[str] | None = None) -> None:
-    args, answering = build_parser().parse_known_args(argv)
     try:
-        scored = evaluate(spec_of(args, answering), progress=True)
+        spec = spec_of(argv, exit_on_error=True)
+        scored = evaluate(spec, progress=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
     if scored is None:
-        print(json.dumps({"benchmark": args.benchmark, "waiting_for": "other nodes"}))
+        print(json.dumps({"benchmark": spec.benchmark, "waiting_for": "other nodes"}))
         return
     score.report(scored)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval import launch
+from llava.eval.answering.settings import AnswerSettings
 from scripts.embedded.data import write_benchmark
 from scripts.embedded.questions import MAKERS
 
@@ -35,27 +36,24 @@ def run(script, folder, *flags, **settings):
 def test_what_each_script_starts(script, tmp_path):
     arguments = run(script, tmp_path)
     assert arguments[:2] == ["-m", "llava.eval.launch"]
-    args, passed_on = launch.build_parser().parse_known_args(arguments[2:])
-    assert args.benchmark == script.stem.removesuffix("_zh")
-    assert args.temperature == "0"
-    assert args.pruner is None
-    assert MODELS[script.parts[1]] in args.model_path
-    asked = dict(zip(passed_on[::2], passed_on[1::2], strict=True))
-    expected = {"--batch-size": "1", "--conv-mode": "vicuna_v1"}
-    assert asked == (expected if script.parts[1].startswith("v1_") else {"--batch-size": "1"})
+    spec = launch.spec_of(arguments[2:])
+    assert spec.benchmark == script.stem.removesuffix("_zh")
+    assert spec.pruner is None
+    assert MODELS[script.parts[1]] in spec.model
+    assert spec.answering == AnswerSettings(conv_mode="vicuna_v1" if script.parts[1].startswith("v1_") else None)
     assert os.access(ROOT / script, os.X_OK)
 
 
 def test_settings_and_flags(tmp_path):
     settings = {"MODEL": "m", "MODEL_BASE": "b", "PRUNER": "flowcut:budget=64", "LIMIT": "7", "BATCH": "8"}
     arguments = run("scripts/v1_5/eval/vqav2.sh", tmp_path, "--top_p", "1", SPLIT="val", EVAL_ROOT="r", **settings)
-    args, passed_on = launch.build_parser().parse_known_args(arguments[2:])
-    assert (args.model_path, args.pruner, args.limit, args.split) == ("m", "flowcut:budget=64", 7, "val")
-    assert args.data == Path("r")
-    assert passed_on == ["--batch-size", "8", "--model-base", "b", "--conv-mode", "vicuna_v1", "--top_p", "1"]
-    late = run("scripts/v1_5/eval/gqa.sh", tmp_path, "--limit", "3", "--pruner", "none", **settings)
-    args, _ = launch.build_parser().parse_known_args(late[2:])
-    assert (args.limit, args.pruner) == (3, "none")
+    spec = launch.spec_of(arguments[2:])
+    assert (spec.model, spec.pruner, spec.limit, spec.split) == ("m", "flowcut:budget=64", 7, "val")
+    assert spec.data == Path("r")
+    assert spec.answering == AnswerSettings(model_base="b", conv_mode="vicuna_v1", top_p=1.0, batch_size=8)
+    arguments = run("scripts/v1_5/eval/gqa.sh", tmp_path, "--limit", "3", "--pruner", "none", **settings)
+    late = launch.spec_of(arguments[2:])
+    assert (late.limit, late.pruner) == (3, "none")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from llava.eval.files import write_atomic
 
 MERGED = "merge.jsonl"
+_STDERR = 2
 
 
 class Share(NamedTuple):
@@ -47,6 +48,7 @@ def answer_chunks(part: Share, command: Sequence[str], folder: Path) -> bool:
     """Run this node's chunks at the same time; whether all of them came to their end.
 
     command: of an answering program, up to the flags that name chunk, answers file and device. folder: of the answers.
+    Whatever the programs say goes to stderr: the caller may have a document to print on stdout.
     """
     running = []
     for device, number in zip(part.devices, part.numbers, strict=True):
@@ -59,7 +61,7 @@ def answer_chunks(part: Share, command: Sequence[str], folder: Path) -> bool:
             chunk += ["--device", "cpu"]
         else:
             environment["CUDA_VISIBLE_DEVICES"] = device
-        running.append((done, subprocess.Popen([*command, *chunk], env=environment)))
+        running.append((done, subprocess.Popen([*command, *chunk], env=environment, stdout=_STDERR)))
     try:
         states = [process.wait() for _, process in running]
     except KeyboardInterrupt:

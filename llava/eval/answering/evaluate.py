@@ -59,6 +59,8 @@ class EvaluationSpec:
     def __post_init__(self) -> None:
         if self.pruner is not None:
             parse_pruner(self.pruner)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} leaves no question; give a number >= 1, or none for all")
         share_of(self.devices, self.nodes, self.node)
         benchmark(self.benchmark).split(self.split)
 
@@ -88,7 +90,9 @@ class EvaluationSpec:
     @property
     def answers_folder(self) -> Path:
         """Below the question file's folder: answers/<split>/<model>/<pruner>, so that no run overwrites another."""
-        return answers_folder(self.question_file.parent, self.chosen_split.name, self.model, self.pruner, self.limit)
+        name = re.sub(r"[:=,]", "_", self.pruner or "as_trained") + (f"_limit_{self.limit}" if self.limit else "")
+        own = self.question_file.parent / "answers" / self.chosen_split.name
+        return own / get_model_name_from_path(self.model) / name
 
     @property
     def answers_file(self) -> Path:
@@ -129,12 +133,6 @@ class EvaluationSpec:
             *BENCHMARK_FLAGS.get(self.bench.name, ()),
             *settings,
         ]
-
-
-def answers_folder(folder: Path, split: str, model: str, pruner: str | None, limit: int | None) -> Path:
-    """Where answers lie. folder: of the question file. pruner: as text; None for the checkpoint's own."""
-    name = re.sub(r"[:=,]", "_", pruner or "as_trained")
-    return folder / "answers" / split / get_model_name_from_path(model) / (name + (f"_limit_{limit}" if limit else ""))
 
 
 def evaluate(spec: EvaluationSpec, progress: bool = False) -> Scored | None:

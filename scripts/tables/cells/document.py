@@ -28,13 +28,14 @@ def make_document(spec: CellSpec) -> dict[str, Any]:
     Raises:
         ValueError: files of the evaluation are missing or damaged; the message is one line.
     """
-    merged = spec.answers_folder / "merge.jsonl"
-    summary = read_json(merged.with_name("merge.scores.json"))
+    evaluation = spec.evaluation
+    merged, scores = evaluation.answers_file, evaluation.answers_file.with_suffix(".scores.json")
+    summary = read_json(scores)
     if "ci95_over" not in summary:
-        raise ValueError(f"{merged.with_name('merge.scores.json')} has no interval; run llava.eval.score again")
+        raise ValueError(f"{scores} has no interval; run llava.eval.score again")
     answers = read_rows(merged, "answers")
-    rows = spec.bench.rows(spec.folder, spec.split)
-    asked = len(rows if spec.limit is None else spec.bench.subset(rows, spec.limit))
+    rows = evaluation.bench.rows(evaluation.folder, evaluation.chosen_split)
+    asked = len(rows if spec.limit is None else evaluation.bench.subset(rows, spec.limit))
     settings = identity.recorded_settings(spec)
     marks = identity.data_hash(spec)
     return {
@@ -58,7 +59,7 @@ def make_document(spec: CellSpec) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(_device(spec)),
         "answers": os.path.relpath(merged, spec.file.parent),
-        "scores": os.path.relpath(merged.with_name("merge.scores.json"), spec.file.parent),
+        "scores": os.path.relpath(scores, spec.file.parent),
     }
 
 
@@ -82,13 +83,13 @@ def read_document(spec: CellSpec) -> dict[str, Any] | None:
 
 
 def _device(spec: CellSpec) -> torch.device:
-    return torch.device("cpu" if spec.share.devices[0] == "cpu" else "cuda")
+    return torch.device("cpu" if spec.evaluation.share.devices[0] == "cpu" else "cuda")
 
 
 def _costs(spec: CellSpec, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Costs of the answers about pictures, and how many these are; GFLOPs are None where the model has no formula."""
     pictured = [one for one in answers if one["tokens"]]
     folder = identity.folder_here(spec.model) if pictured else None
-    sizes = None if folder is None else sizes_in(folder, spec.answering.model_base)
+    sizes = None if folder is None else sizes_in(folder, spec.evaluation.answering.model_base)
     merges = spec.parsed_pruner is not None and spec.parsed_pruner.merges_before_mlp
     return {"pictured": len(pictured), **costs_of(pictured, sizes, merges)}

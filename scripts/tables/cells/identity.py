@@ -11,7 +11,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from llava.eval.provenance import fingerprint, model_fingerprint
-from llava.mm_utils import get_model_name_from_path
 from scripts.tables.cells.spec import CellSpec
 
 _TEXTS = (".json", ".jsonl", ".txt", ".tsv", ".csv", ".parquet")
@@ -41,12 +40,13 @@ def model_hash(model: str, base: str | None) -> str | None:
 
 def data_hash(spec: CellSpec) -> str | None:
     """Hash of the split's question file and of the annotations for scoring; None without a question file."""
-    if not spec.question_file.is_file():
+    evaluation = spec.evaluation
+    if not evaluation.question_file.is_file():
         return None
-    files = [spec.question_file]
-    for need in spec.split.needs:
+    files = [evaluation.question_file]
+    for need in evaluation.chosen_split.needs:
         if not (need.optional or need.asking):
-            found: list[Path] = next(filter(None, (sorted(spec.folder.glob(path)) for path in need.paths)), [])
+            found: list[Path] = next(filter(None, (sorted(evaluation.folder.glob(path)) for path in need.paths)), [])
             files += [file for one in found for file in _texts(one)]
     return _hash(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in dict.fromkeys(files)))
 
@@ -66,19 +66,10 @@ def _hash(states: tuple[tuple[Path, int, int], ...]) -> str:
 
 def expected_settings(spec: CellSpec, question_file: Path | None = None) -> dict[str, Any]:
     """What must stand in the settings recorded with the answers, as far as it is known before the model is loaded."""
-    told = spec.answering
-    settings: dict[str, Any] = {
-        "model": get_model_name_from_path(spec.model),
-        "pruner": repr(spec.parsed_pruner) if spec.parsed_pruner else "none",
-        **{name: getattr(told, name) for name in ("temperature", "top_p", "num_beams", "max_new_tokens", "seed")},
-    }
-    marks = model_hash(spec.model, told.model_base)
+    settings = spec.evaluation.known_settings()
+    marks = model_hash(spec.model, spec.evaluation.answering.model_base)
     if marks is not None:
         settings["model_hash"] = marks
-    # Where these are not given, the model decides.
-    for name in ("conv_mode", "dtype", "max_pixels"):
-        if getattr(told, name) is not None:
-            settings[name] = getattr(told, name)
     if question_file is not None:
         settings["questions"] = fingerprint([question_file])
     return settings
@@ -96,8 +87,8 @@ def chosen(spec: CellSpec) -> dict[str, Any]:
 
     The judge is named where one is given. Without one, a number that was judged before stays valid.
     """
-    identity: dict[str, Any] = {"benchmark": spec.benchmark, "split": spec.split.name, "limit": spec.limit}
-    judge = spec.judge
+    split, judge = spec.evaluation.chosen_split, spec.evaluation.judge
+    identity: dict[str, Any] = {"benchmark": spec.benchmark, "split": split.name, "limit": spec.limit}
     if judge.judges:
         prompt = fingerprint([judge.prompt]) if judge.prompt else None
         identity["judge"] = {"model": judge.model, "runs": judge.runs, "body": dict(judge.body), "prompt": prompt}
@@ -113,8 +104,8 @@ def recorded_settings(spec: CellSpec) -> dict[str, Any]:
     own = _chunks(spec)
     if not own or any(settings != own[0] for settings in own):
         raise ValueError(
-            f"the chunks in {spec.answers_folder} were not all answered with the same settings, on a CPU and a GPU "
-            f"perhaps; remove the folder, and start again"
+            f"the chunks in {spec.evaluation.answers_folder} were not all answered with the same settings, on a CPU "
+            f"and a GPU perhaps; remove the folder, and start again"
         )
     return own[0]
 
@@ -124,7 +115,7 @@ def archive_stale(spec: CellSpec, question_file: Path) -> Path | None:
 
     question_file: the one that will be asked. Returns the folder's new name, or None if it stays.
     """
-    wanted, folder = expected_settings(spec, question_file), spec.answers_folder
+    wanted, folder = expected_settings(spec, question_file), spec.evaluation.answers_folder
     if not any(own.get(name) != value for own in _chunks(spec) for name, value in wanted.items()):
         return None
     number = 1
@@ -135,6 +126,7 @@ def archive_stale(spec: CellSpec, question_file: Path) -> Path | None:
 
 def _chunks(spec: CellSpec) -> list[dict[str, Any]]:
     """The settings of each chunk that exists, for the number of chunks that the cell is answered in now."""
-    files = sorted(spec.answers_folder.glob(f"{spec.share.chunks}_*.settings.json"))
+    evaluation = spec.evaluation
+    files = sorted(evaluation.answers_folder.glob(f"{evaluation.share.chunks}_*.settings.json"))
     read = [json.loads(file.read_text("utf-8")) for file in files]
     return [{name: value for name, value in one.items() if name != "chunk"} for one in read]

@@ -7,14 +7,12 @@ import logging
 import sys
 from typing import Any
 
+from llava.eval.answering.evaluate import evaluate, question_file_of
 from llava.eval.files import absent, write_atomic
 from llava.eval.prepare import look
 from scripts.tables.cells import identity
 from scripts.tables.cells.document import make_document, read_document
-from scripts.tables.cells.follow import follow
 from scripts.tables.cells.spec import CellSpec
-
-LAUNCHER = (sys.executable, "-m", "llava.eval.launch")
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +30,8 @@ def make_cell(spec: CellSpec) -> dict[str, Any]:
     if there is not None:
         return there
     if lacking := missing_files(spec):
-        raise ValueError(f"{spec.folder} lacks {'; '.join(lacking)}")
-    asked = spec.bench.prepare(spec.folder, spec.split, spec.limit)
+        raise ValueError(f"{spec.evaluation.folder} lacks {'; '.join(lacking)}")
+    asked = question_file_of(spec.evaluation)
     archived = identity.archive_stale(spec, asked.question_file)
     if archived is not None:
         logger.warning("answers made with another model, pruner or setting were put aside: %s", archived)
@@ -46,7 +44,7 @@ def make_cell(spec: CellSpec) -> dict[str, Any]:
 
 def missing_files(spec: CellSpec) -> list[str]:
     """What the benchmark lacks and where to get it, a line each; pictures of questions included."""
-    bench, folder, split = spec.bench, spec.folder, spec.split
+    bench, folder, split = spec.evaluation.bench, spec.evaluation.folder, spec.evaluation.chosen_split
     lacking = bench.missing(folder, split)
     if lacking:
         return [f"{' or '.join(one.paths)} ({one.purpose}), get it from {one.source}" for one in lacking]
@@ -54,19 +52,21 @@ def missing_files(spec: CellSpec) -> list[str]:
     gone = found.absent
     if gone and spec.limit:
         gone = absent(bench.subset(bench.rows(folder, split), spec.limit), found.images)
-    if not gone or spec.launching.skip_bad:
+    if not gone or spec.evaluation.skip_bad:
         return []
     return [f"{len(gone)} pictures of questions in {found.images}, such as {gone[0]}"]
 
 
 def _evaluate(spec: CellSpec) -> None:
-    """Answer the questions that have no answer yet, and score all of them. Everything about how a cell is run is here.
+    """Answer the questions that have no answer yet, and score all of them. What is told of it goes to stderr.
 
     Raises:
-        ValueError: the launcher failed, or other machines still answer their share.
+        ValueError: the evaluation failed, or other machines still answer their share.
     """
-    ended = follow([*LAUNCHER, *spec.launch_arguments])
-    if ended.status:
-        raise ValueError(f"{spec.command} ended with {ended.status}: {ended.reason}; started again it goes on")
-    if "waiting_for" in ended.document:
-        raise ValueError(f"{spec.command}: {ended.document['waiting_for']} still answer; start it again after them")
+    try:
+        scored = evaluate(spec.evaluation, progress=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; to continue: {spec.command}") from error
+    if scored is None:
+        raise ValueError(f"other nodes still answer; to continue after them: {spec.command}")
+    print(*scored.notes, scored.table, sep="\n", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.files import write_atomic as write_aside
+from llava.eval.files import write_atomic
 
 EFFICIENCY = "efficiency.json"
 
@@ -81,4 +81,4 @@ def measure_times(
         del row["raw"]  # every turn's times; quartiles stay
     run["command"] = run["command"].split(" --out ")[0] + " ..."
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(file, json.dumps(run, indent=1) + "\n")
+    write_atomic(file, json.dumps(run, indent=1) + "\n")

@@ -8,7 +8,7 @@ import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llava.eval.files import write_atomic as write_aside
+from llava.eval.files import write_atomic
 
 NOTHING = "-"
 
@@ -80,5 +80,5 @@ class Grid:
         texts = self.texts(stem)
         stem.parent.mkdir(parents=True, exist_ok=True)
         for file, text in texts.items():
-            write_aside(file, text)
+            write_atomic(file, text)
         return list(texts)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from llava.eval.files import write_atomic as write_aside
+from llava.eval.files import write_atomic
 
 
 def fill(text: str, marker: str, table: str) -> str:
@@ -47,5 +47,5 @@ def keep_pages(
         sys.exit(f"error: out of date: {names}; run python -m {module}")
     for file, text in stale.items():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(file, text)
+        write_atomic(file, text)
     print(f"changed: {names}" if stale else "up to date")

@@ -150,13 +150,13 @@ def test_a_llava_answers_with_each_pruner(llava_folder, picture_folder, tmp_path
     assert set(answers) == {"no pruning", "fastervlm:budget=5", "fastervlm:budget=3"}
 
     from llava.eval.media.images import load_image
-    from llava.eval.models.llava_answerer import LlavaAnswerer as Answerer
+    from llava.eval.models.llava_answerer import LlavaAnswerer
     from llava.eval.models.llava_checkpoint import load_checkpoint
     from llava.eval.models.reply import Generation
 
     checkpoint = load_checkpoint(str(llava_folder), device="cpu")
     for label, found in answers.items():
-        answerer = Answerer(checkpoint, label if ":" in label else "none", Generation(max_new_tokens=64))
+        answerer = LlavaAnswerer(checkpoint, label if ":" in label else "none", Generation(max_new_tokens=64))
         images = [load_image(picture_folder / name) for name in ("a.png", "b.jpg")]
         assert found == [answerer([question], [[image]])[0].text for image in images]
     assert re.search("what is in &lt;this&gt; image", (tmp_path / "index.html").read_text("utf-8"))

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from flowcut.flow.subject import load_subject
-from tests.llava.eval.models.tiny import pictures
-from tests.llava.eval.models.tiny import write_tiny_checkpoint as write_host
+from tests.llava.eval.models.tiny import pictures, write_tiny_checkpoint
 
 
 @pytest.mark.parametrize(("family", "special"), [("llava_onevision", 0), ("video_llava", 1)])
 def test_an_encoder_inside_of_a_host(family, special, tmp_path):
-    subject = load_subject(str(write_host(tmp_path / family, family)))
+    subject = load_subject(str(write_tiny_checkpoint(tmp_path / family, family)))
     [image] = pictures(1)
     pixels = subject.pixels(image)
     assert subject.encoder.num_prefix_tokens == special
@@ -24,7 +23,7 @@ def test_an_encoder_inside_of_a_host(family, special, tmp_path):
 
 
 def test_what_is_read_is_what_the_host_reads(tmp_path):
-    subject = load_subject(str(write_host(tmp_path / "host", "video_llava")))
+    subject = load_subject(str(write_tiny_checkpoint(tmp_path / "host", "video_llava")))
     config = subject.reader.checkpoint.model.config
     layers = subject.encoder.depth
     assert subject.feature_layer == layers + 1 + config.vision_feature_layer - 1
@@ -32,7 +31,7 @@ def test_what_is_read_is_what_the_host_reads(tmp_path):
 
 def test_merged_patches_are_refused(tmp_path):
     with pytest.raises(ValueError, match="merges patches 4 by 4"):
-        load_subject(str(write_host(tmp_path / "host", "qwen2_vl")))
+        load_subject(str(write_tiny_checkpoint(tmp_path / "host", "qwen2_vl")))
 
 
 def test_an_encoder_without_weights_is_refused(tmp_path):

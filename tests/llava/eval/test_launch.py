@@ -10,41 +10,21 @@ from pathlib import Path
 import pytest
 
 from llava.eval import launch
-from llava.eval.answering import chunks
 from llava.eval.benchmarks.registry import benchmark
 from llava.model.builder import load_tokenizer, save_llava_checkpoint
 from tests.llava.eval.data_tree import make_data_tree
 from tests.llava.eval.data_tree_judged import make_judged_tree
+from tests.llava.eval.in_this_process import answer_in_this_process
 from tests.llava.eval.judge.fake_judge import serving
 from tests.llava.eval.models.tiny import write_tiny_checkpoint
 
 OFFLINE = ("gqa", "mmbench", "mmbench_cn", "mme", "pope", "sqa", "textvqa", "seed", "ai2d", "mmmu", "qbench")
 
 
-class HereInstead:
-    """What `subprocess.Popen` is for `answering.chunks`: runs `python -m MODULE FLAGS` in this process, at once."""
-
-    started: list[list[str]] = []  # noqa: RUF012
-
-    def __init__(self, command, env):
-        assert command[1] == "-m"
-        self.started.append([*command[2:], env.get("CUDA_VISIBLE_DEVICES", "")])
-        try:
-            importlib.import_module(command[2]).main(command[3:])
-            self.code = 0
-        except SystemExit as stop:
-            self.code = stop.code if isinstance(stop.code, int) else 1
-
-    def wait(self):
-        return self.code
-
-
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(chunks.subprocess, "Popen", HereInstead)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    HereInstead.started.clear()
-    return HereInstead.started
+    return answer_in_this_process(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +175,13 @@ def test_errors_come_before_a_model_is_loaded(here, run, data, tmp_path):
         run("gqa", root=root)
     assert not here
     assert run("gqa", "--skip-bad", root=root)["missing"] > 0
+
+
+def test_a_wrong_flag_ends_the_program_and_is_one_line_for_the_library(capsys):
+    wrong = ["gqa", "--model-path", "m", "--limit", "many"]
+    with pytest.raises(ValueError, match=r"^argument --limit: invalid int value: 'many'$"):
+        launch.spec_of(wrong)
+    with pytest.raises(SystemExit) as stopped:
+        launch.main(wrong)
+    assert stopped.value.code == 2
+    assert "usage: " in capsys.readouterr().err

@@ -9,7 +9,8 @@ import pytest
 from scripts.tables import make
 from scripts.tables.cells import produce
 from tests.llava.eval.data_tree import make_data_tree
-from tests.scripts.tables.cells.made_here import FLAGS, answered_here, nothing_may_run
+from tests.llava.eval.in_this_process import answer_in_this_process
+from tests.scripts.tables.cells.made_here import FLAGS, nothing_may_run
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def lines_of(root, number=9):
 
 
 def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
-    monkeypatch.setattr(produce, "follow", answered_here)
+    answer_in_this_process(monkeypatch)
     ask(root, "--methods", "FasterVLM", "--columns", "POPE", "TFLOPs")
     lines = lines_of(root)
     cells = {file.stem: json.loads(file.read_text()) for file in (root / "results/tiny/pope").glob("*.json")}
@@ -52,7 +53,7 @@ def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
     # three questions are not the published 8,910, which has to be said
     assert "published 8910" in (root / "results/tiny/tables/table09.md").read_text()
 
-    monkeypatch.setattr(produce, "follow", nothing_may_run)
+    monkeypatch.setattr(produce, "evaluate", nothing_may_run)
     before = (root / "results/tiny/tables/table09.csv").read_text()
     ask(root, "--methods", "FasterVLM", "--columns", "POPE", "TFLOPs")
     assert (root / "results/tiny/tables/table09.csv").read_text() == before
@@ -63,7 +64,7 @@ def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
 
 
 def test_a_benchmark_without_files_is_named_and_the_rest_is_made(root, monkeypatch, capsys):
-    monkeypatch.setattr(produce, "follow", answered_here)
+    answer_in_this_process(monkeypatch)
     with pytest.raises(SystemExit) as stopped:
         ask(root, "--columns", "POPE", "TextVQA", "--methods", "FasterVLM")
     assert stopped.value.code == 1

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from llava.eval import launch
-from llava.eval.answering.chunks import merge, share_of
+from llava.eval.answering.chunks import Share, answer_chunks, merge, share_of
 
 
 def test_devices(monkeypatch):
     def devices(*flags):
-        args = launch.build_parser().parse_args(["gqa", "--model-path", "x", *flags])
-        return launch.share(args)
+        return launch.spec_of(["gqa", "--model-path", "x", *flags]).share
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -25,14 +24,24 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices().devices == ["cpu"] * 3
     monkeypatch.setattr(os, "environ", {"SLURM_NNODES": "4", "SLURM_NODEID": "2"})
-    args = launch.build_parser().parse_args(["gqa", "--model-path", "x"])
-    assert (args.nodes, args.node) == (4, 2)
+    spec = launch.spec_of(["gqa", "--model-path", "x"])
+    assert (spec.nodes, spec.node) == (4, 2)
 
 
 def test_a_node_has_its_share(monkeypatch):
     assert share_of("0,1", nodes=3, node=1) == (["0", "1"], [2, 3], 6)
     with pytest.raises(ValueError, match="--node 2 of 2 does not exist; it runs from 0 to 1"):
         share_of("cpu", nodes=2, node=2)
+
+
+@pytest.mark.parametrize(("status", "done"), [(0, True), (3, False)])
+def test_what_answering_programs_say_goes_to_stderr(tmp_path, capfd, status, done):
+    command = ["bash", "-c", f'echo "$*"; exit {status}', "program"]
+    assert answer_chunks(Share(["cpu"], [1], 2), command, tmp_path) is done
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err == f"--num-chunks 2 --chunk-idx 1 --answers-file {tmp_path / '2_1.jsonl'} --device cpu\n"
+    assert (tmp_path / "2_1.done").is_file() is done
 
 
 def test_chunks_join_in_order_when_all_are_done(tmp_path):

@@ -1,35 +1,20 @@
 """One specification from question file to score, by the library; the launcher means the same by its flags."""
 
-import importlib
 import json
 
 import pytest
 
 from llava.eval import launch
-from llava.eval.answering import chunks
 from llava.eval.answering.evaluate import EvaluationSpec, evaluate
 from llava.eval.answering.settings import AnswerSettings
 from llava.eval.judge.settings import JudgeSettings
 from tests.llava.eval.data_tree import make_data_tree
-
-
-class InThisProcess:
-    """What `subprocess.Popen` is for the chunks: the program runs here, at once."""
-
-    def __init__(self, command, env):
-        self.code = 0
-        try:
-            importlib.import_module(command[2]).main(command[3:])
-        except SystemExit as stop:
-            self.code = 1 if stop.code else 0
-
-    def wait(self):
-        return self.code
+from tests.llava.eval.in_this_process import answer_in_this_process
 
 
 @pytest.fixture
 def spec(tmp_path, llava_folder, monkeypatch):
-    monkeypatch.setattr(chunks.subprocess, "Popen", InThisProcess)
+    answer_in_this_process(monkeypatch)
     data = make_data_tree(tmp_path / "eval", ("gqa", "sqa"))
     settings = AnswerSettings(batch_size=3, max_new_tokens=4)
     return EvaluationSpec(
@@ -60,10 +45,7 @@ def test_from_a_specification_to_a_score(spec):
 
 
 def test_the_launchers_flags_are_a_specification(spec):
-    args, rest = launch.build_parser().parse_known_args(flags_of(spec))
-    assert launch.spec_of(args, rest) == spec
-    assert launch.answers_folder(spec.question_file.parent, "testdev_balanced", args) == spec.answers_folder
-    assert launch.share(args) == spec.share
+    assert launch.spec_of(flags_of(spec)) == spec
 
 
 def test_another_node_is_waited_for(spec, llava_folder):
@@ -84,9 +66,10 @@ def fields_of(spec):
         ({"split": "train"}, "gqa has no split 'train'"),
         ({"pruner": "flowcat:budget=5"}, "unknown pruner"),
         ({"nodes": 2, "node": 2}, "--node 2 of 2 does not exist"),
+        ({"limit": 0}, "limit=0 leaves no question"),
     ],
 )
-def test_names_that_do_not_exist_are_refused_at_once(spec, changes, message):
+def test_what_cannot_be_is_refused_at_once(spec, changes, message):
     with pytest.raises(ValueError, match=message):
         EvaluationSpec(**{**fields_of(spec), **changes})
 

@@ -10,18 +10,17 @@ from safetensors.torch import load_file, save_file
 
 from scripts.tables.cells import produce
 from scripts.tables.cells.document import read_document
-from scripts.tables.cells.follow import Ended
 from scripts.tables.cells.produce import make_cell
 from tests.scripts.tables.cells.made_here import FLAGS, made_here
 
 
 def change_question(cell):
-    text = cell.question_file.read_text("utf-8")
-    cell.question_file.write_text(text.replace("kite", "boat", 1), "utf-8")
+    text = cell.evaluation.question_file.read_text("utf-8")
+    cell.evaluation.question_file.write_text(text.replace("kite", "boat", 1), "utf-8")
 
 
 def change_label(cell):
-    file = cell.folder / "coco" / "coco_pope_random.json"
+    file = cell.evaluation.folder / "coco" / "coco_pope_random.json"
     file.write_text(file.read_text("utf-8").replace('"yes"', '"no"', 1), "utf-8")
 
 
@@ -74,23 +73,29 @@ def test_a_cell_from_elsewhere_is_believed_where_nothing_contradicts_it(copied):
 
 def test_a_label_is_scored_anew_and_not_answered(copied):
     change_label(copied)
-    before = (copied.answers_folder / "1_0.jsonl").read_bytes()
+    before = (copied.evaluation.answers_folder / "1_0.jsonl").read_bytes()
     old = json.loads(copied.file.read_text("utf-8"))
     made = made_here(copied)
-    assert (copied.answers_folder / "1_0.jsonl").read_bytes() == before
+    assert (copied.evaluation.answers_folder / "1_0.jsonl").read_bytes() == before
     assert made["parts"] != old["parts"]
     assert read_document(copied) == made
 
 
 def test_answers_of_other_weights_are_put_aside(copied, monkeypatch, caplog):
-    before = (copied.answers_folder / "merge.jsonl").read_bytes()
+    before = (copied.evaluation.answers_folder / "merge.jsonl").read_bytes()
     old = copied.file.read_bytes()
     change_weights(copied)
-    monkeypatch.setattr(produce, "follow", lambda *_: Ended(1, ["a bar", "error: no space left", "the end"]))
-    with pytest.raises(ValueError, match=r"ended with 1: no space left; started again") as failed:
-        make_cell(copied)
+
+    def no_space_left(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(produce, "evaluate", no_space_left)
+        with pytest.raises(ValueError, match=r"No space left on device; to continue: MODEL=") as failed:
+            make_cell(copied)
     assert "\n" not in str(failed.value)
-    aside = copied.answers_folder.with_name(copied.answers_folder.name + ".1")
+    folder = copied.evaluation.answers_folder
+    aside = folder.with_name(folder.name + ".1")
     assert (aside / "merge.jsonl").read_bytes() == before
     assert copied.file.read_bytes() == old  # until there is a new one
     assert "put aside" in caplog.text

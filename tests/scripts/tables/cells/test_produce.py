@@ -1,29 +1,31 @@
 """Cells of real benchmarks, on miniature data and a tiny model: made, read, continued, made anew."""
 
 import json
-import os
 import shutil
 import statistics
+import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from transformers import CLIPVisionConfig
 
 from flowcut.cost import cost_of
 from llava.eval import model_vqa_loader, score
+from llava.eval.answering import chunks
+from llava.eval.answering.evaluate import question_file_of
 from llava.eval.efficiency.answer_costs import flops_of
 from llava.eval.efficiency.model_sizes import sizes_in
 from llava.model import LlavaConfig
 from scripts.tables import benchmark_cell
 from scripts.tables.cells import produce
 from scripts.tables.cells.document import read_document
-from scripts.tables.cells.follow import Ended
 from scripts.tables.cells.produce import make_cell, missing_files
 from tests.scripts.tables.cells.made_here import FLAGS, PRUNER, at, made_here, nothing_may_run
 
 
 def recorded(cell):
-    lines = (cell.answers_folder / "merge.jsonl").read_text("utf-8").splitlines()
+    lines = cell.evaluation.answers_file.read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -65,7 +67,7 @@ def test_tokens_flops_and_times_are_means_over_the_answers(root):
 def test_what_is_there_is_read_and_nothing_runs(root, monkeypatch, capsys):
     cell = at(root)
     files = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in root.rglob("*.json*")}
-    monkeypatch.setattr(produce, "follow", nothing_may_run)
+    monkeypatch.setattr(produce, "evaluate", nothing_may_run)
     monkeypatch.setattr("subprocess.Popen", nothing_may_run)
     monkeypatch.setattr("llava.eval.answering.program.load_answerer", nothing_may_run)
     first = make_cell(cell)
@@ -79,8 +81,8 @@ def test_what_is_there_is_read_and_nothing_runs(root, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_killed_run_is_continued(root, tmp_path):
     cell = replace(at(root, "gqa", "none", limit=4), out=tmp_path)
-    asked = cell.bench.prepare(cell.folder, cell.split, 4)
-    journal = cell.answers_folder / "1_0.jsonl"
+    asked = question_file_of(cell.evaluation)
+    journal = cell.evaluation.answers_folder / "1_0.jsonl"
     told = ["--question-file", asked.question_file, "--image-folder", asked.images, "--answers-file", journal]
     more = ["--model-path", cell.model, "--pruner", "none", "--temperature", "0", "--conv-mode", "vicuna_v1"]
     model_vqa_loader.main([*map(str, told), *more, "--device", "cpu", "--max_new_tokens", "3"])
@@ -93,7 +95,7 @@ def test_a_killed_run_is_continued(root, tmp_path):
     again = [json.loads(line) for line in journal.read_bytes().splitlines()]
     wanted = [json.loads(line) for line in whole.splitlines()]
     assert [(one["question_id"], one["text"]) for one in again] == [(one["question_id"], one["text"]) for one in wanted]
-    last = json.loads((cell.answers_folder / "merge.scores.json").read_text("utf-8"))
+    last = json.loads((cell.evaluation.answers_folder / "merge.scores.json").read_text("utf-8"))
     assert (made["value"], made["n"], made["missing"]) == (last["main"], 4, 0)
     assert "subset" in made["labels"]
     assert made["tokens"]["by_layer"] == [16, 16]
@@ -101,20 +103,23 @@ def test_a_killed_run_is_continued(root, tmp_path):
     assert read_document(cell) == made
 
 
-def test_questions_without_a_picture_are_left_out_of_the_costs(root, tmp_path):
+def test_questions_without_a_picture_are_left_out_of_the_costs(root, tmp_path, capsys):
     made = made_here(replace(at(root, "sqa"), out=tmp_path))
     assert (made["missing"], made["pictured"], made["tokens"]["llm"]) == (0, 3, 5)
     assert made["gflops"]["encoder"] > 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "ScienceQA" in shown.err
 
 
 def test_missing_data_is_told_before_anything_runs(copied, monkeypatch, capsys):
-    monkeypatch.setattr(produce, "follow", nothing_may_run)
+    monkeypatch.setattr(produce, "evaluate", nothing_may_run)
     copied.file.unlink()
-    (copied.folder / "val2014" / "COCO_val2014_000000000073.jpg").unlink()
+    (copied.evaluation.folder / "val2014" / "COCO_val2014_000000000073.jpg").unlink()
     assert [line for line in missing_files(copied) if "000000000073.jpg" in line]
     assert missing_files(replace(copied, flags=(*FLAGS, "--skip-bad"))) == []
-    shutil.rmtree(copied.folder / "val2014")
-    (copied.folder / "coco" / "coco_pope_popular.json").unlink()
+    shutil.rmtree(copied.evaluation.folder / "val2014")
+    (copied.evaluation.folder / "coco" / "coco_pope_popular.json").unlink()
     first, second = missing_files(copied)
     assert "coco_pope_popular.json" in first
     assert "val2014" in second
@@ -126,36 +131,31 @@ def test_missing_data_is_told_before_anything_runs(copied, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-PROGRAM = """printf 'questions: 50%%\\r' >&2
-echo "$HOME|$*"
-echo 'not answered: question 7: picture is damaged' >&2
-echo 'error: not every question was answered' >&2
-exit 3
-"""
+class Failing(subprocess.Popen):
+    """An answering program that says something on both streams, and fails."""
+
+    def __init__(self, command, **more):
+        says = "printf 'questions: 50%%\\r' >&2; echo loading; echo 'not answered: question 7' >&2; exit 3"
+        super().__init__(["bash", "-c", says], **more)
 
 
 def test_a_failing_evaluation_is_one_line_and_is_shown(root, tmp_path, monkeypatch, capfd):
-    (tmp_path / "launcher.sh").write_text(PROGRAM)
-    monkeypatch.setattr(produce, "LAUNCHER", ("bash", str(tmp_path / "launcher.sh")))
-    for name in ("MODEL", "MODEL_BASE", "PRUNER", "BATCH", "LIMIT", "CONV_MODE", "EVAL_ROOT", "SPLIT"):
-        monkeypatch.setenv(name, "from the caller's shell")  # settings of the scripts; a cell has its own
+    monkeypatch.setattr(chunks, "subprocess", SimpleNamespace(Popen=Failing))
     cell = replace(at(root, limit=6), out=tmp_path / "results")
-    with pytest.raises(ValueError, match="ended with 3: not answered: question 7: picture is damaged") as failed:
+    with pytest.raises(ValueError, match="not every question was answered") as failed:
         make_cell(cell)
     assert "\n" not in str(failed.value)
-    assert "bash scripts/v1_5/eval/pope.sh --devices cpu" in str(failed.value)
+    assert str(failed.value).endswith(f"; to continue: {cell.command}")
+    assert "bash scripts/v1_5/eval/pope.sh --devices cpu" in cell.command
     shown = capfd.readouterr()
     assert shown.out == ""
-    assert "questions: 50%\r" in shown.err
-    settings = f"--batch-size 1 --pruner {PRUNER} --limit 6 --conv-mode vicuna_v1"
-    told = f"{os.environ['HOME']}|pope --data {cell.data} --model-path {cell.model} {settings} {' '.join(FLAGS)}\n"
-    assert told in shown.err
+    assert "questions: 50%\rloading\nnot answered: question 7\n" in shown.err
     assert not cell.file.exists()
 
 
 def test_waiting_for_other_nodes_makes_no_cell(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(produce, "follow", lambda *_: Ended(0, ['{"waiting_for": "other nodes"}']))
+    monkeypatch.setattr(produce, "evaluate", lambda *_, **__: None)
     cell = replace(at(root), out=tmp_path)
-    with pytest.raises(ValueError, match="other nodes still answer"):
+    with pytest.raises(ValueError, match="other nodes still answer; to continue after them: MODEL="):
         make_cell(cell)
     assert not cell.file.exists()

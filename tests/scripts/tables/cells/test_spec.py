@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llava.eval import launch
 from llava.eval.benchmarks.registry import MODULES
 from scripts.tables.cells.spec import FAMILIES, SCRIPTS, CellSpec
 from tests.scripts.tables.cells.made_here import PRUNER
@@ -56,14 +57,19 @@ def test_a_folder_of_scripts_that_is_no_family_is_refused(tmp_path, monkeypatch)
     ids=lambda file: f"{file.parts[-3]}-{file.stem}",
 )
 def test_a_cell_is_evaluated_as_its_command_in_a_shell_does(script, tmp_path):
-    """The script's PYTHON only notes its arguments, the last time that it is called."""
+    """Both ask for the same, down to the conversation mode, which `FAMILIES` and the scripts both write down.
+
+    The script's PYTHON only notes its arguments, the last time that it is called.
+    """
     note = tmp_path / "python"
     note.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$(dirname "$0")/arguments"\n')
     note.chmod(0o755)
-    flags = ("--temperature", "0.2", "--judge-model", "a judge")
+    flags = ("--temperature", "0.2", "--judge-model", "a judge", "--judge-requests", "asked.jsonl")
     data, family = Path("data of mine"), script.parts[-3]
     cell = CellSpec(family, script.stem, "org/model-7b", "flowcut:budget=64", tmp_path, 7, data, flags)
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(note)}
     subprocess.run(["bash", "-c", cell.command], cwd=SCRIPTS.parent, env=environment, check=True)
     arguments = (tmp_path / "arguments").read_text().splitlines()
-    assert arguments == ["-m", "llava.eval.launch", *cell.launch_arguments]
+    assert arguments[:2] == ["-m", "llava.eval.launch"]
+    assert launch.spec_of(arguments[2:]) == cell.evaluation
+    assert cell.evaluation.answering.conv_mode == (None if script.stem == "embedded" else FAMILIES[family])
