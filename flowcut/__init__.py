@@ -5,7 +5,7 @@ with attach(model, FlowCut(budget=64)) as handle:
 handle.trace.kept
 """
 
-from flowcut.attach import Handle, attach, detach, flowcut
+from flowcut.attach import Handle, attach, detach, flowcut, handle_of
 from flowcut.compat import check_versions
 from flowcut.hooks.call_context import asked
 from flowcut.methods import *  # noqa: F403 every registered method's class
@@ -13,6 +13,7 @@ from flowcut.pruner import Cut, LanguageView, OneCut, Pruner, Scorer, View
 from flowcut.registry import METHODS, paper_row, parse_pruner
 from flowcut.text_tower import TextTower
 from flowcut.trace import Trace
+from flowcut.version import __version__
 
 check_versions()
 
@@ -26,10 +27,12 @@ __all__ = [
     "TextTower",
     "Trace",
     "View",
+    "__version__",
     "asked",
     "attach",
     "detach",
     "flowcut",
+    "handle_of",
     "paper_row",
     "parse_pruner",
     *dict.fromkeys(method.cls.__name__ for method in METHODS.values()),

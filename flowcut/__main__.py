@@ -10,11 +10,13 @@ from pathlib import Path
 
 from flowcut.plots import kept_patches
 from flowcut.registry import METHODS, parse_pruner, settings_of
+from flowcut.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after one line on stderr when the input cannot be used."""
     parser = argparse.ArgumentParser(prog="flowcut", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"flowcut {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list the pruners with their fields and what to cite")
     drawing = commands.add_parser("show", help="draw the patches kept after each selection over an image")

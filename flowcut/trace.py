@@ -81,6 +81,7 @@ class Trace(StageTrace):
         merged_before_mlp: whether tokens were merged between attention and MLP, so that an MLP had what left its layer.
         unpruned_tokens: for each encoder row, the tokens its image or frame has where nothing is dropped; see
             `flowcut.pruner.Rows`.
+        budgets: for each encoder row, the budget of its image or frame, a share as the number it comes to.
     """
 
     tokens: list[Tensor] = field(default_factory=list)
@@ -89,6 +90,7 @@ class Trace(StageTrace):
     sources: list[Tensor] = field(default_factory=list)
     merged_before_mlp: bool = False
     unpruned_tokens: tuple[int, ...] = ()
+    budgets: tuple[int, ...] = ()
 
     def place(self, tokens: list[Tensor]) -> None:
         """Say where the tokens of each image, as the language model sees it, come from; see `tokens`."""
@@ -104,7 +106,9 @@ class Trace(StageTrace):
         """Append the rows of another trace of the same layers, and what they are made of."""
         if isinstance(other, Trace) and (self.sources or other.sources):
             self.sources = [*self._sources(), *other._sources()]
-        self.unpruned_tokens += other.unpruned_tokens if isinstance(other, Trace) else ()
+        if isinstance(other, Trace):
+            self.unpruned_tokens += other.unpruned_tokens
+            self.budgets += other.budgets
         super().join(other)
 
     def _sources(self) -> list[Tensor]:
@@ -115,6 +119,13 @@ class Trace(StageTrace):
             final.new_full((count,), -1).scatter(0, final, torch.arange(len(final), device=final.device))
             for final, count in zip(self.final, whole, strict=True)
         ]
+
+    @property
+    def within_budget(self) -> list[int]:
+        """The images (numbers into `tokens`) that had no more tokens than the budget, so that none had to go."""
+        rows = [int(tokens[:, 0].max()) if len(tokens) else -1 for tokens in self.tokens]
+        known = len(self.budgets)
+        return [i for i, row in enumerate(rows) if 0 <= row < known and self.budgets[row] >= self.unpruned_tokens[row]]
 
     @property
     def remaining(self) -> list[Tensor]:

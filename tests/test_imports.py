@@ -10,10 +10,10 @@ from scripts import architecture
 from scripts.architecture import import_graph
 
 LAYERS = (  # from the ground up; a room imports from its own layer and those below
-    ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots"),
+    ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots", "flowcut.version"),
     ("flowcut.pruner",),
     ("flowcut.methods", "flowcut.hooks"),
-    ("flowcut.registry", "flowcut.anatomy"),
+    ("flowcut.registry", "flowcut.anatomy", "flowcut.summary"),
     ("flowcut.attach", "flowcut.text_tower"),
     ("flowcut.bench",),
     ("flowcut.checkpoints",),

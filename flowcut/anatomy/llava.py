@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from flowcut.anatomy.reading import class_names, feature_layer, language_model, projector
+from flowcut.anatomy.reading import Projector, class_names, feature_layer, language_model
 from flowcut.anatomy.towers import vision_encoder
 from flowcut.hooks.parts import Anatomy
 
@@ -36,7 +36,7 @@ def read(model: Any) -> Anatomy | None:
         num_forwarded_special_tokens=int(tower.select_feature == "cls_patch"),
         feature_layer=feature_layer(vision_encoder(encoder).depth, tower.select_layer),
         two_stage=two_stage,
-        project=projector(body.mm_projector),
+        project=Projector(body.mm_projector),
     )
     head = model if "GenerationMixin" in class_names(model) else None
     return Anatomy("llava", (described,), **language_model(body, head), two_stage=two_stage)

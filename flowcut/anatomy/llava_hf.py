@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from flowcut.anatomy.reading import body_and_head, feature_layer, language_model, projector
+from flowcut.anatomy.reading import Projector, body_and_head, feature_layer, language_model
 from flowcut.anatomy.towers import vision_encoder
 from flowcut.hooks.call_context import rows
 from flowcut.hooks.parts import Anatomy
@@ -27,13 +28,13 @@ def read(model: Any) -> Anatomy | None:
         inner.vision_tower,
         num_forwarded_special_tokens=forwarded,
         feature_layer=feature_layer(encoder.depth, config.vision_feature_layer),
-        project=projector(inner.multi_modal_projector, config.vision_feature_layer),
+        project=Projector(inner.multi_modal_projector, config.vision_feature_layer),
     )
     return Anatomy(
         "llava_hf",
         (encoder,),
         **language_model(inner.language_model, head),
-        stages=(lambda session: PromptStage(session, model, inner, [Images()]),),
+        stages=(partial(PromptStage, model=model, inner=inner, modalities=[Images()]),),
     )
 
 

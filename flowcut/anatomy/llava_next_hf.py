@@ -10,12 +10,13 @@ patches, which are not averaged two by two.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowcut.anatomy.reading import body_and_head, class_names, feature_layer, language_model, projector
+from flowcut.anatomy.reading import Projector, body_and_head, class_names, feature_layer, language_model
 from flowcut.anatomy.towers import vision_encoder
 from flowcut.hooks.call_context import KnownRows, rows
 from flowcut.hooks.parts import Anatomy
@@ -37,7 +38,7 @@ def read(model: Any) -> Anatomy | None:
     if encoder.num_prefix_tokens and config.vision_feature_select_strategy == "full":
         raise ValueError("vision_feature_select_strategy='full' puts CLS tokens among tiles; use 'default' to prune")
     read_after = feature_layer(encoder.depth, config.vision_feature_layer)
-    project = projector(inner.multi_modal_projector, config.vision_feature_layer)
+    project = Projector(inner.multi_modal_projector, config.vision_feature_layer)
     encoder = vision_encoder(inner.vision_tower, feature_layer=read_after, two_stage=True, project=project)
     modalities: list[Modality] = [Tiles()]
     if class_names(inner) & {"LlavaOnevisionModel"}:
@@ -47,7 +48,7 @@ def read(model: Any) -> Anatomy | None:
         (encoder,),
         **language_model(inner.language_model, head),
         two_stage=True,
-        stages=(lambda session: PromptStage(session, model, inner, modalities),),
+        stages=(partial(PromptStage, model=model, inner=inner, modalities=modalities),),
     )
 
 

@@ -8,6 +8,7 @@ layer the budget is kept. Every token retains its M-RoPE position ids. A frame o
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from flowcut.hooks.encoder_forward import EncoderForward
 from flowcut.hooks.parts import Anatomy, Encoder
 from flowcut.hooks.placeholders import Modality, PlaceholderSpan
 from flowcut.hooks.prompt import PromptStage
+from flowcut.hooks.session import Session
 from flowcut.trace import Trace
 
 FAMILY = "Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration and their models (transformers)"
@@ -48,7 +50,7 @@ def read(model: Any) -> Anatomy | None:
         two_stage=True,
         windowed=hasattr(tower, "window_size"),
         forward=PackedForward,
-        project=lambda states: _merged(tower, states),
+        project=partial(_merged, tower),
     )
     images = Vision("image", "get_image_features", "pixel_values", ("image_grid_thw",))
     videos = Vision("video", "get_video_features", "pixel_values_videos", ("video_grid_thw",), "video_token_id")
@@ -58,8 +60,8 @@ def read(model: Any) -> Anatomy | None:
         **language_model(inner.language_model, head, mrope=True),
         two_stage=True,
         stages=(
-            lambda session: MergerStage(encoder),
-            lambda session: PromptStage(session, model, inner, [images, videos], mrope=True),
+            partial(MergerStage, encoder=encoder),
+            partial(PromptStage, model=model, inner=inner, modalities=[images, videos], mrope=True),
         ),
     )
 
@@ -155,7 +157,7 @@ class PackedForward(EncoderForward):
 class MergerStage(Stage):
     """A hook on the merger, because what follows it counts on an unpruned number of tokens."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, session: Session, encoder: Encoder):
         super().__init__()
         self.encoder = encoder
 

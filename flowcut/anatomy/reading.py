@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,21 +49,28 @@ def feature_layer(depth: int, indices: int | Sequence[int]) -> int:
     return min(index if index >= 0 else depth + 1 + index for index in indices) - 1
 
 
-def projector(module: nn.Module, indices: int | Sequence[int] = -1) -> Callable[[Tensor], Tensor]:
+@dataclass(frozen=True)
+class Projector:
     """A multimodal projector as `Encoder.project`, for an owner that reads `hidden_states[indices]`."""
 
-    def project(states: Tensor) -> Tensor:
-        if not isinstance(indices, int) and len(indices) > 1:
+    module: nn.Module
+    indices: int | Sequence[int] = -1
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """[R, n, D] -> [R, n, D'].
+
+        Raises:
+            ValueError: the owner reads several layers.
+        """
+        if not isinstance(self.indices, int) and len(self.indices) > 1:
             raise ValueError(
-                f"this model projects features of layers {list(indices)} together; a method that reads projected "
+                f"this model projects features of layers {list(self.indices)} together; a method that reads projected "
                 "tokens needs a model that reads a single layer"
             )
-        weight = next(module.parameters(), None)
+        weight = next(self.module.parameters(), None)
         if weight is not None:
             states = states.to(weight.device, weight.dtype if weight.is_floating_point() else None)
-        return module(states)
-
-    return project
+        return self.module(states)
 
 
 def decoder_of(body: Any, head: Any = None, mrope: bool = False) -> Decoder:

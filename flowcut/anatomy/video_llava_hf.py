@@ -8,9 +8,10 @@ budget. Both towers are CLIP in layout, as transformers builds LanguageBind's.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from flowcut.anatomy.reading import body_and_head, feature_layer, language_model, projector
+from flowcut.anatomy.reading import Projector, body_and_head, feature_layer, language_model
 from flowcut.anatomy.towers import vision_encoder
 from flowcut.hooks.call_context import rows
 from flowcut.hooks.parts import Anatomy
@@ -30,7 +31,7 @@ def read(model: Any) -> Anatomy | None:
     full = int(config.vision_feature_select_strategy == "full")
     read: dict[str, Any] = {
         "feature_layer": read_after,
-        "project": projector(inner.multi_modal_projector, config.vision_feature_layer),
+        "project": Projector(inner.multi_modal_projector, config.vision_feature_layer),
     }
     encoders = (
         vision_encoder(inner.image_tower, num_forwarded_special_tokens=full, **read),
@@ -40,7 +41,7 @@ def read(model: Any) -> Anatomy | None:
         "video_llava_hf",
         encoders,
         **language_model(inner.language_model, head),
-        stages=(lambda session: PromptStage(session, model, inner, [Images(), Videos()]),),
+        stages=(partial(PromptStage, model=model, inner=inner, modalities=[Images(), Videos()]),),
     )
 
 

@@ -52,8 +52,8 @@ class Segments(tuple[int, ...]):
     """In the place of an attention mask: lengths of the rows that lie one after the other in a packed sequence."""
 
 
-def tap(attentions: Iterable[nn.Module]) -> Callable[[], None]:
-    """Make attention modules show q, k, v to the forward that observes them. Returns the function that undoes it.
+class Tap:
+    """Makes attention modules show q, k, v to the forward that observes them, until it is removed.
 
     Only these modules see another config (a copy that differs in the attention's name): configs are shared between
     submodules and between models.
@@ -61,31 +61,43 @@ def tap(attentions: Iterable[nn.Module]) -> Callable[[], None]:
     Raises:
         ValueError: the attention implementation is one that cannot be tapped.
     """
-    originals: list[tuple[Any, Any]] = [(module, module.config) for module in attentions]
-    copies: dict[int, Any] = {}
-    for module, config in originals:
-        if id(config) not in copies:
-            base = config._attn_implementation or "eager"
-            copies[id(config)] = copy.copy(config)
-            copies[id(config)]._attn_implementation_internal = _tapped_name(base, module)
-    for module, config in originals:
-        module.config = copies[id(config)]
 
-    def undo() -> None:
-        for module, config in originals:
+    def __init__(self, attentions: Iterable[nn.Module]):
+        self.originals: list[tuple[Any, Any]] = [(module, module.config) for module in attentions]
+        self.bases: set[str] = set()
+        copies: dict[int, Any] = {}
+        for module, config in self.originals:
+            if id(config) not in copies:
+                base = config._attn_implementation or "eager"
+                _check(base, module)
+                self.bases.add(base)
+                copies[id(config)] = copy.copy(config)
+                copies[id(config)]._attn_implementation_internal = _tapped_name(base)
+        for module, config in self.originals:
+            module.config = copies[id(config)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for base in self.bases:
+            _tapped_name(base)  # the process that a pickled model comes to may not know the name yet
+
+    def remove(self) -> None:
+        for module, config in self.originals:
             module.config = config
 
-    return undo
 
-
-def _tapped_name(base: str, module: nn.Module) -> str:
-    name = f"flowcut_{base}"
+def _check(base: str, module: nn.Module) -> None:
     if base != "eager" and base not in ALL_ATTENTION_FUNCTIONS:
         raise ValueError(
             f"attention implementation {base!r} cannot be tapped; load the model with attn_implementation='sdpa'"
         )
     if base == "eager":
         _eager(module)
+
+
+def _tapped_name(base: str) -> str:
+    """The name under which transformers finds an implementation that is tapped; registered at the first need."""
+    name = f"flowcut_{base}"
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _tapped(base))
     return name

@@ -1,8 +1,13 @@
-"""What the parts that change a model have in common: everything done is undone in reverse."""
+"""What the parts that change a model have in common: everything done is undone in reverse.
+
+A copied or pickled model takes its hooks along, and what undoes them. So neither may be a closure, which would go on
+speaking of the first model: they are methods, small objects, or `partial`s of functions of a module.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -24,13 +29,20 @@ class Stage:
 
     def replace(self, module: Any, name: str, value: Any) -> None:
         """Put a value in the place of a method or attribute of this one instance."""
-        before = module.__dict__.get(name)
-        module.__dict__[name] = value
-        if before is None:
-            self.undo.append(lambda: module.__dict__.pop(name))
+        if name in module.__dict__:
+            self.undo.append(partial(_put, module, name, module.__dict__[name]))
         else:
-            self.undo.append(lambda: module.__dict__.update({name: before}))
+            self.undo.append(partial(_drop, module, name))
+        _put(module, name, value)
 
     def remove(self) -> None:
         while self.undo:
             self.undo.pop()()
+
+
+def _put(module: Any, name: str, value: Any) -> None:
+    module.__dict__[name] = value
+
+
+def _drop(module: Any, name: str) -> None:
+    module.__dict__.pop(name, None)

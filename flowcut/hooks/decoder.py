@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowcut.compat import CACHE, rename_cache
-from flowcut.hooks.attention import LANGUAGE, tap
+from flowcut.hooks.attention import LANGUAGE, Tap
 from flowcut.hooks.base import Stage
 from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
@@ -28,7 +28,7 @@ class LanguageStage(Stage):
         self.decoder = decoder
 
     def install(self) -> None:
-        self.undo.append(tap(self.decoder.attentions))
+        self.undo.append(Tap(self.decoder.attentions).remove)
         head = self.decoder.head
         self.around(self.decoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.decoder.layers):

@@ -256,7 +256,8 @@ class EncoderForward:
         if self.token_sizes is not None:
             self.trace.sources = list(self.token_sizes.sources)
             self.trace.merged_before_mlp = self.pruner.merges_before_mlp
-        self.trace.unpruned_tokens = self.rows.unpruned_tokens
+        rows = self.rows
+        self.trace.unpruned_tokens, self.trace.budgets = rows.unpruned_tokens, tuple(rows.budgets(self.pruner.budget))
         self.trace.place(
             [torch.stack([torch.full_like(final, row), final], dim=1) for row, final in enumerate(self.trace.final)]
         )

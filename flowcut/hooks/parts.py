@@ -1,4 +1,8 @@
-"""The parts of a model that hooks go on, as the family's file in `flowcut.anatomy` finds them."""
+"""The parts of a model that hooks go on, as the family's file in `flowcut.anatomy` finds them.
+
+They are copied and pickled with a model that a pruner is attached to, so what is called here is no closure; see
+`flowcut.hooks.base`.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from flowcut.compat import rename_cache
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -23,6 +22,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.partitioned import whole
+from llava.model.recording_hooks import install_recording_hooks
 from llava.model.splice import Spliced, splice
 from llava.model.vision_tokens import add_vision_tokens_for_training
 
@@ -57,7 +57,7 @@ class LlavaMetaModel(_Mixin):
             self._no_split_modules.add("CLIPVisionTower")
         # Asked for hidden states the first time, transformers hooks every layer below, and so a second time those of a
         # tower that ran before: it would then return each hidden state twice. Hooked from the start, it happens once.
-        maybe_install_capturing_hooks(self)
+        install_recording_hooks(self)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

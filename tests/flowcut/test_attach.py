@@ -1,13 +1,15 @@
 """attach, detach, flowcut: the handle, what it refuses, and that a refused model is left as it was."""
 
-import copy
+import importlib.metadata
 
 import pytest
 import torch
-from hosts import PATCHES, Clip, HFLlava, all_hosts
+from hosts import PATCHES, Clip, HFLlava, HFLlavaNext, HFQwen25VL, all_hosts
 from torch import nn
 
-from flowcut import FastV, FlowCut, Random, VisionZip, attach, detach, flowcut
+import flowcut as package
+from flowcut import DivPrune, FastV, FlowCut, Random, VisionZip, attach, detach, flowcut, handle_of
+from flowcut.__main__ import main
 from flowcut.hooks.attention import VISION
 
 CLIP, LLAVA = Clip(), HFLlava()
@@ -30,6 +32,140 @@ def test_one_line(model):
     assert count(model) == PATCHES
 
 
+def test_one_line_again_changes_the_budget(model):
+    flowcut(model)
+    handle = handle_of(model)
+    assert handle.budget == 128
+    assert flowcut(model, 7) is model
+    assert handle_of(model) is handle
+    assert count(model) == 7
+    detach(model)
+    with attach(model, Random(5)), pytest.raises(ValueError, match=r"has Random\(budget=5\) attached; detach"):
+        flowcut(model, 7)
+
+
+def test_written_forms(model):
+    """A pruner's text and its dict, as command lines and checkpoints have them."""
+    for form in ("flowcut:budget=7", {"method": "flowcut", "budget": 7}, {"budget": 7}):
+        with attach(model, form) as handle:
+            assert handle.pruner == FlowCut(7)
+    assert count(model) == PATCHES
+
+
+@pytest.mark.parametrize(
+    ("pruner", "message"),
+    [
+        ("none", "'none' is no pruner to attach"),
+        ("flowcat:budget=7", "unknown pruner 'flowcat:budget=7'; choose none or one of"),
+        ("flowcut", "has no budget; write flowcut:budget=64"),
+        ({"method": "flowcut", "budget": "7"}, "flowcut: budget='7' does not fit"),
+        (None, "None is not a pruner; write attach"),
+        (FlowCut, "FlowCut is not a pruner; write attach"),
+        (torch.zeros(9, 9), r"tensor\(.*\.\.\. is not a pruner; write attach"),
+    ],
+)
+def test_what_is_no_pruner_is_refused_in_one_line(model, pruner, message):
+    with pytest.raises(ValueError, match=message) as error:
+        attach(model, pruner)
+    assert "\n" not in str(error.value)
+    assert handle_of(model) is None
+
+
+def test_other_arguments_are_refused_in_one_line(model):
+    with pytest.raises(TypeError, match="takes model, pruner and signals, not budget; write attach"):
+        attach(model, "flowcut", budget=7)
+    with pytest.raises(ValueError, match=r"FlowCut.* is not a model \(a torch.nn.Module\)"):
+        attach(FlowCut(7), model)
+    with pytest.raises(ValueError, match="signals=1 is neither True nor False"):
+        attach(model, FlowCut(7), signals=1)
+
+
+def test_a_block_entered_again_attaches_again(model):
+    handle = attach(model, FlowCut(7))
+    for _ in range(2):
+        with handle:
+            assert handle.attached
+            assert count(model) == 7
+            with handle:  # blocks inside each other: the outer one decides
+                pass
+            assert count(model) == 7
+        assert not handle.attached
+        assert count(model) == PATCHES
+    with pytest.raises(ValueError, match="already removed"):
+        handle.remove()
+    with attach(model, Random(5)), pytest.raises(ValueError, match="already has a pruner"), handle:
+        pass
+    assert count(model) == PATCHES
+    with handle:
+        handle.remove()
+    assert handle_of(model) is None
+
+
+def test_a_handle_says_what_happened(model):
+    handle = attach(model, FlowCut(7))
+    assert repr(handle) == "FlowCut(budget=7) on CLIPVisionModel, no forward yet"
+    count(model)
+    assert repr(handle) == "FlowCut, 36 -> 7 tokens per image, encoder FLOPs -43 %"
+    assert handle.trace.within_budget == []
+    handle.budget = 1000
+    count(model)
+    assert repr(handle) == "FlowCut, 36 of 36 tokens kept: budget=1000 is not below them"
+    assert handle.trace.within_budget == [0]
+    handle.remove()
+    assert repr(handle).endswith("not below them, removed")
+    handle = attach(model, FlowCut(7, interval=3))
+    handle.remove()
+    assert repr(handle) == "FlowCut(budget=7, interval=3) on CLIPVisionModel, removed"
+    handle.trace = object()
+    assert repr(handle) == "FlowCut, removed"
+
+
+@pytest.mark.parametrize(
+    ("host", "pruner", "said"),
+    [
+        (HFLlava(), FastV(20, layer=1, keep=9), "FastV, 36 tokens per image, 9 in the language model's last layer"),
+        (
+            HFLlavaNext(),
+            FlowCut(10),
+            "FlowCut, 108-180 -> 13-25 tokens per image (4 images, 576 -> 75 in total), 10 in the language model's "
+            "last layer, encoder FLOPs -45 %",
+        ),
+        (HFQwen25VL(), DivPrune(10), "DivPrune, 36-54 -> 10 tokens per image (6 images, 262 -> 60 in total)"),
+    ],
+)
+def test_a_handle_tells_of_several_images_and_of_the_language_model(host, pruner, said):
+    model = host.build()
+    with attach(model, pruner) as handle, torch.no_grad():
+        host.outputs(model, host.samples(), handle)
+    assert repr(handle) == f"{said}, removed"
+
+
+def test_the_flops_a_handle_tells_are_those_of_the_trace(model):
+    """Against the formula written out: a layer's maps and attention, over CLS and patches."""
+    with attach(model, FlowCut(7)) as handle:
+        count(model)
+
+    def layer(tokens):
+        return 4 * tokens * 32**2 + 2 * tokens**2 * 32 + 2 * tokens * 32 * 64
+
+    patches = PATCHES * 3 * 4**2 * 32
+    pruned = patches + sum(layer(1 + tokens) for tokens in handle.trace.path())
+    assert f"FLOPs -{100 * (1 - pruned / (patches + 8 * layer(1 + PATCHES))):.0f} %" in repr(handle)
+
+
+def test_version(monkeypatch, capsys):
+    assert package.__version__ == importlib.metadata.version("llava-flowcut")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"flowcut {package.__version__}\n"
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert package.version.find_version() == f"{package.__version__}+checkout"
+
+
 def test_budget_between_calls(model):
     with attach(model, FlowCut(7)) as handle:
         assert count(model) == 7
@@ -49,16 +185,6 @@ def test_nothing_stays_behind_in_between(model):
         CLIP.outputs(model, CLIP.samples()[:1])
     for layer, signals in first.signals.items():
         assert torch.equal(signals["cumulative"][0], handle.trace.signals[layer]["cumulative"][0])
-
-
-def test_a_copy_of_an_attached_model_is_attached(model):
-    attach(model, FlowCut(7))
-    twin = copy.deepcopy(model)
-    detach(model)
-    assert count(model) == PATCHES
-    assert count(twin) == 7
-    detach(twin)
-    assert count(twin) == PATCHES
 
 
 def test_twice_is_refused(model):
