@@ -63,8 +63,8 @@ def table(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]
     accuracies = [shared.accuracy(index) for index in range(len(cells))]
     reference = next((i for i, cell in enumerate(cells) if cell["pruner"].startswith(REFERENCE + ":budget=")), None)
     head = (
-        "| method | accuracy | 95 % | less FlowCut's | encoder, in / out | to the LLM | LLM layers, in / out "
-        "| GF encoder | GF prefill | GF in all | encode ms | prefill ms | ms |"
+        "| method | accuracy | 95 % | vs. FlowCut | encoder, in / out | to the LLM | LLM layers, in / out "
+        "| GF encoder | GF prefill | GF total | encode ms | prefill ms | ms |"
     )
     lines = [head, "|---|---:|---|---|---|---:|---|" + "---:|" * 6]
     for index in sorted(range(len(cells)), key=lambda index: -accuracies[index].value):

@@ -16,7 +16,7 @@ from scripts.tables.paper.spec import Row, Table
 from scripts.tables.render.grid import NOTHING, Grid
 
 SHAPE = {
-    2: "The embedded model has no tiles: rows keep the same share of one picture's tokens, cut in the encoder alone.",
+    2: "The embedded model has no tiles: rows keep the same share of a picture's tokens, cut in the encoder only.",
     3: "The embedded model is a LLaVA with a CLS token: rows keep the same share of its tokens.",
     4: "The embedded model sees no videos: rows keep the same share, an eighth, of one picture's tokens.",
 }
@@ -34,7 +34,7 @@ def accuracy(table: Table, cells: Mapping[str, CellDocument]) -> Grid:
     shared = Shared.of([cells[text] for text in texts])
     unpruned = texts.index("none")
     types = list(shared.by_type(unpruned))
-    made = _empty(table, ["all", "95 %", "less unpruned", "share, %", *types, "GFLOPs"])
+    made = _empty(table, ["all", "95 %", "vs. unpruned", "share, %", *types, "GFLOPs"])
     for one in table.rows:
         text = pruner_of(table, one)
         if text is None:
@@ -105,14 +105,14 @@ def training(table: Table, cells: Mapping[str, CellDocument], runs: Mapping[str,
         line[2:2] = [f"{own / 60:.1f}", f"{seconds[PATCHES] / own:.2f}", f"{one.printed[1]:.1f}"]
     steps, threads = runs["rows"][0]["steps"], runs["hardware"]["threads"]
     made.notes.append(
-        f"Stage 2 continued for {steps} steps of 8 scenes from the model that ships, tower frozen, {threads} threads "
-        f"of an {runs['hardware']['cpu']}; each row is asked with the pruner it was trained with."
+        f"Stage 2 continued for {steps} steps of 8 scenes from the committed embedded model, tower frozen, {threads} "
+        f"threads of an {runs['hardware']['cpu']}; each row is evaluated with the pruner it was trained with."
     )
     return made
 
 
 def _empty(table: Table, columns: Sequence[str]) -> Grid:
-    title = f"Table {table.number}: {table.title} (shape of the paper's, on the embedded model)"
+    title = f"Table {table.number}: {table.title} (the paper's layout, on the embedded model)"
     printed = table.averages[0] if table.averages else table.columns[-1].name
     made = Grid(title, ["tokens", "method", *columns, f"paper's {printed}"], left=2)
     if table.number in SHAPE:
@@ -130,7 +130,7 @@ def _head(made: Grid, cell: CellDocument, one: Row, text: str) -> list[str]:
     tokens = cell["tokens"]
     shown = f"{tokens['llm_inputs']:.0f}"
     if tokens["llm_inputs"] != tokens["llm"]:
-        shown = made.mark(shown, "mean over the language model's layers of what goes in")
+        shown = made.mark(shown, "mean over the inputs of the language model's layers")
     return [shown, one.method]
 
 
