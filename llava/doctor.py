@@ -135,7 +135,7 @@ def ownership(package: str) -> Iterator[tuple[str, bool]]:
         mend = f"run `pip uninstall {name}`, then install {DISTRIBUTION} again, with --force-reinstall --no-deps"
         yield f"  the distribution {name} owns {shown}; {mend}", False
     if not folder.ours and not folder.strangers:
-        yield f"  this is not the folder beside {Path(__file__).resolve().parent}", False
+        yield f"  this is not the folder next to {Path(__file__).resolve().parent}", False
 
 
 def devices() -> list[str]:

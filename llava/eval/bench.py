@@ -54,7 +54,7 @@ def variants_of(args: argparse.Namespace) -> list[LoopVariant]:
     """Raises ValueError, one line, for an invalid pruner, batch size or number of workers."""
     for name, values, least in (("--batch", args.batch, 1), ("--workers", args.workers, 0)):
         if min(values) < least:
-            raise ValueError(f"{name} {min(values)} cannot be; give whole numbers of at least {least}")
+            raise ValueError(f"{name} {min(values)} is invalid; give whole numbers of at least {least}")
     for pruner in args.pruner:
         parse_pruner(pruner)
     return [LoopVariant(*variant) for variant in itertools.product(["none", *args.pruner], args.batch, args.workers)]

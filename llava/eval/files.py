@@ -64,7 +64,9 @@ def _lines(path: Path, what: str) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path} line {number} is no JSON ({error.msg}); mend or remove the line") from error
+                raise ValueError(
+                    f"{path} line {number} is no JSON ({error.msg}); correct or remove the line"
+                ) from error
 
 
 def _text(path: Path, what: str) -> str:

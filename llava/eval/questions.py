@@ -111,5 +111,5 @@ def questions_of(file: Path | None, images: Path | None, limit: int) -> tuple[li
             raise ValueError(f"{file} does not exist; make it by python -m scripts.embedded.data --out {EMBEDDED}")
     rows, problems = read_questions(file)
     if problems:
-        raise ValueError(f"{problems[0].where}: {problems[0].what}; mend it, or give another question file")
+        raise ValueError(f"{problems[0].where}: {problems[0].what}; correct it, or give another question file")
     return subset(rows, limit), images or Path(), file

@@ -1,9 +1,9 @@
-"""All methods on the embedded benchmark, side by side: renders docs/results.md from the committed cells.
+"""All methods on the embedded benchmark: renders docs/results.md from the committed cells.
 
 python -m scripts.tables.methods            (--check: change nothing, fail if the page is out of date)
 
 One table for each budget, best accuracy first. The difference to FlowCut is taken question by question on the same
-questions, its interval bootstrapped over scenes; where the interval holds 0, the two cannot be told apart.
+questions, its interval bootstrapped over scenes; where the interval contains 0, the two cannot be distinguished.
 """
 
 from __future__ import annotations

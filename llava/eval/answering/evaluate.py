@@ -94,7 +94,7 @@ class EvaluationSpec:
 
     @property
     def answers_file(self) -> Path:
-        """The joined answers, once all are there. Their score lies next to them, as `merge.scores.json`."""
+        """The joined answers, once all are there. Their score is next to them, as `merge.scores.json`."""
         return self.answers_folder / MERGED
 
     @property
@@ -152,7 +152,9 @@ def evaluate(spec: EvaluationSpec, progress: bool = False) -> Scored | None:
     part, prepared, folder = spec.share, question_file_of(spec), spec.answers_folder
     folder.mkdir(parents=True, exist_ok=True)
     if not answer_chunks(part, spec.command(prepared), folder):
-        raise ValueError("not every question was answered; start again to go on, or --skip-bad to score the rest")
+        raise ValueError(
+            "not every question was answered; start again to continue, or give --skip-bad to score the others"
+        )
     merged = merge(folder, part.chunks)
     if merged is None:
         return None

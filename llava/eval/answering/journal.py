@@ -59,8 +59,8 @@ class Journal:
     def _check_settings(self) -> None:
         if not _sidecar(self.path).is_file():
             raise ValueError(
-                f"{self.path} holds answers, but {_sidecar(self.path).name}, which would tell how they were made, is "
-                f"missing beside it; give another answers file, or --fresh to start over"
+                f"{self.path} has answers, but their settings file {_sidecar(self.path).name} is missing; give another "
+                f"answers file, or --fresh to start over"
             )
         old = json.loads(_sidecar(self.path).read_text("utf-8"))
         differing = sorted(name for name in {*old, *self.settings} if old.get(name) != self.settings.get(name))
@@ -76,7 +76,9 @@ class Journal:
             row = json.loads(line)
             return row["question_id"], row["prompt"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} line {number} is no answer; mend it, or --fresh to start over") from error
+            raise ValueError(
+                f"{self.path} line {number} is not an answer; correct it, or give --fresh to start over"
+            ) from error
 
     def pending(self, questions: Sequence[Question]) -> list[Question]:
         """The questions without an answer here. Raises ValueError when the file has answers to other questions."""

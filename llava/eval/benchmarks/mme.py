@@ -65,7 +65,7 @@ def read_task(root: Path, task: str) -> list[Row]:
             if not tab or answer.strip().lower() not in ("yes", "no"):
                 raise ValueError(f"{file} line {number} is not 'question TAB Yes|No'; unpack the archive again")
             if file.stem not in found:
-                raise ValueError(f"{file} has no picture beside it in {pictures}; unpack the archive again")
+                raise ValueError(f"{file} has no picture next to it in {pictures}; unpack the archive again")
             image = found[file.stem].relative_to(root).as_posix()
             rows.append({"image": image, "question": question.strip(), "answer": answer.strip().lower()})
     return rows

@@ -98,7 +98,7 @@ def question_of(prompt: str) -> str:
     if len(lines) == 2:
         return lines[0].lower()
     raise ValueError(
-        f"no question can be told from the prompt {prompt!r}; ask the question file of `llava.eval.prepare textvqa`"
+        f"no question was found in the prompt {prompt!r}; use the question file of `llava.eval.prepare textvqa`"
     )
 
 

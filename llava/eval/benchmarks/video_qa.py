@@ -120,7 +120,9 @@ def answer_line(row: Row) -> Row:
     if "pred" in row and "id" in row:
         row = {"question_id": row["id"], "prompt": row.get("question"), "text": row["pred"]}
     if not isinstance(row.get("text"), str) or "question_id" not in row:
-        raise ValueError(f"an answer has neither question_id and text nor id and pred: {str(row)[:100]}; mend the file")
+        raise ValueError(
+            f"an answer has neither question_id and text nor id and pred: {str(row)[:100]}; correct the file"
+        )
     return row
 
 

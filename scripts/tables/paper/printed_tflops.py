@@ -1,4 +1,4 @@
-"""The TFLOPs that the paper prints, each with the way of counting that fits it."""
+"""The TFLOPs that the paper prints, each with the way of counting that fits best."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Line:
 
     Attributes:
         section, method: the row of the paper's table.
-        tokens: what is handed to `count`; None where nothing can be counted.
-        how: the way of counting, for people.
-        note: what does not fit, or is assumed.
-        solvable: whether the printed number may be looked for among other numbers of tokens.
+        tokens: argument of `count`; None where nothing can be counted.
+        how: description of the way of counting.
+        note: discrepancies and assumptions.
+        solvable: whether to search for the number of tokens that gives the printed number.
     """
 
     table: Table

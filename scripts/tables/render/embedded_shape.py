@@ -1,7 +1,7 @@
-"""The paper's tables in the same shape on the embedded model, whose only benchmark has question types for columns.
+"""The paper's tables on the embedded model, whose only benchmark has question types as columns.
 
-A row keeps the share of visual tokens that it has in the paper. The paper's number stands last, for orientation: it is
-of another model on other questions, so no difference is taken.
+A row keeps the same fraction of visual tokens as in the paper. The paper's number is the last column, for orientation:
+it is of another model on other questions, so no difference is computed.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _paper(table: Table, one: Row) -> str:
 
 
 def _head(made: Grid, cell: CellDocument, one: Row, text: str) -> list[str]:
-    """Tokens of the language model, averaged over its layers where they are cut inside it, and the method."""
+    """Tokens of the language model, averaged over its layers for cuts inside it, and the method."""
     tokens = cell["tokens"]
     shown = f"{tokens['llm_inputs']:.0f}"
     if tokens["llm_inputs"] != tokens["llm"]:
