@@ -1,4 +1,4 @@
-"""LLaVA-compatible host: model, training, evaluation and serving under LLaVA's own module names."""
+"""LLaVA-compatible code base: model, training, evaluation and serving with LLaVA's module names."""
 
 from __future__ import annotations
 

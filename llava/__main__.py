@@ -7,12 +7,12 @@ import sys
 
 COMMANDS = {
     "ask": ("llava.eval.run_llava", "answer one question about pictures"),
-    "chat": ("llava.serve.cli", "talk about pictures in the terminal"),
-    "demo": ("llava.serve.demo", "the web page, with everything behind it, in one process"),
+    "chat": ("llava.serve.cli", "chat about pictures in the terminal"),
+    "demo": ("llava.serve.demo", "the web page with its services, in one process"),
     "train": ("llava.train.train", "train a model"),
-    "check-data": ("llava.train.check_data", "find faults in training data before training"),
-    "convert": ("llava.convert", "between LLaVA's and transformers' checkpoint layout"),
-    "doctor": ("llava.doctor", "what is installed, what works, and why something does not"),
+    "check-data": ("llava.train.check_data", "check training data before training"),
+    "convert": ("llava.convert", "convert between LLaVA's and transformers' checkpoint layout"),
+    "doctor": ("llava.doctor", "report what is installed, what works, and errors"),
 }
 
 

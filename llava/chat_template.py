@@ -15,10 +15,10 @@ _CONTENT = (
 
 
 def chat_template(mode: str) -> str:
-    """The Jinja text that renders messages as `conv_templates[mode]` does.
+    """A Jinja template that renders messages as `conv_templates[mode]` does.
 
     Messages are {"role": "user" or "assistant", "content": text, or a list of image and text parts}. The template's
-    own system text is always there; with `add_generation_prompt` the prompt is open for the answer.
+    system text is always included; with `add_generation_prompt` the prompt ends where the answer begins.
     """
     conversation = conv_templates[mode]
     before, user, assistant, opening = _parts(conversation)
@@ -29,7 +29,7 @@ def chat_template(mode: str) -> str:
 
 
 def _parts(conversation: Conversation) -> tuple[str, str, str, str]:
-    """What stands before all turns, a user's turn, an assistant's turn, and the beginning of an answer."""
+    """The text before all turns, a user's turn, an assistant's turn, and the beginning of an answer."""
     style, sep, sep2 = conversation.sep_style, conversation.sep, conversation.sep2 or ""
     asker, answerer = conversation.roles
     if style is SeparatorStyle.LLAMA_2:

@@ -1,11 +1,11 @@
-"""Numbers and strings that every part of LLaVA agrees on; data files and checkpoints rely on them."""
+"""Numbers and strings shared by all parts of LLaVA; data files and checkpoints rely on them."""
 
-# Token id that stands for one whole image until the splice replaces it by the image's visual tokens.
+# Token id of a whole image, before it is replaced by the image's visual tokens.
 IMAGE_TOKEN_INDEX = -200
-# Label of a position that carries no loss.
+# Label of a position that is excluded from the loss.
 IGNORE_INDEX = -100
 
-# What a user writes in a query where the picture shall stand, and what the prompt then says.
+# The placeholder of a picture in a user's query, and in the prompt.
 IMAGE_PLACEHOLDER = "<image-placeholder>"
 DEFAULT_IMAGE_TOKEN = "<image>"
 # Optional tokens around and for images.

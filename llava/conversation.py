@@ -107,8 +107,8 @@ class Conversation:
         max_len: int = 1344,
         min_len: int = 672,
     ) -> Any:
-        """The picture as it is sent and shown: "Pad" to a square, "Resize" to 336 x 336, "Default" or "Crop" as it is;
-        then shrunk where the long side exceeds `max_len`. Returns the PIL image, or its base64 text.
+        """The picture for the model and the chat window: "Pad" to a square, "Resize" to 336 x 336, "Default" or "Crop"
+        unchanged; then shrunk where the long side exceeds `max_len`. Returns the PIL image, or its base64 text.
         """
         if image_process_mode == "Pad":
             from llava.mm_utils import expand2square
@@ -278,7 +278,7 @@ _MODE_BY_NAME = (
 
 
 def conversation_mode(model_name: str = "", conv_version: str | None = None, explicit: str | None = None) -> str:
-    """Which template to talk to a model with: `explicit`, else the checkpoint's own `conv_version`, else its name.
+    """The name of a model's template: `explicit`, else the checkpoint's `conv_version`, else inferred from its name.
 
     Raises ValueError for a template that does not exist.
     """

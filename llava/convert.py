@@ -3,12 +3,12 @@
 python -m llava.convert --to hf    --model-path liuhaotian/llava-v1.5-7b  --output llava-1.5-7b-hf
 python -m llava.convert --to llava --model-path llava-hf/llava-1.5-7b-hf --output llava-v1.5-7b
 
-Anything that `load_pretrained_model` reads can be converted; a LoRA adapter or a projector goes with --model-base and
-comes out merged. The weights stay as they are, so the logits are equal; --verify shows it on a picture of noise.
+Anything that `load_pretrained_model` reads can be converted; a LoRA adapter or a projector needs --model-base and
+is merged. The weights are unchanged, so the logits are equal; --verify compares them on a picture of noise.
 
-What differs afterwards is how pictures and text get in. transformers' processor tokenises a prompt in one piece, while
-LLaVA tokenises the text after a picture apart, with the tokenizer's dummy prefix; and for anyres pictures that two
-canvases fit equally well, transformers takes the canvas with exchanged sides.
+The preparation of pictures and text still differs. transformers' processor tokenises a prompt in one piece, while
+LLaVA tokenises the text after a picture separately, with the tokenizer's dummy prefix. For anyres pictures that two
+canvases fit equally well, transformers uses the transposed canvas.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def save_transformers_checkpoint(
 ) -> None:
     """Write a LLaVA model as a checkpoint of `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`.
 
-    The vocabulary gets `<image>` and `<pad>` and is filled up with rows that are the mean of all. mode: name of the
-    conversation template that the chat template is made from.
+    The vocabulary gets `<image>` and `<pad>` and is padded with rows that equal the mean row. mode: name of the
+    conversation template for the chat template.
 
     Raises ValueError, one line, for what transformers' classes cannot express.
     """
@@ -98,12 +98,12 @@ def save_transformers_checkpoint(
         source = Path(tokenizer.name_or_path) / "tokenizer.model"
         processor = _processor(config, tokenizer, image_processor, mode)
         processor.save_pretrained(folder)
-        processor.image_processor.save_pretrained(folder)  # under the name that programs of before transformers 5 read
+        processor.image_processor.save_pretrained(folder)  # under the name that programs before transformers 5 read
         settings = folder / "tokenizer_config.json"
         kept = {
             "legacy": bool(getattr(tokenizer, "legacy", False)),
             "add_bos_token": True,
-        }  # forgotten by transformers 5
+        }  # omitted by transformers 5
         settings.write_text(json.dumps(json.loads(settings.read_text("utf-8")) | kept, indent=2) + "\n", "utf-8")
         if source.is_file():
             shutil.copyfile(source, folder / source.name)
@@ -142,7 +142,7 @@ def _processor(config: Any, tokenizer: Any, image_processor: Any, mode: str) -> 
 def compare(model_path: str, model_base: str | None, output: str) -> float:
     """The largest difference of logits between a checkpoint and its conversion, on a picture of noise.
 
-    A conversion in transformers' layout is run by transformers' own class, fed with the tokens that LLaVA would feed.
+    A conversion in transformers' layout is run by transformers' own class, with the same tokens as LLaVA's.
     """
     load = partial(load_pretrained_model, model_name="", device="cpu", dtype=torch.float32, pruner="none")
     tokenizer, model, image_processor, _ = load(model_path, model_base)
@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model-path", "--src", required=True, help="checkpoint to read: folder or Hub name, either layout"
     )
-    parser.add_argument("--model-base", help="base under a LoRA adapter, a projector or a delta")
+    parser.add_argument("--model-base", help="base of a LoRA adapter, a projector or a delta")
     parser.add_argument("--output", "--dst", required=True, help="folder to write")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored")
     parser.add_argument("--verify", action="store_true", help="load both and compare their logits")

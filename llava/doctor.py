@@ -1,7 +1,7 @@
-"""What is installed here, what works, and the true reason where something does not: python -m llava.doctor
+"""Reports what is installed, what works, and the original error where something fails: python -m llava.doctor
 
 Lists versions, tries imports, names the distribution that owns each of this project's files, and generates with tiny
-random models, with and without the KV cache, with and without a pruner. Ends with exit code 0 if all of it is well.
+random models, with and without the KV cache, with and without a pruner. The exit code is 0 if everything works.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import NamedTuple
 
-# Package on the index, module to import, what it is needed for.
+# Package on the index, module to import, purpose.
 PACKAGES = (
     ("torch", "torch", "everything"),
     ("transformers", "transformers", "everything"),
@@ -37,7 +37,7 @@ PACKAGES = (
     ("fastapi", "fastapi", "serving"),
     ("av", "av", "videos"),
 )
-CORE = 5  # of them are needed by everybody
+CORE = 5  # of them are required
 OWN = ("flowcut", "llava.model", "llava.train.train", "llava.eval.run_llava", "llava.serve.cli")
 
 
@@ -62,7 +62,7 @@ def import_error(module: str) -> str | None:
     """What importing a module raises, in one line; None if nothing."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # a broken binary raises whatever it likes; showing it is the point
+    except Exception as error:  # a broken binary may raise anything; the error is reported
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
@@ -86,7 +86,7 @@ class Folder(NamedTuple):
 def owned(package: str) -> Folder | None:
     """The folder that `import package` reads, and which distributions own the files in it; None if there is none.
 
-    Another distribution that brings a package of the same name overwrites files when it is installed later, or hides
+    Another distribution with a package of the same name overwrites files when it is installed later, or hides
     the whole folder when this project is installed in editable mode.
     """
     spec = importlib.util.find_spec(package)
@@ -106,7 +106,7 @@ def owned(package: str) -> Folder | None:
 
 
 def name_of(distribution: Distribution) -> str:
-    """A distribution's name, in the spelling of the index; what an interrupted installation left may have none."""
+    """A distribution's name, in the spelling of the index; the rest of an interrupted installation may have none."""
     try:
         name = distribution.metadata["Name"]
     except TypeError:  # no METADATA file
@@ -123,7 +123,7 @@ def editable_location(distribution: Distribution) -> Path | None:
 
 
 def ownership(package: str) -> Iterator[tuple[str, bool]]:
-    """Lines about who owns a package's files, each with whether it is well."""
+    """Lines about the owners of a package's files, each with whether it is as expected."""
     folder = owned(package)
     if folder is None:
         yield f"{package}: not found", False
@@ -135,7 +135,7 @@ def ownership(package: str) -> Iterator[tuple[str, bool]]:
         mend = f"run `pip uninstall {name}`, then install {DISTRIBUTION} again, with --force-reinstall --no-deps"
         yield f"  the distribution {name} owns {shown}; {mend}", False
     if not folder.ours and not folder.strangers:
-        yield f"  this is not the folder beside {Path(__file__).resolve().parent}", False
+        yield f"  this is not the folder next to {Path(__file__).resolve().parent}", False
 
 
 def devices() -> list[str]:
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def generation() -> bool:
-    """Print how tiny models generate; see `llava.selftest`. -> whether all of them do so rightly."""
+    """Print how tiny models generate; see `llava.selftest`. -> whether all results are correct."""
     from llava.selftest import check_generation
 
     outcomes = check_generation()

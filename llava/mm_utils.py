@@ -1,4 +1,4 @@
-"""Images and prompts on their way into the model."""
+"""Preparation of images and prompts for the model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ Size = tuple[int, int]
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
-    """The canvas (width, height) that keeps most of the picture's pixels; among equals the one that wastes least.
-
-    The first wins among full equals.
+    """The canvas (width, height) that keeps most of the picture's pixels; on ties the one that wastes least, then the
+    first.
     """
     width, height = original_size
 
@@ -50,7 +49,7 @@ def resize_and_pad_image(image: Image.Image, target_resolution: Size) -> Image.I
 
 
 def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
-    """Square tiles, row by row; tiles at the right and lower edge reach past the picture into black."""
+    """Square tiles, row by row; tiles at the right and lower edge are filled with black."""
     return [
         image.crop((left, top, left + patch_size, top + patch_size))
         for top in range(0, image.height, patch_size)
@@ -81,7 +80,7 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
 
 
 def expand2square(pil_img: Image.Image, background_color: Any) -> Image.Image:
-    """Pad to a square, the picture in the middle; a square picture comes back itself."""
+    """Pad to a square, with the picture centred; a square picture is returned unchanged."""
     side = max(pil_img.size)
     if pil_img.width == pil_img.height:
         return pil_img
@@ -94,7 +93,7 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
     """Pixels of several pictures, by the checkpoint's `image_aspect_ratio`.
 
     "pad" pads to a square with CLIP's mean colour, "anyres" cuts tiles ([T, 3, H, W] each), anything else resizes the
-    short side and crops the middle. One tensor when all have the same shape, else a list.
+    short side and crops the centre. One tensor when all have the same shape, else a list.
     """
     aspect = getattr(model_cfg, "image_aspect_ratio", None)
     images = [image.convert("RGB") for image in images]
@@ -110,15 +109,15 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
 
 
 def picture_of(pixels: Tensor, image_processor: Any) -> np.ndarray:
-    """Pixels [3, H, W] back as a picture [H, W, 3], uint8: what the encoder saw."""
+    """Pixels [3, H, W], the encoder's input, as a picture [H, W, 3], uint8."""
     mean, std = (torch.tensor(getattr(image_processor, name))[:, None, None] for name in ("image_mean", "image_std"))
     return ((pixels.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def with_dummy_prefix(text: str, tokenizer: Any) -> str:
-    """The text to give to `tokenizer`, so that LLaMA's has the ids of SentencePiece, and of LLaVA, for it.
+    """The text for `tokenizer`, so that LLaMA's tokenizer gives the ids of SentencePiece, and of LLaVA.
 
-    transformers 5 leaves the dummy prefix out where a text begins with a space; one put in front is taken as it is.
+    transformers 5 omits the dummy prefix where a text begins with a space; an explicit prefix is kept.
     """
     return "▁" + text if isinstance(tokenizer, LlamaTokenizer) and text.startswith((" ", "▁")) else text
 
@@ -142,7 +141,7 @@ def tokenizer_image_token(
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """The last part of the path; a `checkpoint-N` folder carries its parent's name in front."""
+    """The last part of the path; for a `checkpoint-N` folder, preceded by its parent's name."""
     parts = model_path.strip("/").split("/")
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
@@ -165,7 +164,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
 
     def _row_is_done(self, row: Tensor) -> bool:
         if self._prompt_length is None:
-            # Generation from embeddings returns the new tokens only; otherwise the prompt stands before them.
+            # Generation from embeddings returns the new tokens only; otherwise the prompt precedes them.
             self._prompt_length = self.start_len if len(row) > self.start_len else 0
         new = row[self._prompt_length :]
         if any(len(new) >= len(ids) and torch.equal(new[-len(ids) :].cpu(), ids) for ids in self.keyword_ids):

@@ -1,8 +1,8 @@
-"""Whether generation with a KV cache gives the same tokens as generation without one, asked of tiny random models.
+"""Tests on tiny random models whether generation with a KV cache gives the same tokens as generation without one.
 
-This is what an unsupported version of transformers breaks first, without an error: a forward that keeps its tokens in
-a cache which the model does not read. Pruners that choose by the last token are left out, because without a cache that
-token is another one at each step.
+An unsupported version of transformers is likely to break this first, without an error: a forward may store its tokens
+in a cache which the model does not read. Pruners that choose by the last token are left out, because without a cache
+this token changes at each step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ SETTINGS: dict[str, Any] = {
 
 
 class Outcome(NamedTuple):
-    """What one model did under one pruner: `error` None if both ways of generating gave the same tokens."""
+    """The result of one model with one pruner: `error` is None if generation with and without cache gave the same
+    tokens.
+    """
 
     model: str
     pruner: str
@@ -38,9 +40,9 @@ class Outcome(NamedTuple):
 
 
 def check_generation() -> list[Outcome]:
-    """Generate with and without the KV cache, for every tiny model under every pruner that fits it."""
+    """Generate with and without the KV cache, for every tiny model with every pruner that fits it."""
     transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()  # that a tower is saved and loaded is not what is asked
+    transformers.logging.set_verbosity_error()  # messages about saving and loading the tower
     outcomes = []
     for name, build in TINY_MODELS.items():
         try:
@@ -56,7 +58,7 @@ def check_generation() -> list[Outcome]:
 
 
 def compare(model: Any, inputs: dict[str, Any], pruner: str) -> str | None:
-    """What is wrong with generation under a pruner, in one line; None if nothing."""
+    """The fault of generation with a pruner, in one line; None if there is none."""
     try:
         made = parse_pruner(pruner)
         with torch.no_grad():
@@ -65,7 +67,7 @@ def compare(model: Any, inputs: dict[str, Any], pruner: str) -> str | None:
             else:
                 with attach(model, made):
                     cached, uncached = (model.generate(**inputs, **SETTINGS, use_cache=use) for use in (True, False))
-    except Exception as error:  # whatever an unsupported version raises is what is to be shown
+    except Exception as error:  # an unsupported version may raise anything; it is reported
         return _one_line(error)
     if torch.equal(cached, uncached):
         return None

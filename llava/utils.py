@@ -1,4 +1,4 @@
-"""Small things LLaVA's programs expect here: logs, moderation, fixed texts. Importing this changes nothing."""
+"""Helpers that LLaVA's programs expect here: logs, moderation, fixed texts. Importing this has no side effects."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MODERATION_ENDPOINT = "https://api.openai.com/v1/moderations"
 
 
 def build_logger(logger_name: str, logger_filename: str | None = None, folder: str | Path = LOGDIR) -> logging.Logger:
-    """A logger at INFO that writes to stderr and, given a name, to a file which starts anew each day (UTC).
+    """A logger at INFO that writes to stderr and, given a name, to a new file each day (UTC).
 
-    The file takes what every logger says. Unlike LLaVA's function this one leaves stdout and stderr alone; to send
-    them to a log too, use `StreamToLogger`.
+    The file gets the messages of all loggers. Unlike LLaVA's function this one does not redirect stdout and stderr; to
+    log them too, use `StreamToLogger`.
     """
     layout = logging.Formatter("%(asctime)s | %(levelname)s | %(name)s | %(message)s", "%Y-%m-%d %H:%M:%S")
     root = logging.getLogger()
@@ -45,11 +45,11 @@ def build_logger(logger_name: str, logger_filename: str | None = None, folder: s
 
 
 class StreamToLogger:
-    """A text stream that gives each line written to it to a logger: `sys.stdout = StreamToLogger(logger)`.
+    """A text stream that passes each line to a logger: `sys.stdout = StreamToLogger(logger)`.
 
-    terminal: the stream it stands for, whose other attributes (encoding, isatty, ...) it shows. What the logger's own
-    handlers write here while they handle a line goes to the terminal, else it would be logged again without end.
-    An unfinished line waits for its end, or for `flush`.
+    terminal: the replaced stream, whose other attributes (encoding, isatty, ...) it has. Output of the logger's own
+    handlers goes to the terminal, otherwise it would be logged again endlessly. An unfinished line is kept until its
+    end, or until `flush`.
     """
 
     def __init__(self, logger: logging.Logger, log_level: int = logging.INFO, terminal: TextIO | None = None) -> None:
@@ -105,7 +105,7 @@ def moderation_key() -> str:
 def violates_moderation(text: str, endpoint: str = MODERATION_ENDPOINT, seconds: float = 10.0) -> bool:
     """Whether OpenAI's moderation service flags a text. The key comes from OPENAI_API_KEY.
 
-    Raises ValueError, one line, without a key, or when the service does not answer: unchecked is not harmless.
+    Raises ValueError, one line, without a key, or when the service does not answer, because the text is then unchecked.
     """
     request = urllib.request.Request(
         endpoint,
@@ -120,7 +120,7 @@ def violates_moderation(text: str, endpoint: str = MODERATION_ENDPOINT, seconds:
 
 
 def pretty_print_semaphore(semaphore: asyncio.Semaphore | None) -> str:
-    """For logs: how many may still enter."""
+    """For logs: how many more can acquire it."""
     if semaphore is None:
         return "None"
     return f"Semaphore(value={semaphore._value}, locked={semaphore.locked()})"

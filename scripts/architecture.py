@@ -1,10 +1,10 @@
-"""The rooms of the code and the arrows between them, read off the imports, as one picture.
+"""Draws the packages ("rooms") of the code and the imports between them.
 
     python -m scripts.architecture            writes docs/images/architecture.svg
     python -m scripts.architecture --check    exits with 1 when the committed picture is not up to date
 
-A room is a package of modules that belong to one stage, or a single module. Every room stands above all rooms that it
-imports from. Programs, which nothing imports, are left out. Imports inside functions and under TYPE_CHECKING count.
+A room is a package of modules that belong to one stage, or a single module. Every room is drawn above all rooms that
+it imports from. Programs, which nothing imports, are left out. Imports in functions and under TYPE_CHECKING count.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def import_graph(root: Path = ROOT) -> dict[str, set[str]]:
 
 
 def room_of(name: str) -> str | None:
-    """The room of a module; None for the faces of the packages, which pass names on."""
+    """The room of a module; None for the top-level packages, which re-export names."""
     parts = name.split(".")
     if len(parts) == 1:
         return None
@@ -69,7 +69,7 @@ def room_of(name: str) -> str | None:
 
 
 def room_graph(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """Arrows between rooms. Programs, which nothing imports, are left out: they stand on top of everything."""
+    """Imports between rooms. Programs, which nothing imports, are left out."""
     imported = set().union(*graph.values())
     arrows: dict[str, set[str]] = {}
     for name in imported:
@@ -81,7 +81,7 @@ def room_graph(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def levels(arrows: Mapping[str, set[str]]) -> list[list[str]]:
-    """Rooms from the ground up; each level imports from lower ones only.
+    """Rooms from the lowest level up; each level imports from lower ones only.
 
     Raises:
         ValueError: rooms import each other in a circle.
@@ -97,7 +97,7 @@ def levels(arrows: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def drawn(arrows: Mapping[str, set[str]], order: Sequence[Sequence[str]]) -> str:
-    """The picture as SVG text: the ground at the bottom, arrows from importer to imported."""
+    """The picture as SVG text: the lowest level at the bottom, arrows from importer to imported."""
     width = max(len(level) for level in order) * (WIDTH + GAP) - GAP + 2 * MARGIN
     height = len(order) * STEP - (STEP - HEIGHT) + 2 * MARGIN
     place = {}
@@ -131,7 +131,7 @@ def drawn(arrows: Mapping[str, set[str]], order: Sequence[Sequence[str]]) -> str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 1 when `--check` finds another picture than the committed one."""
+    """Returns 0, or 1 when `--check` finds that the committed picture differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; say whether the picture is up to date")
     args = parser.parse_args(argv)

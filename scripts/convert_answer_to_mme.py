@@ -1,6 +1,6 @@
-"""Answers to MME as its official tool reads them: a `<task>.txt` of picture, question, truth, answer a task.
+"""Answers to MME in the format of its official tool: per task a `<task>.txt` of picture, question, truth, answer.
 
-Reads DIR/answers/EXPERIMENT.jsonl, writes DIR/eval_tool/answers/EXPERIMENT/; `llava.eval.eval_mme` adds it up.
+Reads DIR/answers/EXPERIMENT.jsonl, writes DIR/eval_tool/answers/EXPERIMENT/; `llava.eval.eval_mme` scores it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers to GQA as its official evaluator reads them: a list of questionId and prediction."""
+"""Answers to GQA in the format of its official evaluator: a list of questionId and prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers to MMBench as its server wants them: the table without pictures, with a column `prediction`, as xlsx.
+"""Answers to MMBench in the format of its server: the table without pictures, with a column `prediction`, as xlsx.
 
 Reads RESULT_DIR/EXPERIMENT.jsonl, writes UPLOAD_DIR/EXPERIMENT.xlsx.
 """

@@ -1,4 +1,4 @@
-"""Answers to MM-Vet as its evaluator reads them: a dictionary from v1_<question id> to the answer."""
+"""Answers to MM-Vet in the format of its evaluator: a dictionary from v1_<question id> to the answer."""
 
 from __future__ import annotations
 

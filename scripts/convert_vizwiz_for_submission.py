@@ -1,4 +1,4 @@
-"""Answers to VizWiz as its server wants them: image and normalised answer of every question."""
+"""Answers to VizWiz in the format of its server: image and normalised answer of every question."""
 
 from __future__ import annotations
 

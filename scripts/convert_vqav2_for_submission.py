@@ -1,4 +1,4 @@
-"""Answers to VQAv2 as its server wants them: every question of test2015, "" for those that were not asked.
+"""Answers to VQAv2 in the format of its server: every question of test2015, "" for those without an answer.
 
 Reads DIR/answers/SPLIT/CKPT/merge.jsonl, writes DIR/answers_upload/SPLIT/CKPT.json.
 """

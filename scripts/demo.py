@@ -1,10 +1,10 @@
-"""The main job: accuracy against visual tokens, on the embedded model and its benchmark.
+"""The demo: accuracy against visual tokens, on the embedded model and its benchmark.
 
     python -m scripts.demo            (or: make demo; LIMIT=60 make demo)
 
-Evaluates the model blind, unpruned, and with three methods at four budgets; prints a table, writes one JSON per row
-and a picture of kept patches under --out. May be interrupted and started again. The last line of stdout is one JSON
-document.
+Evaluates the model blind, unpruned, and with three methods at four budgets; prints a table, writes one JSON file per
+row and a picture of kept patches under --out. It may be interrupted and started again. The last line of stdout is one
+JSON document.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the last line of stdout says."""
+    """The JSON document in the last line of stdout."""
     rows = [
         {
             "pruner": row["method"],
@@ -90,7 +90,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def picture(checkpoint: Checkpoint, files: Sequence[Path], budget: int = 64) -> Image.Image:
-    """Which patches each method keeps of square pictures; one row a picture."""
+    """The patches that each method keeps of square pictures; one row per picture."""
     model, tower = checkpoint.model, checkpoint.model.get_vision_tower()
     side = tower.num_patches_per_side
     sheets = []
@@ -113,12 +113,12 @@ def picture(checkpoint: Checkpoint, files: Sequence[Path], budget: int = 64) -> 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="playground/embedded", help="checkpoint folder")
-    parser.add_argument("--data", type=Path, default=Path("playground/data/embedded"), help="made when missing")
+    parser.add_argument("--data", type=Path, default=Path("playground/data/embedded"), help="created if missing")
     parser.add_argument("--out", type=Path, default=Path("results/demo"), help="folder for JSON, answers and picture")
-    parser.add_argument("--limit", type=int, default=200, help="questions a row, spread evenly over all; 0: all")
+    parser.add_argument("--limit", type=int, default=200, help="questions per row, spread evenly over all; 0: all")
     parser.add_argument("--device", help="default: CUDA where there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    parser.add_argument("--fresh", action="store_true", help="repeat existing measurements")
     args = parser.parse_args(argv)
     command = "python -m scripts.demo " + shlex.join(sys.argv[1:] if argv is None else argv)
     try:

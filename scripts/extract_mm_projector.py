@@ -1,4 +1,4 @@
-"""Take the projector out of a whole checkpoint, as mm_projector.bin for --pretrain_mm_mlp_adapter:
+"""Extract the projector from a whole checkpoint, as mm_projector.bin for --pretrain_mm_mlp_adapter:
 
 python scripts/extract_mm_projector.py --model-path CHECKPOINT --output FOLDER/mm_projector.bin
 """
@@ -19,9 +19,9 @@ WANTED = ("mm_projector.", "image_newline")
 
 
 def extract(model_path: str, output: str) -> list[str]:
-    """Write the projector's weights (and the token at the end of an anyres row); returns their names.
+    """Write the projector's weights (and the newline token of anyres images); returns their names.
 
-    Shards, safetensors and .bin files and both layouts are read. Raises ValueError when there is no projector.
+    Shards, safetensors and .bin files and both layouts are supported. Raises ValueError when there is no projector.
     """
     folder = local_folder(model_path)
     named = ((to_llava_name(name), value) for name, value in read_weights(folder))

@@ -1,9 +1,9 @@
-"""Drive the page in a headless Chromium: ask about a picture, with pruning and without, and take a screenshot.
+"""Control the page in a headless Chromium: ask about a picture, with pruning and without, and take a screenshot.
 
     python -m scripts.serve_screenshot --out docs/images/serve.png
 
-Starts `python -m llava.serve.demo` for the time it takes. Needs Chromium and its driver (Debian: chromium,
-chromium-driver) and the package selenium. The browser test drives the page by the same class.
+Starts `python -m llava.serve.demo` meanwhile. Needs Chromium and its driver (Debian: chromium,
+chromium-driver) and the package selenium. The browser test uses the same class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECONDS = 60.0  # to start, and for each step
 
 
 def find_browser() -> tuple[str, str] | None:
-    """Paths of a Chromium and its driver; None if there is none here."""
+    """Paths of Chromium and its driver; None if they are not installed."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     driver = shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
@@ -39,7 +39,7 @@ def find_browser() -> tuple[str, str] | None:
 
 @contextmanager
 def running_demo(model: str, *flags: str) -> Iterator[str]:
-    """`llava.serve.demo` in a process of its own, on a free port; its address."""
+    """`llava.serve.demo` in a separate process, on a free port; its address."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
 
 
 class Visitor:
-    """Somebody at the page. `with Visitor(url) as visitor: ...`"""
+    """A browser on the page. `with Visitor(url) as visitor: ...`"""
 
     def __init__(self, url: str, size: tuple[int, int] = (1500, 1290)) -> None:
         from selenium import webdriver
@@ -80,7 +80,7 @@ class Visitor:
         options = webdriver.ChromeOptions()
         options.binary_location = found[0]
         flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={size[0]},{size[1]}"]
-        if os.geteuid() == 0:  # Chromium's sandbox refuses root
+        if os.geteuid() == 0:  # Chromium's sandbox does not work as root
             flags.append("--no-sandbox")
         for flag in flags:
             options.add_argument(flag)
@@ -96,7 +96,7 @@ class Visitor:
         self.browser.quit()
 
     def until(self, condition: Any) -> Any:
-        """Wait until it is true; returns what it then is. What is drawn anew meanwhile counts as not yet."""
+        """Wait until the condition is true; returns its value. An element that is being redrawn counts as false."""
         from selenium.common.exceptions import WebDriverException
 
         end = monotonic() + SECONDS
@@ -138,14 +138,14 @@ class Visitor:
         self.until(lambda: box.get_attribute("value") == value)
 
     def ask(self, text: str) -> str:
-        """Ask, and wait for the figures of the answer; returns them."""
+        """Ask a question, and wait for the figures of the answer; returns them."""
         before = self.text("#figures")
         self.find("#question textarea")[0].send_keys(text)
         self.find("#send")[0].click()
         return self.until(lambda: self._figures(before))
 
     def again(self) -> str:
-        """Have the last question answered anew."""
+        """Repeat the last question."""
         before = self.text("#figures")
         self.find("#regenerate")[0].click()
         return self.until(lambda: self._figures(before))
@@ -158,7 +158,7 @@ class Visitor:
         return [one.text for one in self.find("#chat .bot.message")]
 
     def screenshot(self, path: Path) -> None:
-        """As a PNG of 256 colours, chosen to cover all there are rather than the most frequent ones."""
+        """Save a PNG of 256 colours, chosen to cover all colours rather than the most frequent ones."""
         picture = Image.open(io.BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -177,13 +177,13 @@ def main(argv: list[str] | None = None) -> None:
             visitor.upload(args.image_file)
             visitor.choose("#method", "none")
             visitor.ask(args.query)
-            visitor.again()  # the first time is slower: memory has to be found
+            visitor.again()  # the first answer is slower: memory has to be allocated
             visitor.choose("#method", "flowcut")
             visitor.set_budget(args.pruner_budget)
             visitor.again()
             visitor.again()
             visitor.until(lambda: len(visitor.find("#kept img")) > 2)
-            sleep(1)  # until the pictures are faded in
+            sleep(1)  # until the pictures are visible
             visitor.screenshot(args.out)
     except (RuntimeError, TimeoutError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")

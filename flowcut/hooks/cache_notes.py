@@ -31,6 +31,7 @@ class Entries:
         fixed: how many of the first ones cannot be removed from the end, because a token after them was dropped.
         shift: [B], by how much position ids of later tokens fall, because tokens of that row were dropped.
         dropped: columns of the conversation, as the caller counts them, that have no entry. Known for the prompt only.
+        following: [B], the position id of the token that comes next. Known for the prompt only.
         first: number of the first layer this is about; the next entry of the list begins with another one.
     """
 
@@ -39,12 +40,14 @@ class Entries:
     fixed: int
     shift: Tensor
     dropped: int = 0
+    following: Tensor | None = None
     first: int = 0
 
     def rows(self, index: Tensor) -> Entries:
         """For the batch rows `index` only, in that order."""
         index = index.to(self.shift.device)
-        return replace(self, real=None if self.real is None else self.real[index], shift=self.shift[index])
+        real, following = (None if part is None else part[index] for part in (self.real, self.following))
+        return replace(self, real=real, shift=self.shift[index], following=following)
 
     def repeat(self, times: int) -> Entries:
         """For a batch whose rows stand `times` times each."""
@@ -53,7 +56,11 @@ class Entries:
     def crop(self, length: int) -> Entries:
         """For a cache of which only the first `length` entries are left."""
         real = None if self.real is None else self.real[:, :length]
-        return replace(self, length=min(length, self.length), real=real)
+        following = self.following
+        if following is not None:
+            removed = max(self.length - length, 0) if self.real is None else self.real[:, length:].sum(dim=1)
+            following = following - removed
+        return replace(self, length=min(length, self.length), real=real, following=following)
 
 
 class CacheNotes:
@@ -178,12 +185,12 @@ def check_earlier(mask: Tensor | None, tokens: int, cache: Any) -> None:
     if notes is not None and notes.prompt is not None:
         if before != cached + notes.dropped:
             raise ValueError(
-                f"the attention_mask has {before} earlier tokens, but the KV cache stands for "
-                f"{cached + notes.dropped}; pass the mask of the whole conversation, image placeholders included"
+                f"the call speaks of {before} earlier tokens, but the KV cache stands for {cached + notes.dropped}; "
+                "pass the attention_mask of the whole conversation, image placeholders included"
             )
     elif notes is None and isinstance(cached, int) and cached and before > cached:
         raise ValueError(
-            f"the attention_mask has {before} earlier tokens, but the KV cache holds {cached} and no note of dropped "
+            f"the call speaks of {before} earlier tokens, but the KV cache holds {cached} and no note of dropped "
             "ones; copy a cache with copy.deepcopy, its notes go with it"
         )
 

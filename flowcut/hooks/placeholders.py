@@ -105,6 +105,7 @@ class Encoding:
         call |= call.pop("kwargs", {})
         wants_tuple = call.get("return_dict") is False
         outputs, spans, trace = self.modality.encode(self.session, self.inner, {**call, "return_dict": True})
+        setattr(outputs, SPANS, [])  # encoded under this pruner, also where it had nothing to do
         if trace is not None:
             put_spans(outputs, spans, self.modality.joined)
             trace.place([span.tokens for span in spans if span.tokens is not None])

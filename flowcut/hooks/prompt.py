@@ -123,7 +123,7 @@ class PromptStage(Stage):
         seen, new = split_mask(mask, past, cached, rows, length, device)
         shift = torch.zeros(rows, dtype=torch.long, device=device) if past is None else past.shift.to(device)
         lost = torch.zeros_like(new, dtype=torch.bool) if pruned is None else pruned & new.bool()
-        counted = self.counted(call, new, lost, shift, cached + (0 if past is None else past.dropped))
+        counted = self.counted(call, seen, new, lost, past)
         index = torch.arange(length, device=device).expand(rows, -1)
         if pruned is not None:
             keep, before = new.bool() & ~pruned, new.bool()
@@ -149,27 +149,37 @@ class PromptStage(Stage):
             dropped = length - new.shape[1] + (past.dropped if past is not None else 0)
             entries = whole.shape[1]
             fixed = entries - min(tail_of(keep, before), new.shape[1])
+            following = counted.masked_fill(~real, -1).max(dim=1).values + 1
+            if past is not None and past.following is not None:  # rows that are all padding in this call
+                following = following.where(real.any(dim=1), past.following.to(device))
             shift = shift + lost.sum(dim=1)
-            self.note(call, Entries(entries, whole.bool() if padded else None, fixed, shift, dropped))
+            self.note(call, Entries(entries, whole.bool() if padded else None, fixed, shift, dropped, following))
 
-    def counted(self, call: dict[str, Any], new: Tensor, lost: Tensor, shift: Tensor, earlier: int) -> Tensor:
+    def counted(self, call: dict[str, Any], seen: Tensor, new: Tensor, lost: Tensor, past: Entries | None) -> Tensor:
         """[B, S], position ids of the new tokens once those that are `lost` [B, S] are dropped.
 
-        Each falls by the number of dropped tokens before it, in this call and in earlier ones (shift [B]); in packed
-        samples by those of its own sample. Without position ids the model would count columns, `earlier` ones first.
+        Each falls by the number of dropped tokens before it, in this call and in earlier ones; in packed samples by
+        those of its own sample. Without position ids real tokens are counted, on from where the cache ends.
+
+        Args:
+            seen: [B, P], 0 where a cached entry is padding.
+            new: [B, S], the same for the new tokens.
+            past: what is noted of the cache.
         """
-        columns, given = torch.arange(new.shape[1], device=new.device), call.get("position_ids")
+        given, before = call.get("position_ids"), lost.long().cumsum(dim=1) - lost.long()
         # Three axes of M-RoPE jump at every image and say nothing of the text's count.
         if given is None or (given.ndim == 3 and len(given) != 4):
-            given = columns + earlier
+            counted = new.long().cumsum(dim=1) - 1 - before
+            if past is not None and past.following is not None:
+                later = seen[:, past.length :].long().sum(dim=1)
+                return (counted + (past.following.to(new.device) + later)[:, None]).clamp_min(0)
+            return (counted + seen.shape[1]).clamp_min(0)  # the model counted the cached columns
         positions = (given[0] if given.ndim == 3 else given).expand(len(new), -1)
-        runs, before = restarts(positions, new.bool()), lost.long().cumsum(dim=1) - lost.long()
+        runs = restarts(positions, new.bool())
+        shift = torch.zeros_like(runs) if past is None else past.shift.to(new.device)[:, None] * (runs == 0)
         if bool(runs.any()):
             begins = torch.nn.functional.pad(runs.diff(dim=1) != 0, (1, 0), value=True)
             before = before - before.masked_fill(~begins, 0).cummax(dim=1).values
-            shift = shift[:, None] * (runs == 0)
-        else:
-            shift = shift[:, None]
         return (positions - before - shift).clamp_min(0)
 
     def shorten_logits(self, call: dict[str, Any], index: Tensor, real: Tensor, length: int) -> None:

@@ -1,1 +1,1 @@
-"""Evaluation: questions in, answers out, scores. `answer` is the one place that prompts, generates and decodes."""
+"""Evaluation: answering question files, and scoring the answers."""

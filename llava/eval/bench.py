@@ -1,10 +1,10 @@
-"""How many questions a second an evaluation answers: python -m llava.eval.bench --pruner flowcut:budget=64
+"""Measures questions per second of an evaluation: python -m llava.eval.bench --pruner flowcut:budget=64
 
-Every combination of batch size, pruner and reading ahead answers the same questions, from picture file to answer line,
-in one run; the combinations take turns, round by round, so that whatever else the machine does falls on all alike. A
-rate is questions over the wall time of a whole round; its spread is that of the rounds. The first round is thrown away.
+Every combination of batch size, pruner and number of reading workers answers the same questions, from picture file to
+answer line, in one run. The combinations alternate, round by round, so that other load on the machine affects all
+alike. A rate is questions over the wall time of a whole round; its spread is over rounds. The first round is discarded.
 
-Without --question-file the embedded benchmark is asked. Loading the model is not part of it.
+Without --question-file the embedded benchmark is used. Loading the model is not included.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from llava.eval.questions import Question, questions_of
 
 
 class LoopVariant(NamedTuple):
-    """One combination that is measured. workers: processes that read pictures ahead."""
+    """One measured combination. workers: processes that prefetch pictures."""
 
     pruner: str
     batch: int
@@ -44,17 +44,17 @@ class LoopVariant(NamedTuple):
 
 
 class LoopRates(NamedTuple):
-    """rates: questions a second, one a round. texts: the answers."""
+    """rates: questions per second, one per round. texts: the answers."""
 
     rates: list[float]
     texts: list[str]
 
 
 def variants_of(args: argparse.Namespace) -> list[LoopVariant]:
-    """Raises ValueError, one line, for a pruner, a batch size or a number of workers that cannot be."""
+    """Raises ValueError, one line, for an invalid pruner, batch size or number of workers."""
     for name, values, least in (("--batch", args.batch, 1), ("--workers", args.workers, 0)):
         if min(values) < least:
-            raise ValueError(f"{name} {min(values)} cannot be; give whole numbers of at least {least}")
+            raise ValueError(f"{name} {min(values)} is invalid; give whole numbers of at least {least}")
     for pruner in args.pruner:
         parse_pruner(pruner)
     return [LoopVariant(*variant) for variant in itertools.product(["none", *args.pruner], args.batch, args.workers)]
@@ -137,11 +137,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", default="playground/embedded", help="(default: %(default)s)")
     parser.add_argument("--question-file", type=Path, help="JSON lines with question_id, image, text")
-    parser.add_argument("--image-folder", type=Path, help="folder the questions' image paths start from")
+    parser.add_argument("--image-folder", type=Path, help="folder that the questions' image paths are relative to")
     parser.add_argument("--pruner", action="append", help="compared with none; may be given several times")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="(default: 0 2)")
-    parser.add_argument("--limit", type=int, default=64, help="questions a round (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=64, help="questions per round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default: %(default)s)")
     parser.add_argument("--max_new_tokens", type=int, default=8)
     parser.add_argument("--device", help="default: CUDA where there is one")

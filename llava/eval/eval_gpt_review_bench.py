@@ -3,8 +3,8 @@
     python -m llava.eval.eval_gpt_review_bench --question questions.jsonl --context context.jsonl \\
         --rule rule.json --answer-list answers_gpt4.jsonl answers.jsonl --output reviews.jsonl --judge-base-url URL
 
-Everything is joined by id. Replies are kept in `<output>.judge.jsonl`, so that a killed run goes on where it was.
-`summarize_gpt_review` makes scores of the output.
+Everything is joined by id. Replies are kept in `<output>.judge.jsonl`, so that a killed run continues where it stopped.
+`summarize_gpt_review` computes scores from the output.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from llava.eval.benchmarks.score_report import shown
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results_dir", type=Path, required=True, help="what convert_answer_to_mme.py wrote")
+    parser.add_argument("--results_dir", type=Path, required=True, help="folder written by convert_answer_to_mme.py")
     args = parser.parse_args(argv)
     try:
         summary = mme.aggregate([mme.score(sample) for sample in mme.read_results(args.results_dir)])

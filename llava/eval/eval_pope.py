@@ -1,4 +1,4 @@
-"""POPE's measures a category, with LLaVA's flags; other files in the annotation folder do no harm.
+"""POPE's measures per category, with LLaVA's flags; other files in the annotation folder are ignored.
 
 The last line of stdout is one JSON document, whose `main` is the mean of the categories' F1.
 """
@@ -18,7 +18,7 @@ from llava.eval.files import read_rows
 
 
 def evaluate(annotation_dir: Path, question_file: Path, result_file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The summary of `benchmarks.pope`, and what did not fit. Raises ValueError when the files do not fit together."""
+    """The summary of `benchmarks.pope`, and warnings. Raises ValueError when the files do not match."""
     samples = pope.samples_of(pope.official_rows(annotation_dir), read_rows(question_file))
     joined = join(samples, read_answers(result_file), pope.answer_key)
     return pope.aggregate([pope.score(sample) for sample in joined.samples]), warnings(joined, subset=False)

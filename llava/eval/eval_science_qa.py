@@ -1,7 +1,7 @@
 """ScienceQA accuracy, over all questions and over those with a picture, with LLaVA's flags and output files.
 
-As in LLaVA a question without an answer counts as wrong here; how many there are is said. `llava.eval.score sqa` leaves
-them out. The last line of stdout is one JSON document.
+As in LLaVA a question without an answer counts as wrong here; their number is reported. `llava.eval.score sqa` excludes
+them. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations

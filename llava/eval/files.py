@@ -1,4 +1,4 @@
-"""Reading and writing JSON, JSON lines and tables. Errors are one line and name the place."""
+"""Reading and writing JSON, JSON lines and tables. Errors are one line and name file and position."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-_LARGEST_CELL = 2**31 - 1  # characters; the most that fits into a C long everywhere
-# What pandas, which wrote and reads the published tables, takes for an empty cell.
+_LARGEST_CELL = 2**31 - 1  # characters; the largest C long on all platforms
+# Empty cells according to pandas, which is used for the published tables.
 _EMPTY = frozenset(
     (
         *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"),
@@ -21,7 +21,7 @@ _EMPTY = frozenset(
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that it is either there as a whole or not at all."""
+    """Write a text file atomically."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, "utf-8")
     os.replace(part, path)
@@ -64,7 +64,9 @@ def _lines(path: Path, what: str) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path} line {number} is no JSON ({error.msg}); mend or remove the line") from error
+                raise ValueError(
+                    f"{path} line {number} is no JSON ({error.msg}); correct or remove the line"
+                ) from error
 
 
 def _text(path: Path, what: str) -> str:
@@ -74,7 +76,7 @@ def _text(path: Path, what: str) -> str:
 
 
 def write_rows(rows: Iterable[Any], path: Path) -> None:
-    """JSON lines, or one JSON list where the name ends in .json; there as a whole or not at all."""
+    """Write JSON lines, or one JSON list where the name ends in .json, atomically."""
     if path.suffix == ".json":
         write_json(list(rows), path)
     else:
@@ -83,7 +85,7 @@ def write_rows(rows: Iterable[Any], path: Path) -> None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """One JSON document; there as a whole or not at all."""
+    """Write one JSON document atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
@@ -99,13 +101,13 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
     """The rows of a tab-separated file with a header, cells of any size. Raises ValueError when it is missing."""
     if not path.is_file():
         raise ValueError(f"table {path} does not exist; give the path of an existing one")
-    csv.field_size_limit(_LARGEST_CELL)  # pictures in base64 are larger than the module expects
+    csv.field_size_limit(_LARGEST_CELL)  # pictures in base64 are larger than the module's limit
     with path.open(encoding="utf-8-sig", newline="") as file:
         yield from csv.DictReader(file, delimiter="\t")
 
 
 def is_empty(cell: str | None) -> bool:
-    """Whether a cell of a table means that nothing is there."""
+    """Whether a cell of a table is empty."""
     return cell is None or cell in _EMPTY or cell.lower() in ("nan", "none")
 
 

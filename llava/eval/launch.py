@@ -1,8 +1,8 @@
 """A benchmark from question file to score: python -m llava.eval.launch gqa --model-path MODEL --pruner none
 
 Checks the benchmark's files and makes its question file (`llava.eval.prepare`), answers it in contiguous chunks, one
-process for each device of this and of other nodes, joins the chunks, and scores them (`llava.eval.score`). Started
-again after any kind of end, it goes on. Answers lie in <benchmark>/answers/<split>/<model>/<pruner>/, so that no run
+process for each device of this and of other nodes, joins the chunks, and scores them (`llava.eval.score`). The same
+command continues an interrupted run. Answers are in <benchmark>/answers/<split>/<model>/<pruner>/, so that no run
 overwrites another.
 
 Flags that are not listed here are those of the answering program (`--top_p`, `--dtype`, ...).
@@ -23,7 +23,7 @@ from llava.eval.answering.settings import AnswerSettings
 from llava.eval.benchmarks.registry import DATA, MODULES
 from llava.eval.judge import settings as judge_settings
 
-# Number of nodes and this node's place among them, as SLURM and torchrun's users set them.
+# Number of nodes and this node's index, as set by SLURM and users of torchrun.
 _NODES = ("SLURM_NNODES", "NNODES")
 _NODE = ("SLURM_NODEID", "NODE_RANK")
 
@@ -35,12 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", help="default: the one of the published number; a wrong name lists all")
     parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
     parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
-    parser.add_argument("--limit", type=int, help="ask this many questions only, spread evenly")
+    parser.add_argument("--limit", type=int, help="number of questions, spread evenly (default: all)")
     parser.add_argument("--devices", help="0,1 or cpu (default: CUDA_VISIBLE_DEVICES, else all GPUs, else the CPU)")
     parser.add_argument("--nodes", type=int, default=_number(_NODES, 1), help="machines that share the work")
-    parser.add_argument("--node", type=int, default=_number(_NODE, 0), help="which of them this is, from 0")
+    parser.add_argument("--node", type=int, default=_number(_NODE, 0), help="index of this machine, from 0")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, as for published numbers")
-    parser.add_argument("--skip-bad", action="store_true", help="score although some questions were unanswerable")
+    parser.add_argument("--skip-bad", action="store_true", help="score even if some questions could not be answered")
     judge_settings.add_arguments(parser)
     return parser
 

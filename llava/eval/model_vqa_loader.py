@@ -1,7 +1,7 @@
-"""Answer a question file: LLaVA's program of this name and its flags, batched, resumable, with a pruner if you like.
+"""Answer a question file: LLaVA's program of this name with its flags, batched, resumable, optionally with a pruner.
 
-Started again after any kind of end, it answers what is missing. What could not be answered is reported at the end,
-one line each, and listed in `<answers>.bad.jsonl`; the exit status is then 1, unless --skip-bad was given.
+When started again, it answers the remaining questions. Questions that could not be answered are reported at the end,
+one line each, and listed in `<answers>.bad.jsonl`; the exit status is then 1, unless --skip-bad is given.
 """
 
 from __future__ import annotations

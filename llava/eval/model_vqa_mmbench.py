@@ -1,4 +1,4 @@
-"""Answer MMBench: a table (TSV) with pictures in base64. The rotated copies of a question are rows of their own.
+"""Answer MMBench: a table (TSV) with pictures in base64. The rotated copies of a question are separate rows.
 
 Answer lines have `question_id` (the row's index), `round_id`, `options` and `option_char` as further keys.
 """
@@ -24,8 +24,8 @@ OPTION_LETTER_CN = "请直接回答选项字母。"
 def build_parser() -> argparse.ArgumentParser:
     questions = "table (TSV) with index, image, question, hint, A, B, C, D"
     parser = program.build_parser(__doc__, questions, "llava_v1", max_new_tokens=1024)
-    parser.add_argument("--all-rounds", action="store_true", help="rotate each row's options through all places")
-    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter alone")
+    parser.add_argument("--all-rounds", action="store_true", help="rotate each row's options through all positions")
+    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
     parser.add_argument("--lang", choices=("en", "cn"), default="en", help="language of that sentence")
     return parser
 

@@ -1,6 +1,6 @@
 """Answer ScienceQA: a JSON list of conversations, with pictures or without.
 
-In the answers file a question with a picture begins with `<image>`; the scorer tells the two kinds apart by that.
+In the answers file a question with a picture begins with `<image>`, by which the scorer distinguishes the two kinds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from llava.eval.questions import Problem, Question
 
 def build_parser() -> argparse.ArgumentParser:
     parser = program.build_parser(__doc__, "JSON list of id, image, conversations", "llava_v0", max_new_tokens=1024)
-    parser.add_argument("--answer-prompter", action="store_true", help="accepted and without effect, as in LLaVA")
-    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter alone")
+    parser.add_argument("--answer-prompter", action="store_true", help="accepted without effect, as in LLaVA")
+    parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
     return parser
 
 

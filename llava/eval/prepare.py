@@ -1,11 +1,11 @@
-"""Make a benchmark's question file from its official annotations, or see what is missing for it.
+"""Make a benchmark's question file from its official annotations, or list the missing files.
 
-    python -m llava.eval.prepare gqa              # writes the question file, unless LLaVA's own lies there already
+    python -m llava.eval.prepare gqa              # writes the question file, unless LLaVA's own exists
     python -m llava.eval.prepare gqa --check      # writes nothing; lists what is missing and where to get it
     python -m llava.eval.prepare mme --limit 50   # a file of 50 pictures' questions, spread evenly
 
 No model is loaded. The last line of stdout is one JSON document: question file, images' folder, answering program. The
-exit status is 1 when something is missing, images of questions included.
+exit status is 1 when files or images of questions are missing.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("benchmark", choices=MODULES)
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
     parser.add_argument("--split", help="default: the one of the published number; a wrong name lists all")
-    parser.add_argument("--check", action="store_true", help="only say what is there and what is missing")
-    parser.add_argument("--limit", type=int, help="ask so many questions only (MMBench: with all their rotations)")
-    parser.add_argument("--rebuild", action="store_true", help="replace the question file that lies there")
+    parser.add_argument("--check", action="store_true", help="only list existing and missing files")
+    parser.add_argument(
+        "--limit", type=int, help="number of questions (MMBench: each with all its rotations; default: all)"
+    )
+    parser.add_argument("--rebuild", action="store_true", help="replace an existing question file")
     return parser
 
 
 def report_needs(bench: Benchmark, folder: Path, split: Split) -> bool:
-    """Print what the benchmark needs and whether it is there; whether all of it is."""
+    """Print the benchmark's files and whether they exist; returns whether all do."""
     print(f"{bench.title}, split {split.name}, in {folder}")
     for need in split.needs:
         state = "found" if need.met(folder) else "optional, missing" if need.optional else "MISSING"
@@ -45,10 +47,10 @@ def report_needs(bench: Benchmark, folder: Path, split: Split) -> bool:
 
 
 def look(bench: Benchmark, folder: Path, split: Split) -> Prepared:
-    """What `prepare` would find, without writing anything."""
+    """The result of `prepare`, without writing anything."""
     images = bench.images(folder, split)
     packed = bench.unpack is not None and images is not None and not images.is_dir()
-    rows = [] if packed else bench.rows(folder, split)  # pictures still in an archive cannot be looked for
+    rows = [] if packed else bench.rows(folder, split)  # pictures in an archive cannot be checked
     return Prepared(folder / split.question_file, images, len(rows), False, absent(rows, images))
 
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: fingerprints of what went in, versions and hardware."""
+"""The origin of a number: fingerprints of its inputs, versions and hardware."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def fingerprint(files: Iterable[Path]) -> str:
 def model_fingerprint(folder: Path) -> str:
     """16 hex digits over a checkpoint's config and weights.
 
-    Of a weight file count the size and a megabyte at its beginning, middle and end, so that 14 GB take no time.
+    Of a weight file, only the size and a megabyte each at its beginning, middle and end are hashed, which is fast for
+    14 GB.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS):

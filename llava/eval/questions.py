@@ -1,4 +1,4 @@
-"""Question files: LLaVA's JSON lines, read with care for bad rows, cut to a subset or a chunk."""
+"""Question files: reading LLaVA's JSON lines with checks for bad rows, subsets and chunks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Item = TypeVar("Item")
 
 
 class Question(NamedTuple):
-    """One thing to be asked.
+    """One question for the model.
 
     images: paths relative to the image folder, or the bytes of picture files; none, one or several.
-    text: what the model is asked, answer suffix inside, without `<image>`.
-    prompt: what the answer line says was asked, where that is not `text`.
+    text: the question with its answer suffix, without `<image>`.
+    prompt: the prompt in the answer line, if it is not `text`.
     extra: further keys of the answer line.
     """
 
@@ -35,19 +35,19 @@ class Question(NamedTuple):
 
     @property
     def key(self) -> tuple[int | str, str]:
-        """What an answer line is found by again; ids alone repeat in some benchmarks (MME)."""
+        """The key of the question's answer line; ids alone repeat in some benchmarks (MME)."""
         return self.question_id, self.recorded
 
 
 class Problem(NamedTuple):
-    """Something that kept a question from being answered; `where` names the row or the question."""
+    """The reason why a question could not be answered; `where` names the row or the question."""
 
     where: str
     what: str
 
 
 def read_questions(path: str | Path) -> tuple[list[Question], list[Problem]]:
-    """The good rows in order, and what is wrong with the others. Raises ValueError when there is no such file."""
+    """The valid rows in order, and the problems of the others. Raises ValueError when there is no such file."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(
@@ -59,7 +59,7 @@ def read_questions(path: str | Path) -> tuple[list[Question], list[Problem]]:
             continue
         try:
             questions.append(_question(line))
-        except ValueError as error:  # of which JSON errors are a kind
+        except ValueError as error:  # JSON errors are a subclass
             problems.append(Problem(f"{file.name} line {number}", str(error)))
     return questions, problems
 
@@ -101,7 +101,7 @@ def chunk(items: Sequence[Item], chunks: int, index: int) -> list[Item]:
 def questions_of(file: Path | None, images: Path | None, limit: int) -> tuple[list[Question], Path, Path]:
     """Questions spread evenly over a file, the folder of their pictures, and the file itself.
 
-    file: None takes the embedded benchmark. images: the pictures' folder. limit: how many questions.
+    file: None uses the embedded benchmark. images: the pictures' folder. limit: how many questions.
 
     Raises ValueError, one line, for a file that is missing or has bad rows.
     """
@@ -111,5 +111,5 @@ def questions_of(file: Path | None, images: Path | None, limit: int) -> tuple[li
             raise ValueError(f"{file} does not exist; make it by python -m scripts.embedded.data --out {EMBEDDED}")
     rows, problems = read_questions(file)
     if problems:
-        raise ValueError(f"{problems[0].where}: {problems[0].what}; mend it, or give another question file")
+        raise ValueError(f"{problems[0].where}: {problems[0].what}; correct it, or give another question file")
     return subset(rows, limit), images or Path(), file

@@ -22,7 +22,7 @@ __all__ = ["eval_model", "image_parser", "load_image", "load_images", "main"]
 
 
 def image_parser(args: argparse.Namespace) -> list[str]:
-    """The picture names in `args.image_file`, which stand between `args.sep`."""
+    """The picture names in `args.image_file`, separated by `args.sep`."""
     return args.image_file.split(args.sep)
 
 
@@ -33,8 +33,8 @@ def load_images(image_files: Sequence[str], allow_private: bool = False) -> list
 def eval_model(args: argparse.Namespace) -> str:
     """Print the answer to `args.query` about `args.image_file`, and return it.
 
-    args: needs `model_path`, `query`, `image_file`; the other flags' defaults stand in for what is missing. The query
-        says with `<image-placeholder>` where a picture stands; without it they come first.
+    args: needs `model_path`, `query`, `image_file`; other missing attributes get the flags' defaults. In the query,
+        `<image-placeholder>` marks the position of a picture; without it pictures come first.
 
     Raises ValueError, one line, for a model, picture, template or pruner that cannot be used.
     """
@@ -61,7 +61,7 @@ def _defaults() -> dict[str, object]:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
-    parser.add_argument("--model-base", help="language model under a projector-only checkpoint")
+    parser.add_argument("--model-base", help="base language model of a projector-only checkpoint")
     parser.add_argument("--image-file", required=True, help="path or http(s) address; several between --sep")
     parser.add_argument("--allow-private", action="store_true", help="fetch from loopback and private addresses too")
     parser.add_argument("--query", required=True, help="the question")

@@ -1,4 +1,4 @@
-"""One question of a benchmark on its way to a score: the answer, the judge's verdicts, and what they are worth."""
+"""One question of a benchmark with its answer, the judge's verdicts, and its score."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class JudgeReply(NamedTuple):
-    """The text a judge replied. model: what the server says it is. date: ISO 8601, UTC."""
+    """A judge's reply. model: as the server reports it. date: ISO 8601, UTC."""
 
     text: str
     model: str
@@ -18,8 +18,8 @@ class JudgeReply(NamedTuple):
 class Verdict(NamedTuple):
     """The outcome of judging one answer once.
 
-    value: in the form that the benchmark's protocol gives it; None without a verdict. reply: the last one, None when
-    none came. problem: why there is no verdict, or why it is the fallback; empty when all went well.
+    value: in the format of the benchmark's protocol; None without a verdict. reply: the last one, None if there is
+    none. problem: why there is no verdict, or why it is the fallback; empty if there is no problem.
     """
 
     value: Any
@@ -29,12 +29,12 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """A question as scoring sees it.
+    """A question in the scoring code.
 
-    keys: what an answer may be joined by; any of them. truth: what is right, in the benchmark's own form, None where
-    it is not public. parts: the headings it is counted under. extra: what else export or parsing need.
-    text, prompt: what the model said, and to what; None when it said nothing yet. verdicts: what a judge said to that,
-    one a run; none without a judge.
+    keys: an answer is joined by any of them. truth: the right answer, in the benchmark's format, None where
+    it is not public. parts: its categories. extra: further data for export or parsing.
+    text, prompt: the model's answer and its prompt; None without an answer. verdicts: of a judge, one per run; none
+    without a judge.
     """
 
     question_id: int | str
@@ -48,7 +48,7 @@ class Sample:
 
 
 class Score(NamedTuple):
-    """What one answer is worth, 0..1, None without answer or truth; `parsed`: what was compared with `truth`."""
+    """The score of one answer, 0..1, None without answer or truth; `parsed` is compared with `truth`."""
 
     question_id: int | str
     value: float | None
@@ -59,9 +59,9 @@ class Score(NamedTuple):
 
 
 def scored(sample: Sample, parse: Callable[[str], str | None], value: Callable[[str], float] | None = None) -> Score:
-    """The score of a sample whose answer is brought into form by `parse`.
+    """The score of a sample whose answer is parsed by `parse`.
 
-    value: what the answer's text is worth, 0..1; by default 1 where its form equals the truth, else 0.
+    value: the score of the answer's text, 0..1; by default 1 if the parsed answer equals the truth, else 0.
     """
     if sample.text is None:
         return Score(sample.question_id, None, None, sample.truth, sample.parts, answered=False)

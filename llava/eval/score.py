@@ -2,9 +2,9 @@
 
     python -m llava.eval.score pope --answers-file answers.jsonl
 
-Next to the answers it writes `<answers>.scores.csv` (a line a question), `<answers>.scores.json`, and where a server
-takes one, the upload file. Answers are joined with their questions by id; what does not fit is told. A number that is
-not over the published set of questions carries labels; `ci95` is its 95 % interval, drawn over what `ci95_over` says.
+Next to the answers it writes `<answers>.scores.csv` (one line per question), `<answers>.scores.json`, and the upload
+file for benchmarks with a server. Answers are joined with their questions by id; mismatches are reported. A number that
+is not over the published set of questions has labels; `ci95` is its 95 % interval, bootstrapped over `ci95_over`.
 The last line of stdout is one JSON document.
 """
 
@@ -26,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
     parser.add_argument("--answers-file", type=Path, required=True, help="JSON lines of an answering program")
     parser.add_argument("--split", help="default: the one of the published number; a wrong name lists all")
-    parser.add_argument("--subset", action="store_true", help="only a part was asked: label it, do not warn")
+    parser.add_argument(
+        "--subset", action="store_true", help="the answers are for a subset: label the score, do not warn"
+    )
     judge_settings.add_arguments(parser)
     return parser
 

@@ -1,8 +1,8 @@
-"""Scores out of LLaVA's review files: for each category and all, 100 times the second mean over the first.
+"""Scores from LLaVA's review files: for each category and all, 100 times the second mean over the first.
 
     python -m llava.eval.summarize_gpt_review --files reviews/llava-v1.5-7b.jsonl
 
-Reviews that could not be read (-1, -1) are in the means, as in LLaVA, and are counted. The last line of stdout is one
+Unreadable reviews (-1, -1) are included in the means, as in LLaVA, and counted. The last line of stdout is one
 JSON document.
 """
 

@@ -1,6 +1,6 @@
-"""What lmms-eval finds by the entry point `lmms_eval.models`: that there is a model `llava_flowcut`.
+"""The entry point `lmms_eval.models`, which registers the model `llava_flowcut` with lmms-eval.
 
-lmms-eval calls `manifests` whenever it starts, so this imports nothing heavy; the model itself is in
+lmms-eval calls `manifests` at every start, so this module imports nothing heavy; the model itself is in
 `llava.integrations.lmms_eval_model`.
 """
 

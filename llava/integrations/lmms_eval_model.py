@@ -26,9 +26,9 @@ class LlavaFlowcut(lmms):
 
     pretrained: checkpoint folder or Hub name; the classes are chosen as in `load_answerer`.
     pruner: such as flowcut:budget=64; with several settings in quotes: pruner="flowcut:budget=64,last_layer=-2".
-        Default: the checkpoint's own, if it remembers one. "none" uses all tokens.
+        Default: the one stored in the checkpoint, if any. "none" uses all tokens.
     conv_mode, model_base, dtype, host, frames, max_pixels: as the flags of `llava.eval.model_vqa_loader`.
-    max_new_tokens: where a task does not say.
+    max_new_tokens: for tasks that do not set it.
 
     With several processes (accelerate launch) each takes its own device.
     """
@@ -129,7 +129,7 @@ class LlavaFlowcut(lmms):
 
 
 def generation_of(settings: Mapping[str, Any], max_new_tokens: int) -> Generation:
-    """What a task asks for, greedy unless it samples at a temperature above 0."""
+    """A task's generation settings, greedy unless it samples at a temperature above 0."""
     temperature = float(settings.get("temperature") or 0.0)
     return Generation(
         temperature=0.0 if settings.get("do_sample") is False else temperature,
@@ -140,7 +140,7 @@ def generation_of(settings: Mapping[str, Any], max_new_tokens: int) -> Generatio
 
 
 def flat(visuals: Any) -> Iterator[Any]:
-    """The pictures and video files in whatever nesting a task gives them; none for None."""
+    """The pictures and video files of a task, flattened; none for None."""
     if isinstance(visuals, (list, tuple)):
         for one in visuals:
             yield from flat(one)
@@ -149,7 +149,7 @@ def flat(visuals: Any) -> Iterator[Any]:
 
 
 def placed(context: str, shown: int) -> str:
-    """The question with its pictures where `<image>` stands, if it stands there once for each; else they come first."""
+    """The question with its pictures at `<image>`, if it occurs once for each picture; else they come first."""
     if context.count(DEFAULT_IMAGE_TOKEN) == shown:
         return context.replace(DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER)
     return context.replace(DEFAULT_IMAGE_TOKEN, "").strip()

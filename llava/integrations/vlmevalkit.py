@@ -3,8 +3,8 @@
 python -m llava.integrations.vlmevalkit --kit FOLDER_OF_THE_KIT --model-path Qwen/Qwen2-VL-7B-Instruct \\
     --pruner flowcut:budget=64 --name qwen2-vl-flowcut-64 -- --data MME --judge exact_matching
 
-What follows `--` goes to the kit's own `run.py`, which is told the model by its name. Written against the kit's
-documented interface (0.1.0 in its repository; no package of it is published) and not tried with the real one.
+The arguments after `--` are passed to the kit's own `run.py`, with the model's name. Written for the kit's
+documented interface (0.1.0 in its repository; it is not published as a package) and not tested with the real kit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def model_class() -> Any:
         ) from error
 
     class LlavaFlowcut(base):
-        """Answers with whatever `load_answerer` loads from `settings`, greedily."""
+        """Answers greedily with the model that `load_answerer` loads from `settings`."""
 
         INTERLEAVE = False
 
@@ -49,7 +49,7 @@ def model_class() -> Any:
 
 
 def answer(answerer: Any, message: Sequence[Mapping[str, str]]) -> str:
-    """The answer to a message of the kit: pictures and videos by their paths, then the texts, a line each.
+    """The answer to a message of the kit: pictures and videos by their paths, then the texts, one per line.
 
     Raises ValueError, one line, for parts of another type, and videos where the model takes pictures only.
     """
@@ -69,7 +69,7 @@ def answer(answerer: Any, message: Sequence[Mapping[str, str]]) -> str:
 
 
 def register(name: str, **settings: Any) -> None:
-    """Put a model into the kit's table of models. Raises ValueError when the name is taken."""
+    """Add a model to the kit's table of models. Raises ValueError when the name exists already."""
     table = importlib.import_module("vlmeval.config").supported_VLM
     if name in table:
         raise ValueError(f"VLMEvalKit has a model {name} already; give another --name")
@@ -92,13 +92,17 @@ def load_run(kit: Path) -> ModuleType:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kit", required=True, type=Path, help="folder of VLMEvalKit's repository")
-    parser.add_argument("--name", default="llava_flowcut", help="what the kit calls the model, and its results")
+    parser.add_argument("--name", default="llava_flowcut", help="the model's name in the kit and in its results")
     parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
-    parser.add_argument("--model-base", help="base model under a LoRA adapter or a projector")
+    parser.add_argument("--model-base", help="base model of a LoRA adapter or a projector")
     parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
     parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own)")
     parser.add_argument(
-        "--host", dest="backend", choices=BACKENDS, default="auto", help="whose classes (default: LLaVA's if they fit)"
+        "--host",
+        dest="backend",
+        choices=BACKENDS,
+        default="auto",
+        help="which classes to use (default: LLaVA's if they fit)",
     )
     parser.add_argument("--frames", type=int, default=8, help="of each video")
     parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")

@@ -1,9 +1,9 @@
 """Tiles of one high-resolution image, put back together. Pure tensors, no model.
 
-A picture comes as a small whole (tile 0) and the tiles of a grid, row by row, each encoded to side x side patches.
-Their tokens become one sequence: the whole first, then the joined grid in raster order. With "unpad" in the merge
-type, rows or columns that only show padding are taken off and every row of the grid ends with the `image_newline`
-token. Tiles that a pruner has thinned out keep their places on the grid, and rows then end with nothing.
+A picture consists of a downscaled whole (tile 0) and the tiles of a grid, row by row, each encoded to side x side
+patches. Their tokens become one sequence: the whole first, then the joined grid in raster order. With "unpad" in the
+merge type, rows or columns of padding are removed and every row of the grid ends with the `image_newline`
+token. Tokens kept by a pruner retain their positions on the grid, and rows then have no newline token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_newline(path: str) -> Tensor | None:
 
 
 def unpadded_box(columns: int, rows: int, size: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of a joined grid that show a picture of (width, height), which was fitted in and centred."""
+    """Rows and columns of a joined grid that contain a picture of (width, height), which is fitted in and centred."""
     width, height = size
     if width / height > columns / rows:
         pad = (rows - int(height * (columns / width))) // 2
@@ -41,7 +41,7 @@ def unpadded_box(columns: int, rows: int, size: tuple[int, int]) -> tuple[slice,
 
 
 def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
-    """Of a [C, H, W] map of a picture that was fitted in and centred, the part that shows it; size (width, height)."""
+    """The part of a [C, H, W] map that contains the picture, which is fitted in and centred; size (width, height)."""
     rows, columns = unpadded_box(tensor.shape[2], tensor.shape[1], original_size)
     return tensor[:, rows, columns]
 
@@ -58,12 +58,12 @@ def merge_tiles(
     """The tokens of one picture in the order in which the language model gets them.
 
     Args:
-        features: [tiles, n, D], the small whole first.
-        patches: patches of a tile before anything was dropped.
+        features: [tiles, n, D], the downscaled whole first.
+        patches: patches of a tile before pruning.
         grid: tiles (across, down).
         size: the picture's (width, height).
         merge_type: "spatial" or "spatial_unpad".
-        newline: [D], used with unpad where no token was dropped.
+        newline: [D], used with unpad where no token is dropped.
         kept: patch positions of each tile's features, if a pruner dropped some.
 
     Raises:
@@ -92,11 +92,11 @@ def merge_tiles(
         flat = features.flatten(0, 1)
         if ends:
             assert newline is not None
-            flat = torch.cat([flat, newline[None].to(flat)])  # found under -1
+            flat = torch.cat([flat, newline[None].to(flat)])  # has position -1
         taken = flat[order]
     else:
         place = torch.full((tiles * patches,), -1, device=device)
-        special = []  # CLS tokens that the method sends on have no place on the grid; they come last
+        special = []  # CLS tokens that the method passes on have no position on the grid; they come last
         for tile, positions in enumerate(kept):
             rank = torch.arange(len(positions), device=device) + tile * features.shape[1]
             place[positions[positions >= 0] + tile * patches] = rank[positions >= 0]
@@ -104,7 +104,7 @@ def merge_tiles(
         order = order[place[order] >= 0]
         taken = features.flatten(0, 1)[torch.cat([place[order], order.new_tensor([one for _, one in special])])]
         if newline is not None and "unpad" in merge_type:
-            # not seen here, but kept in the graph: in training every process has to have a gradient for it
+            # unused here, but kept in the graph: in training every process needs a gradient for it
             taken = torch.cat([taken, newline[None][:0].to(taken)])
         tokens = torch.stack([order.div(patches, rounding_mode="floor"), order % patches], dim=1)
         return Merged(taken, torch.cat([tokens, order.new_tensor([(tile, -1) for tile, _ in special]).view(-1, 2)]))

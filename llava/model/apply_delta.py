@@ -18,12 +18,11 @@ from llava.model.source import stored_dtype
 def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -> None:
     """Write base plus delta to the folder `target_model_path`, in the delta's type, with the delta's tokenizer.
 
-    Raises ValueError, one line, when one of the two cannot be read or they do not fit each other.
+    Raises ValueError, one line, when one of the two cannot be read or they do not match.
     """
     dtype = getattr(torch, stored_dtype(delta_path))
-    loaded = load_pretrained_model(
-        delta_path, base_model_path, "delta", device="cpu", dtype=dtype, pruner="none"
-    )  # the name says what the call is for
+    # a name with "delta" marks a delta
+    loaded = load_pretrained_model(delta_path, base_model_path, "delta", device="cpu", dtype=dtype, pruner="none")
     tokenizer, model, processor, _ = loaded
     save_llava_checkpoint(model, tokenizer, target_model_path, processor)
 

@@ -42,7 +42,7 @@ _FAMILIES: dict[str, tuple[Any, Any]] = {
     "mistral": (LlavaMistralConfig, LlavaMistralForCausalLM),
 }
 _TOWER_WEIGHTS = "model.vision_tower."
-# What they warn of while loading is said in one line here. The last one speaks only where the first has a level.
+# Their warnings while loading are replaced by one line here. The last one logs only where the first has a level.
 _LOGGERS = tuple(
     f"transformers.{name}" for name in ("modeling_utils", "configuration_utils", "distributed.tensor_parallel")
 )
@@ -73,20 +73,20 @@ def load_pretrained_model(
 
     model_path: a whole checkpoint in LLaVA's or in transformers' layout; or, with `model_base`, a LoRA adapter, a
         projector (config.json and mm_projector.bin), or a difference (delta). See `llava.model.source`.
-    model_base: the model under it, a language model or a LLaVA; an adapter finds its own if this is None.
-    model_name: a hint that LLaVA's callers pass; the files decide.
-    load_8bit, load_4bit: quantise the language model with bitsandbytes; an adapter then stays beside the weights.
-    device, device_map: where to; without CUDA, "cuda" means the next best device. `device_map` needs accelerate.
+    model_base: its base, a language model or a LLaVA; None uses the one that an adapter's config names.
+    model_name: a hint from LLaVA's callers; the files decide.
+    load_8bit, load_4bit: quantise the language model with bitsandbytes; an adapter is then kept separate.
+    device, device_map: without CUDA, "cuda" falls back to another device. `device_map` needs accelerate.
     dtype: default float16, on a CPU float32.
-    pruner: None attaches the pruner that the checkpoint was trained with, if its config.json remembers one (field
-        `flowcut`), and says so in a warning. "none" attaches nothing. Text such as "flowcut:budget=64" attaches that,
-        with a warning if the checkpoint was trained with something else. A model that came with a pruner takes no
-        second one: before `attach(model, ...)`, call `detach(model)`, or load with pruner="none".
-    kwargs go to transformers' `from_pretrained`; `attn_implementation` holds for the vision tower too.
+    pruner: None attaches the pruner that the checkpoint was trained with, if its config.json has one (field
+        `flowcut`), with a warning. "none" attaches nothing. Text such as "flowcut:budget=64" attaches this pruner,
+        with a warning if the checkpoint was trained differently. A model can have only one pruner:
+        before `attach(model, ...)`, call `detach(model)`, or load with pruner="none".
+    kwargs are passed to transformers' `from_pretrained`; `attn_implementation` applies to the vision tower too.
 
     Returns (tokenizer, model in eval mode, image processor, context length); the image processor is None for a plain
     language model. Raises ValueError, one line, when something is missing (folder, weights, tokenizer, projector), when
-    base and checkpoint do not fit each other, and for a pruner that is unknown or does not fit the model.
+    base and checkpoint do not match, and for a pruner that is unknown or does not fit the model.
     """
     asked = parse_pruner(pruner) if pruner is not None else None
     target = _available(device)
@@ -112,9 +112,8 @@ def load_pretrained_model(
     if "device_map" not in kwargs:
         model.to(target)
     if source.key_mapping is not None and len(tokenizer) < model.config.vocab_size:
-        model.resize_token_embeddings(
-            len(tokenizer)
-        )  # transformers' layout has rows for its own two tokens, and filler
+        # transformers' layout has rows for its own two tokens, and padding rows
+        model.resize_token_embeddings(len(tokenizer))
     add_vision_tokens(model, tokenizer)
     _fill(model, extra, source)
     if source.kind is Kind.DELTA:
@@ -167,7 +166,7 @@ def _placement(target: torch.device, device_map: Any, load_8bit: bool, load_4bit
 
 
 def _family(source: Source) -> tuple[Any, Any]:
-    """Config and model class. Raises ValueError when no language model of LLaVA's is meant."""
+    """Config and model class. Raises ValueError when it is not a language model of LLaVA."""
     said = (source.fields.get("architectures") or [source.fields.get("model_type") or "nothing"])[0]
     for family, classes in _FAMILIES.items():
         if family in said.lower():
@@ -179,7 +178,7 @@ def _family(source: Source) -> tuple[Any, Any]:
 
 
 def _load_tokenizer(source: Source) -> Any:
-    """The checkpoint's own tokenizer, else its base's; what transformers' layout adds to it is left out."""
+    """The checkpoint's own tokenizer, else its base's, without the tokens that transformers' layout adds."""
     own = source.folder if has_tokenizer(source.folder) else source.weights
     below = None
     if source.key_mapping is not None:
@@ -188,7 +187,7 @@ def _load_tokenizer(source: Source) -> Any:
 
 
 def _weights_beside_the_base(source: Source) -> dict[str, Tensor]:
-    """What the checkpoint brings by full name, besides the base's weights and an adapter."""
+    """The checkpoint's weights by full name, without the base's weights and an adapter."""
     if source.kind is Kind.ADAPTER:
         return read_other_weights(source.folder)
     if source.kind is Kind.PROJECTOR:
@@ -202,9 +201,9 @@ def _load_model(source: Source, extra: dict[str, Tensor], dtype: Any, kwargs: di
     fields = {name: value for name, value in source.fields.items() if name not in ("model_type", IMAGE_TOKEN)}
     folder = source.folder if source.kind is Kind.DELTA else source.weights
     if source.kind is not Kind.DELTA and "vocab_size" in source.base_fields:
-        fields["vocab_size"] = source.base_fields["vocab_size"]  # rows that training added come with `extra`
+        fields["vocab_size"] = source.base_fields["vocab_size"]  # rows that training added are in `extra`
     config = config_class.from_dict(fields)
-    config._name_or_path = str(source.folder)  # the tower's folder may lie in the checkpoint
+    config._name_or_path = str(source.folder)  # the tower's folder may be inside the checkpoint
     names = weight_names(folder)
     names = {to_llava_name(name) for name in names} if source.key_mapping else names
     _decide_tower(config, names | set(extra))
@@ -229,7 +228,7 @@ def _load_model(source: Source, extra: dict[str, Tensor], dtype: Any, kwargs: di
 
 
 def _decide_tower(config: Any, names: set[str]) -> None:
-    """Settle whether the tower comes with the checkpoint; the model's constructor goes by the config."""
+    """Decide whether the tower is in the checkpoint, and set the config, which the model's constructor reads."""
     inside = any(name.startswith(_TOWER_WEIGHTS) for name in names)
     wanted = bool(getattr(config, "unfreeze_mm_vision_tower", False))
     config.unfreeze_mm_vision_tower = wanted and inside
@@ -240,7 +239,7 @@ def _decide_tower(config: Any, names: set[str]) -> None:
 
 
 def _fill(model: Any, extra: dict[str, Tensor], source: Source) -> None:
-    """Copy weights into the model by name; rows of new tokens may come alone."""
+    """Copy weights into the model by name; a tensor may have the rows of new tokens only."""
     own = dict(model.named_parameters())
     for name, value in extra.items():
         target = own.get(name)
@@ -265,7 +264,7 @@ def _attach(model: Any, pruner: Pruner, folder: Path) -> None:
 
 
 def _load_language_model(source: Source, target: torch.device, dtype: Any, kwargs: dict[str, Any]) -> Any:
-    """A plain language model, perhaps with an adapter: no vision tower, hence no image processor."""
+    """A plain language model, possibly with an adapter: no vision tower, hence no image processor."""
     weight_names(source.weights)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(source.weights, dtype=dtype, **kwargs)

@@ -1,11 +1,11 @@
-"""A LLaVA checkpoint as a folder: finding it, looking into it without loading it, writing it.
+"""A LLaVA checkpoint as a folder: finding it, reading its names without loading it, writing it.
 
 Written folders have the layout of the published ones: config, weights, tokenizer files; and, when the vision tower was
-trained and therefore lies in the checkpoint, a sub-folder `vision_tower/` with the tower's config.
+trained and is therefore part of the checkpoint, a sub-folder `vision_tower/` with the tower's config.
 
-A save is written into the sub-folder `.partial`, which becomes `.complete` by one rename and is then moved into place.
-Killed before the rename, it leaves the folder as it was; killed after it, whoever reads or writes the folder next
-finishes the move. So nobody ever reads half of a save, or a mixture of two.
+A checkpoint is written into the sub-folder `.partial`, which is renamed to `.complete` and then moved into place. If
+the process is killed before the rename, the folder is unchanged; if it is killed later, the next reader or writer of
+the folder finishes the move. So a partial checkpoint, or a mixture of two, is never read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVision
 from llava.model.tokenizer import save_llama_tokenizer
 
 TOWER_FOLDER = "vision_tower"
-# What the readers of weight files raise when a file is cut short or is something else.
+# Errors of the readers of weight files when a file is truncated or of another kind.
 DAMAGE = (SafetensorError, json.JSONDecodeError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _DOWNLOADS = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
@@ -40,7 +40,7 @@ _TOWER = "vision_tower.vision_tower."
 
 
 def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list[str] | None = None) -> Path:
-    """The folder a model path means; a Hub name is fetched (only files that match `patterns`), or found in the cache.
+    """The folder of a model path; a Hub name is downloaded (only files that match `patterns`), or found in the cache.
 
     Raises ValueError when there is neither such a folder nor such a repository.
     """
@@ -91,7 +91,7 @@ def weight_names(folder: Path) -> set[str]:
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """All weights of a checkpoint, name and tensor, one file in memory at a time."""
-    weight_names(folder)  # the readable message when there are none
+    weight_names(folder)  # raises the readable error when there are none
     index = next((folder / name for name in _WEIGHTS if name.endswith("json") and (folder / name).is_file()), None)
     whole = [folder / name for name in _WEIGHTS if not name.endswith("json") and (folder / name).is_file()]
     shards = json.loads(index.read_text("utf-8"))["weight_map"].values() if index else []
@@ -104,11 +104,11 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_bin(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save, which may hold nothing else. Raises ValueError when it is damaged."""
+    """The tensors in a file of torch.save, which may contain only tensors. Raises ValueError when it is damaged."""
     try:
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, OSError):  # the format of before torch 1.6 cannot be mapped
+        except (RuntimeError, OSError):  # the format before torch 1.6 cannot be memory-mapped
             return torch.load(file, map_location="cpu", weights_only=True)
     except (*DAMAGE, OSError) as error:
         raise ValueError(f"{file} is damaged ({one_line(error)}); copy the checkpoint again") from error
@@ -116,7 +116,7 @@ def read_bin(file: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Only errors from these loggers for a while: what they warn of is told by the caller, in one line."""
+    """Log only errors of these loggers for a while; the caller reports their warnings in one line."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     try:
         for name in loggers:
@@ -142,13 +142,13 @@ def save_llava_checkpoint(
 ) -> None:
     """Write a whole checkpoint that `load_pretrained_model` and LLaVA itself can read.
 
-    tokenizer: as loaded from its folder; its SentencePiece file is copied along. None leaves tokenizer files out.
+    tokenizer: as loaded from its folder; its SentencePiece file is copied too. None leaves tokenizer files out.
     image_processor: default: the vision tower's.
     dtype: store floating-point weights in this type instead of the model's.
-    state_dict: weights gathered elsewhere, in place of `model.state_dict()`.
+    state_dict: gathered weights, instead of `model.state_dict()`.
 
-    The tower's weights are written when `config.unfreeze_mm_vision_tower` says that they were trained; a frozen tower
-    is only named.
+    The tower's weights are written when they were trained according to `config.unfreeze_mm_vision_tower`; of a frozen
+    tower, only the name is stored.
     """
     with written_aside(Path(output_dir)) as partial:
         _write_llava_checkpoint(model, tokenizer, partial, image_processor, dtype, state_dict)
@@ -172,7 +172,7 @@ def _write_llava_checkpoint(
     if tower is not None:
         fields["mm_vision_tower"] = _tower_name(tower, in_checkpoint)
         image_processor = image_processor or tower.image_processor
-        fields.pop("mm_vision_tower_config", None)  # of a tower without a folder; it gets one now, or has a known name
+        fields.pop("mm_vision_tower_config", None)  # for a tower without a folder; it gets one now, or has a known name
         if fields["mm_vision_tower"] == TOWER_FOLDER:
             tower.config.save_pretrained(partial / TOWER_FOLDER)
             image_processor.save_pretrained(partial / TOWER_FOLDER)
@@ -185,7 +185,7 @@ def _write_llava_checkpoint(
 
 @contextmanager
 def written_aside(output: Path) -> Iterator[Path]:
-    """A folder to write a checkpoint into, which takes its place in `output` when everything is there."""
+    """A folder to write a checkpoint into, which is moved to `output` when it is complete."""
     finish_save(output)
     partial = output / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -198,7 +198,7 @@ def written_aside(output: Path) -> Iterator[Path]:
 
 
 def _tower_name(tower: CLIPVisionTower, in_checkpoint: bool) -> str:
-    """What `mm_vision_tower` has to say in a checkpoint that may be moved elsewhere."""
+    """The value of `mm_vision_tower` in a checkpoint that may be moved to another path."""
     if tower.vision_tower_name.startswith("openai/") and Path(tower.vision_tower_name).name in KNOWN_TOWERS:
         return tower.vision_tower_name
     if in_checkpoint:
@@ -207,17 +207,17 @@ def _tower_name(tower: CLIPVisionTower, in_checkpoint: bool) -> str:
 
 
 def finish_save(output: Path) -> None:
-    """Move a save that was written to its end into place, config.json last; does nothing when there is none."""
+    """Move a completely written checkpoint into place, config.json last; does nothing when there is none."""
     complete = output / _COMPLETE
     if not complete.is_dir():
         return
-    # The list, not the folder, says what belongs to this save: an interrupted move has taken some files away already.
+    # The list, not the folder, has the files of this checkpoint: an interrupted move has moved some files already.
     written = json.loads((complete / _LIST).read_text("utf-8"))
     if (complete / "config.json").is_file():
-        (output / "config.json").unlink(missing_ok=True)  # other programs had better find none than a mixture
+        (output / "config.json").unlink(missing_ok=True)  # other programs then find no checkpoint instead of a mixture
     for old in [*output.glob("model*.safetensors*"), *output.glob("pytorch_model*.bin*")]:
         if old.name not in written:
-            old.unlink()  # shards of an earlier save would be read as part of this one
+            old.unlink()  # shards of an earlier checkpoint would be read as part of this one
     for name in sorted(written, key=lambda name: name == "config.json"):
         if (complete / name).is_file():
             (output / name).parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def finish_save(output: Path) -> None:
 
 
 def read_projector(path: str) -> dict[str, Tensor]:
-    """The projector's own state dict in an `mm_projector.bin`, whatever stands before `mm_projector.` in its keys."""
+    """The projector's own state dict in an `mm_projector.bin`, with any prefix before `mm_projector.` in its keys."""
     weights = torch.load(path, map_location="cpu", weights_only=True)
     marker = "mm_projector."
     found = {key.split(marker, 1)[1]: value for key, value in weights.items() if marker in key}
@@ -236,7 +236,9 @@ def read_projector(path: str) -> dict[str, Tensor]:
 
 
 def with_vision_model_level(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, the tower's keys with the `vision_model.` level that transformers 5 took out of its modules."""
+    """The same tensors, the tower's keys with the `vision_model.` level that transformers 5 removed from its
+    modules.
+    """
 
     def old_name(key: str) -> str:
         head, tower, tail = key.partition(_TOWER)

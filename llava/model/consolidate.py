@@ -1,7 +1,7 @@
-"""Load a checkpoint and write it again whole: python -m llava.model.consolidate --src CHECKPOINT --dst FOLDER
+"""Write a checkpoint as one whole: python -m llava.model.consolidate --src CHECKPOINT --dst FOLDER
 
 Shards, a LoRA adapter or a delta (with --base) become one plain checkpoint in LLaVA's layout, stored in the type of the
-source. A frozen vision tower is left out and named in the config; one that was trained stays in.
+source. A frozen vision tower is left out and named in the config; a trained one is included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llava.model.source import stored_dtype
 def consolidate(src: str, dst: str, base: str | None = None) -> None:
     """Write the checkpoint `src` (on `base`, if it needs one) to the folder `dst`.
 
-    Raises ValueError, one line, when it cannot be read or is a language model alone.
+    Raises ValueError, one line, when it cannot be read or is a language model only.
     """
     name = get_model_name_from_path(src)
     dtype = getattr(torch, stored_dtype(src))
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--src", required=True, help="checkpoint to read")
     parser.add_argument("--dst", required=True, help="folder to write")
-    parser.add_argument("--base", help="base model under an adapter, a projector or a delta")
+    parser.add_argument("--base", help="base model of an adapter, a projector or a delta")
     args = parser.parse_args(argv)
     try:
         consolidate(args.src, args.dst, args.base)

@@ -1,7 +1,7 @@
-"""Delta checkpoints: a LLaVA's weights minus those of its base model, which the receiver adds again.
+"""Delta checkpoints: a LLaVA's weights minus those of its base model, which the user adds again.
 
-Vicuna's and the first LLaVA's weights were given out so. Rows that the base's embeddings do not have, and parts that
-it lacks (projector, vision tower), stand in a delta as they are.
+Vicuna's and the first LLaVA's weights were published as deltas. Rows that the base's embeddings do not have, and parts
+that it lacks (projector, vision tower), are unchanged in a delta.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llava.model.checkpoint import read_weights
 
-FIELD = "delta_of"  # in a delta's config.json; deltas of before are known by their folder's name alone
+FIELD = "delta_of"  # in a delta's config.json; older deltas are recognised by their folder's name only
 
 
 def is_delta(fields: dict[str, Any], name: str) -> bool:
@@ -21,9 +21,9 @@ def is_delta(fields: dict[str, Any], name: str) -> bool:
 
 
 def shift(weights: dict[str, Tensor], base: Path, sign: int) -> None:
-    """Add (`sign` 1) the base's weights to a delta's, in place; or take them (-1) from a whole model's.
+    """Add (`sign` 1) the base's weights to a delta's, in place; or subtract them (-1) from a whole model's.
 
-    Raises ValueError, one line, when the base is of another size or lacks weights.
+    Raises ValueError, one line, when the base has another size or lacks weights.
     """
     rest = {name for name in weights if not _is_vision(name)}
     for name, tensor in read_weights(base):

@@ -11,15 +11,15 @@ else:
 
 
 def older_names(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a config.json under the names of before transformers 5: `rope_theta`, `rope_scaling`, `torch_dtype`.
+    """Fields of a config.json under the names before transformers 5: `rope_theta`, `rope_scaling`, `torch_dtype`.
 
-    Without them a reader of the 4.x kind would take a rope base of 10000 whatever the model was trained with.
+    Without them transformers 4.x would use a rope base of 10000, whatever the model was trained with.
     """
     older = {}
     rope = fields.get("rope_parameters") or {}
     if "rope_theta" in rope:
         older["rope_theta"] = rope["rope_theta"]
-    if rope.get("rope_type") in ("linear", "dynamic"):  # the kinds 4.x knew, with exactly these two fields
+    if rope.get("rope_type") in ("linear", "dynamic"):  # the types that 4.x knows, with exactly these two fields
         older["rope_scaling"] = {"type": rope["rope_type"], "factor": rope["factor"]}
     if fields.get("dtype") is not None:
         older["torch_dtype"] = fields["dtype"]
@@ -27,7 +27,7 @@ def older_names(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 class LegacyFields(_Mixin):
-    """Config mixin: a saved config.json also has the names of before transformers 5; see `older_names`."""
+    """Config mixin: a saved config.json also has the names before transformers 5; see `older_names`."""
 
     def to_diff_dict(self) -> dict[str, Any]:
         fields = super().to_diff_dict()

@@ -1,7 +1,7 @@
-"""What turns a language model of transformers into LLaVA: two mixins, one for the body, one for the head.
+"""Two mixins that turn a language model of transformers into LLaVA, one for the body, one for the head.
 
 The body (`LlavaMetaModel`) owns the vision tower and the projector. The head (`LlavaMetaForCausalLM`) encodes images,
-splices their tokens into the text (`llava.model.splice`) and hands ordinary embeddings to the language model.
+splices their tokens into the text (`llava.model.splice`) and passes ordinary embeddings to the language model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flowcut.compat import rename_cache
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.anyres import merge_tiles, read_newline
-from llava.model.anyres import unpad_image as unpad_image  # where LLaVA's callers look for it
+from llava.model.anyres import unpad_image as unpad_image  # for LLaVA's callers, which import it from here
 from llava.model.checkpoint import read_projector, with_vision_model_level
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -26,7 +26,7 @@ from llava.model.recording_hooks import install_recording_hooks
 from llava.model.splice import Spliced, splice
 from llava.model.vision_tokens import add_vision_tokens_for_training
 
-# The mixins stand alone before a class of transformers, whose attributes they use.
+# The mixins are base classes before a class of transformers, whose attributes they use.
 if TYPE_CHECKING:
     _Mixin = Any
 else:
@@ -38,12 +38,12 @@ def _has_newline(config: Any) -> bool:
 
 
 def new_newline(width: int) -> Tensor:
-    """A first value for the token that ends each row of an anyres image, as large as a word's embedding."""
+    """The initial value of the token that ends each row of an anyres image, with the scale of a word's embedding."""
     return torch.randn(width) * width**-0.5
 
 
 class LlavaMetaModel(_Mixin):
-    """Body mixin, to stand before transformers' model: `class LlavaLlamaModel(LlavaMetaModel, LlamaModel)`."""
+    """Body mixin, before transformers' model: `class LlavaLlamaModel(LlavaMetaModel, LlamaModel)`."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -52,11 +52,11 @@ class LlavaMetaModel(_Mixin):
             self.mm_projector = build_vision_projector(config)
             if _has_newline(config):
                 self.image_newline = nn.Parameter(new_newline(config.hidden_size))
-            self.post_init()  # once more: the first one, inside transformers' constructor, could not see these modules
+            self.post_init()  # again: the first call, inside transformers' constructor, is before these modules exist
             # `device_map="auto"` must keep the tower on one device.
             self._no_split_modules.add("CLIPVisionTower")
-        # Asked for hidden states the first time, transformers hooks every layer below, and so a second time those of a
-        # tower that ran before: it would then return each hidden state twice. Hooked from the start, it happens once.
+        # When hidden states are requested for the first time, transformers hooks every layer below, including those of
+        # a tower that was hooked before, and would then return each hidden state twice. Hooking here prevents that.
         install_recording_hooks(self)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -65,7 +65,7 @@ class LlavaMetaModel(_Mixin):
             init.normal_(self.image_newline, std=self.config.hidden_size**-0.5)  # a checkpoint without one
 
     def forward(self, *args: Any, image_index: Tensor | None = None, **kwargs: Any) -> Any:
-        """The language model's forward. `image_index` (see `Spliced`) is not used here: it says to a hook on this
+        """The language model's forward. `image_index` (see `Spliced`) is not used here: it tells a hook on this
         module which positions are visual.
         """
         rename_cache(kwargs)
@@ -77,11 +77,11 @@ class LlavaMetaModel(_Mixin):
         return tower[0] if isinstance(tower, list) else tower
 
     def initialize_vision_modules(self, model_args: Any, fsdp: Any = None) -> None:
-        """Give the language model eyes before training: tower, projector, and the config fields that name them.
+        """Add tower and projector before training, and the config fields that name them.
 
         model_args: `vision_tower`, `mm_vision_select_layer`, `mm_vision_select_feature`, `mm_projector_type`,
             `mm_patch_merge_type`, `pretrain_mm_mlp_adapter`; optionally `unfreeze_mm_vision_tower`.
-        What a checkpoint brought already (tower, projector) stays as it is; the projector becomes trainable again.
+        Existing parts of a checkpoint (tower, projector) are kept; the projector becomes trainable again.
         """
         config, tower = self.config, self.get_vision_tower()
         random_state = torch.get_rng_state()
@@ -90,14 +90,15 @@ class LlavaMetaModel(_Mixin):
             config.mm_vision_tower = model_args.vision_tower
             self.vision_tower = [tower] if fsdp else tower
         tower.load_model()
-        torch.set_rng_state(random_state)  # how many numbers loading draws depends on the ZeRO stage and the process
+        # the number of random draws in loading depends on the ZeRO stage and the process
+        torch.set_rng_state(random_state)
         unfreeze = bool(getattr(model_args, "unfreeze_mm_vision_tower", False))
         tower.requires_grad_(unfreeze)
         if unfreeze:
-            config.unfreeze_mm_vision_tower = True  # from now on every checkpoint has to carry the tower
+            config.unfreeze_mm_vision_tower = True  # from now on every checkpoint has to include the tower
 
         config.use_mm_proj = True
-        if getattr(self, "mm_projector", None) is None:  # the flag's default must not rename one that is there
+        if getattr(self, "mm_projector", None) is None:  # the flag's default must not rename an existing one
             config.mm_projector_type = getattr(model_args, "mm_projector_type", "linear")
         config.mm_hidden_size = tower.hidden_size
         config.mm_vision_select_layer = tower.select_layer = model_args.mm_vision_select_layer
@@ -135,7 +136,7 @@ class LlavaMetaForCausalLM(_Mixin):
 
     # Trainer would otherwise pass the token count of the whole accumulated batch; LLaVA averages per micro-batch.
     accepts_loss_kwargs = False
-    # A frozen tower's weights in a checkpoint are not read; the loader says so in one line of its own.
+    # A frozen tower's weights in a checkpoint are not read; the loader reports that in its own line.
     _keys_to_ignore_on_load_unexpected: Any = (r"rotary_emb\.inv_freq", r"vision_tower\.", r"position_ids")
 
     def get_model(self) -> Any:
@@ -158,7 +159,7 @@ class LlavaMetaForCausalLM(_Mixin):
         """One [n_i, hidden_size] per image.
 
         images: pixels [B, 3, H, W], one tile per image; or a list of (or [B, T, 3, H, W]) images of one or more tiles,
-        whose tokens then follow each other, or lie on their joined grid if `mm_patch_merge_type` says "spatial".
+        whose tokens are then concatenated, or arranged on their joined grid if `mm_patch_merge_type` is "spatial".
         image_sizes: (width, height) of each image, needed for the latter.
 
         Raises ValueError for tiles without sizes, or tiles that do not fit the checkpoint's grids.
@@ -199,7 +200,7 @@ class LlavaMetaForCausalLM(_Mixin):
             size = (width, height)
             grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, tower.config.image_size)
         if kept is not None and all(len(positions) == patches for positions in kept):
-            kept = None  # nothing was dropped: the unpruned layout, row ends included
+            kept = None  # nothing was dropped: the unpruned layout with newline tokens
         newline = getattr(self.get_model(), "image_newline", None)
         merged = merge_tiles(features, patches, grid, size, merge, newline, kept)
         return merged.features, merged.tokens
@@ -217,7 +218,7 @@ class LlavaMetaForCausalLM(_Mixin):
     ) -> Spliced:
         """Embed text [B, L] and images into one padded batch; see `llava.model.splice.splice`.
 
-        Raises ValueError when placeholders and images disagree in number.
+        Raises ValueError when the numbers of placeholders and images differ.
         """
         seeing = images is not None and len(images) > 0 and self.get_vision_tower() is not None
         features = self.image_features(images, image_sizes) if seeing else []
@@ -225,7 +226,7 @@ class LlavaMetaForCausalLM(_Mixin):
         return splice(input_ids, text, features, attention_mask, labels, max_length, padding_side, blank_images)
 
     def _holds_placeholders(self, input_ids: Tensor, images: Any) -> bool:
-        """Whether there is an `<image>` to replace. Raises ValueError when there is nothing to replace it by."""
+        """Whether there is an `<image>` to replace. Raises ValueError without images or vision tower."""
         if not bool((input_ids == IMAGE_TOKEN_INDEX).any()):
             return False
         if self.get_vision_tower() is None:
@@ -250,10 +251,11 @@ class LlavaMetaForCausalLM(_Mixin):
         images: Tensor | list[Tensor] | None,
         image_sizes: Any = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Any, Tensor | None, Tensor | None]:
-        """LLaVA's own shape of the splice: (input_ids, position_ids, attention_mask, past_key_values, embeds, labels).
+        """The splice with LLaVA's signature: (input_ids, position_ids, attention_mask, past_key_values, embeds,
+        labels).
 
-        Without images, or while decoding, everything comes back as it was and the embeddings are None. Otherwise
-        input_ids is None, and what was None on entry stays None; only the mask is made when there is padding to hide.
+        Without images, or while decoding, everything is returned unchanged and the embeddings are None. Otherwise
+        input_ids is None, and arguments that are None stay None; only the mask is created if there is padding.
         """
         if not self._needs_splice(input_ids, images):
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
@@ -296,11 +298,11 @@ class LlavaMetaForCausalLM(_Mixin):
     ) -> Any:
         """Logits and loss of text with images.
 
-        input_ids [B, L] with IMAGE_TOKEN_INDEX where an image stands; images see `image_features`; labels [B, L]
-        aligned with input_ids. `image_index` comes with `inputs_embeds` that were spliced before. `cache` is
+        input_ids [B, L] with IMAGE_TOKEN_INDEX at each image; images: see `image_features`; labels [B, L]
+        aligned with input_ids. `image_index` belongs to `inputs_embeds` that are already spliced. `cache` is
         `past_key_values` under the name that transformers gave it in 5.24.
         Returns `CausalLMOutputWithPast` over the spliced positions.
-        Raises ValueError when a cache is given under each of the two names.
+        Raises ValueError when a cache is given under both names.
         """
         kwargs |= {"past_key_values": past_key_values, "cache": cache, "logits_to_keep": logits_to_keep}
         rename_cache(kwargs)
@@ -308,11 +310,12 @@ class LlavaMetaForCausalLM(_Mixin):
             spliced = self._splice_as_configured(input_ids, images, image_sizes, attention_mask, labels)
             input_ids, inputs_embeds = None, spliced.inputs_embeds
             attention_mask, image_index = spliced.attention_mask, spliced.image_index
-            # On right padding the model's own 0..S-1 serve; ids that fall back to 0 could be read as packed sequences.
+            # With right padding the model's own 0..S-1 are used; ids that restart at 0 could be read as packed
+            # sequences.
             left = getattr(self.config, "tokenizer_padding_side", "right") == "left"
             position_ids = spliced.position_ids if left else None
             labels = None if labels is None else spliced.labels
-        # What was not asked for is left out: transformers takes a given None for a wish.
+        # Arguments that are None are left out, because transformers would not treat an explicit None as a default.
         wishes = {
             "return_dict": return_dict,
             "output_hidden_states": output_hidden_states,
@@ -335,9 +338,9 @@ class LlavaMetaForCausalLM(_Mixin):
     ) -> Any:
         """Generate after prompts [B, L] with images; returns only the new tokens.
 
-        Prompts may differ in length, in their number of images, and may have none. Padding is told by `attention_mask`
-        or, without one, by runs of `pad_token_id` at the ends of a row; whatever its side, the spliced batch is padded
-        on the left, so that a row in a batch equals the row alone. kwargs are those of transformers' generate.
+        Prompts may differ in length, in their number of images, and may have none. Padding is given by `attention_mask`
+        or, without one, by runs of `pad_token_id` at the ends of a row. The spliced batch is always padded
+        on the left, so that a row's result does not depend on the batch. kwargs are those of transformers' generate.
         """
         inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
         if inputs is None or "inputs_embeds" in kwargs:
@@ -386,7 +389,7 @@ class LlavaMetaForCausalLM(_Mixin):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """transformers' save_pretrained, with the tower's keys spelled as every LLaVA reads them."""
+        """transformers' save_pretrained, with the tower's keys as all versions of LLaVA read them."""
         state_dict = self.state_dict() if state_dict is None else state_dict
         kwargs.setdefault("max_shard_size", "5GB")
         # Renaming is done here for fresh and loaded models alike; transformers would do it for loaded ones only.

@@ -1,7 +1,8 @@
-"""LoRA folders: an adapter for a language model, and beside it the other weights that were trained.
+"""LoRA folders: an adapter for a language model, and the other trained weights.
 
-`adapter_config.json` and `adapter_model.safetensors` (or `.bin`) are PEFT's. `non_lora_trainables.bin` holds what was
-trained without an adapter (projector, perhaps embeddings), under the names of the model inside PEFT's wrapper.
+`adapter_config.json` and `adapter_model.safetensors` (or `.bin`) are PEFT's. `non_lora_trainables.bin` has the weights
+that are trained without an adapter (projector, possibly embeddings), under the names of the model inside PEFT's
+wrapper.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from llava.model.checkpoint import DAMAGE, one_line, read_bin
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 OTHER_WEIGHTS = "non_lora_trainables.bin"
-# Only inside the language model's layers: the tower's projections bear the same names.
+# Only inside the language model's layers: the tower's projections have the same names.
 LANGUAGE_LAYERS = r"(?:model\.)?layers\.\d+\..*\.(?:{names})"
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,12 @@ def is_lora_folder(folder: Path) -> bool:
 
 
 def language_targets(names: list[str]) -> str:
-    """PEFT's `target_modules` as a regular expression: layers of these names, in the language model alone."""
+    """PEFT's `target_modules` as a regular expression: layers of these names, in the language model only."""
     return LANGUAGE_LAYERS.format(names="|".join(sorted(names)))
 
 
 def base_of(folder: Path) -> str | None:
-    """The base model's folder or name that the adapter was trained on, as its config tells."""
+    """The base model's folder or name that the adapter was trained on, from its config."""
     file = folder / ADAPTER_CONFIG
     try:
         return json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
@@ -52,7 +53,7 @@ def read_other_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def bare_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors by their names in the bare model, `model.mm_projector...`, without PEFT's levels in front.
+    """The same tensors by their names in the bare model, `model.mm_projector...`, without PEFT's prefixes.
 
     LLaVA's files have them under `base_model.model.`, older ones without the second level; and the tower's with a level
     that transformers 5 does not have.
@@ -66,12 +67,12 @@ def bare_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merge_adapter(model: Any, folder: Path, keep_apart: bool = False) -> Any:
-    """The model with the folder's adapter in its weights.
+    """The model with the folder's adapter merged into its weights.
 
-    keep_apart: leave adapter and weights apart, for quantised weights, which could take it in only by rounding.
+    keep_apart: do not merge, for quantised weights, where merging would round.
 
     Returns a model of the same class. Raises ValueError, one line, when peft is missing, or the adapter is damaged or
-    does not fit.
+    does not fit the model.
     """
     try:
         from peft import LoraConfig, PeftModel
@@ -90,5 +91,5 @@ def merge_adapter(model: Any, folder: Path, keep_apart: bool = False) -> Any:
         return wrapped.base_model.model
     merged = wrapped.merge_and_unload(safe_merge=True)
     if hasattr(merged, "peft_config"):
-        del merged.peft_config  # nothing of the adapter is left; saving would look for it
+        del merged.peft_config  # the adapter is merged; saving would look for it
     return merged

@@ -1,4 +1,4 @@
-"""Take the base out of a checkpoint, so that it can be given out where the base may not:
+"""Subtract the base from a checkpoint, so that the difference can be published without the base:
 
 python -m llava.model.make_delta --base-model-path LLAMA --target-model-path LLAVA --delta-path NEW
 """
@@ -21,8 +21,8 @@ from llava.model.source import stored_dtype
 def make_delta(base_model_path: str, target_model_path: str, delta_path: str, hub_repo_id: str | None = None) -> None:
     """Write `target_model_path` minus its base to the folder `delta_path`, and upload it if a repository is named.
 
-    The delta's config.json says what it is (`delta_of`). Raises ValueError, one line, when one of the two cannot be
-    read, or they do not fit each other.
+    The delta's config.json names the base (`delta_of`). Raises ValueError, one line, when one of the two cannot be
+    read, or they do not match.
     """
     name = get_model_name_from_path(target_model_path)
     dtype = getattr(torch, stored_dtype(target_model_path))
@@ -43,8 +43,8 @@ def make_delta(base_model_path: str, target_model_path: str, delta_path: str, hu
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base-model-path", required=True, help="the language model to take out")
-    parser.add_argument("--target-model-path", required=True, help="the checkpoint to take it out of")
+    parser.add_argument("--base-model-path", required=True, help="the language model to subtract")
+    parser.add_argument("--target-model-path", required=True, help="the checkpoint to subtract it from")
     parser.add_argument("--delta-path", required=True, help="folder to write")
     parser.add_argument("--hub-repo-id", help="repository on the Hugging Face Hub to upload it to")
     args = parser.parse_args(argv)

@@ -1,7 +1,7 @@
-"""Weights that DeepSpeed's ZeRO stage 3 has cut up over the processes, and how to reach them whole.
+"""Access to whole weights that DeepSpeed's ZeRO stage 3 partitions over the processes.
 
-A partitioned parameter has an empty tensor as its data, except where a forward uses it. Everything here does nothing
-for ordinary parameters, and without DeepSpeed.
+A partitioned parameter has an empty tensor as its data, except where a forward uses it. These functions have no effect
+on ordinary parameters, and without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def full_size(parameter: Any) -> int:
 
 @contextmanager
 def whole(parameters: Iterable[nn.Parameter], write: bool = False) -> Iterator[None]:
-    """Inside, every process sees the parameters whole; all processes have to come along.
+    """Inside the block, every process has the whole parameters; all processes have to enter it.
 
-    write: what the first process has written into them holds for all afterwards; otherwise writing is lost.
+    write: afterwards the changes of the first process apply to all; otherwise changes are lost.
     """
     partitioned = [parameter for parameter in parameters if is_partitioned(parameter)]
     if not partitioned:

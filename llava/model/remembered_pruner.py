@@ -1,7 +1,6 @@
 """The pruner that a checkpoint was trained with: the field `flowcut` of its config.json.
 
-Training writes it, loading and evaluation follow it unless they are told otherwise. To transformers it is one more
-field of a config, which is kept and means nothing.
+Training writes it; loading and evaluation use it by default. transformers keeps the field and ignores it.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ FIELD = "flowcut"
 
 
 def remembered_pruner(config: Any, where: object) -> Pruner | None:
-    """The pruner that a config remembers, None if it remembers none.
+    """The pruner that a config stores, or None.
 
     config: a model's config, or the fields of a config.json. where: the checkpoint, for messages.
 
-    Raises ValueError, one line, when the field is there and cannot be understood.
+    Raises ValueError, one line, when the field is invalid.
     """
     value = config.get(FIELD) if isinstance(config, Mapping) else getattr(config, FIELD, None)
     if value is None:
@@ -35,7 +34,7 @@ def remembered_pruner(config: Any, where: object) -> Pruner | None:
 
 
 def remember(config: Any, pruner: Pruner | None) -> None:
-    """Write a pruner into a model's config, so that every checkpoint carries it; None removes the field."""
+    """Write a pruner into a model's config, so that every checkpoint stores it; None removes the field."""
     if pruner is not None:
         setattr(config, FIELD, pruner_to_config(pruner))
     elif hasattr(config, FIELD):
@@ -43,16 +42,16 @@ def remember(config: Any, pruner: Pruner | None) -> None:
 
 
 def pruner_to_use(text: str | None, config: Any, where: object, switch_off: str) -> Pruner | None:
-    """The pruner to run a checkpoint with, and a warning of one line where somebody might be surprised by it.
+    """The pruner to run a checkpoint with; logs a warning of one line where it may be unexpected.
 
-    text: as `parse_pruner` reads it; None follows the checkpoint.
+    text: as `parse_pruner` reads it; None uses the checkpoint's.
     config, where: see `remembered_pruner`.
-    switch_off: what to write in order to run without a pruner, for messages.
+    switch_off: how to run without a pruner, for messages.
 
-    That the checkpoint is followed is a warning; that the text asks for something else than the checkpoint was trained
-    with, be it another budget, method or setting, or no pruner, is one too.
+    A warning reports that the checkpoint's pruner is used, or that the requested one differs from it in budget, method
+    or setting, or is none.
 
-    Raises ValueError for text that names no pruner, and without text for a field that cannot be understood.
+    Raises ValueError for text that names no pruner, and without text for an invalid field.
     """
     if text is None:
         remembered = remembered_pruner(config, where)

@@ -1,7 +1,7 @@
-"""What a model path means: which kind of checkpoint lies there, and where its weights come from.
+"""The kind of checkpoint at a model path, and where its weights come from.
 
-Files and config.json decide. A folder's name, by which LLaVA decided, is a hint: where it says something else than the
-files do, a warning tells; only a delta without a mark of its own is known by name alone.
+Files and config.json decide. A folder's name, which LLaVA uses, is only a hint: a warning reports a contradiction to
+the files. Only a delta without the field `delta_of` is recognised by its name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 PROJECTOR = "mm_projector.bin"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin*")
-# What a base must share with the checkpoint that was trained on it.
+# The fields in which a base must equal the checkpoint that was trained on it.
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
@@ -37,7 +37,7 @@ class Kind(Enum):
 
 
 class Source(NamedTuple):
-    """folder: what was asked for. weights: where the language model's weights lie, the base if there is one.
+    """folder: of the checkpoint. weights: folder of the language model's weights, the base if there is one.
 
     fields: the config in LLaVA's layout. base_fields: that of the base, {} without one. key_mapping: from the names in
     the files to LLaVA's, for transformers' `from_pretrained`; None if they are LLaVA's.
@@ -52,11 +52,11 @@ class Source(NamedTuple):
 
 
 def find_source(model_path: str, model_base: str | None, model_name: str, cache_dir: str | None = None) -> Source:
-    """Look at a model path, and at its base, without loading weights.
+    """Inspect a model path and its base without loading weights.
 
-    model_base: folder or Hub name; for an adapter the base that its own config names, if this is None.
+    model_base: folder or Hub name; None uses the base that an adapter's config names.
 
-    Raises ValueError, one line, when something is missing or path and base do not fit each other.
+    Raises ValueError, one line, when something is missing or path and base do not match.
     """
     folder = local_folder(model_path, cache_dir)
     kind = _kind(folder, model_base, model_name)
@@ -72,7 +72,7 @@ def find_source(model_path: str, model_base: str | None, model_name: str, cache_
         raise ValueError(f"{folder} holds {kind.value}; give model_base (--model-base), the model it was trained on")
     base = local_folder(model_base, cache_dir)
     base_fields, mapping = _config(base)
-    # Adapters that LLaVA saved half way have no config; the base's says it all if the base is a LLaVA.
+    # Intermediate adapters of LLaVA have no config; if the base is a LLaVA, its config is used.
     fields = _config(folder)[0] if (folder / "config.json").is_file() else base_fields
     _check_base(folder, fields, base, base_fields)
     if kind is Kind.ADAPTER:
@@ -107,7 +107,9 @@ def _kind(folder: Path, model_base: str | None, name: str) -> Kind:
             f"LoRA's folder, or no base"
         )
     if is_delta(fields, names):
-        logger.warning("the name of %s says delta; a difference needs model_base, without it answers are noise", folder)
+        logger.warning(
+            "the name of %s says delta; a difference needs model_base, without it answers are meaningless", folder
+        )
     return Kind.WHOLE if fields.get("mm_vision_tower") else Kind.LANGUAGE
 
 
@@ -128,12 +130,12 @@ def _compare_names(folder: Path, model_base: str) -> None:
 
 
 def promised_weights(source: Source) -> str:
-    """The file beside the base's weights that the rest is read from, for messages."""
+    """The file from which the weights besides the base's are read, for messages."""
     return {Kind.ADAPTER: OTHER_WEIGHTS, Kind.PROJECTOR: PROJECTOR}.get(source.kind, "config.json")
 
 
 def stored_dtype(model_path: str) -> str:
-    """The floating-point type that a checkpoint's config tells, else float16."""
+    """The floating-point type in a checkpoint's config, else float16."""
     fields = read_config(local_folder(model_path))
     found = fields.get("dtype") or fields.get("torch_dtype") or "float16"
     return found if isinstance(getattr(torch, str(found), None), torch.dtype) else "float16"

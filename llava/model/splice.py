@@ -1,7 +1,7 @@
-"""Put visual tokens into text: the one place where images and words become one sequence.
+"""Inserts visual tokens into text.
 
 Pure tensors, no model. Shapes: B samples, L text positions (an image counts as one, IMAGE_TOKEN_INDEX), S positions
-after the splice, D hidden size. An image may bring any number of visual tokens: a pruner may have shortened it.
+after the splice, D hidden size. An image may have any number of visual tokens, for instance after pruning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Spliced(NamedTuple):
     labels         [B, S], IGNORE_INDEX on visual tokens and padding
     attention_mask [B, S] bool, False on padding
     position_ids   [B, S], 0..n-1 over the real tokens of each sample, 0 on padding
-    image_index    [B, S], which image (counted over the whole batch) a token shows; -1 for text and padding
+    image_index    [B, S], the image (counted over the whole batch) that a token belongs to; -1 for text and padding
     """
 
     inputs_embeds: Tensor
@@ -42,12 +42,12 @@ class _Row(NamedTuple):
 def assign_images(
     input_ids: Tensor, attention_mask: Tensor, image_count: int, blank_images: bool = False
 ) -> list[list[int]]:
-    """Which images each sample consumes: one list of image numbers per sample, in the order of the placeholders.
+    """The images of each sample: one list of image numbers per sample, in the order of the placeholders.
 
-    With `blank_images`, a list with one image more for every text-only sample is taken too: LLaVA's training gives such
-    a sample a blank image, so that all ranks run the vision tower. It is told from the plain list by counting.
+    With `blank_images`, there may be one additional image for every text-only sample: LLaVA's training gives such
+    a sample a blank image, so that all ranks run the vision tower. The number of images shows which case applies.
 
-    Raises ValueError when placeholders and images disagree in number.
+    Raises ValueError when the numbers of placeholders and images differ.
     """
     placeholders = ((input_ids == IMAGE_TOKEN_INDEX) & attention_mask).sum(dim=1).tolist()
     shown, text_only = sum(placeholders), placeholders.count(0)
@@ -80,7 +80,7 @@ def _pieces(
             yield _Row(visual, labels.new_full((len(visual),), IGNORE_INDEX), ids.new_full((len(visual),), image))
         start = end + 1
     for image in upcoming:
-        # The blank image of a text-only sample: nothing of it is shown, but its (empty) slice keeps projector and tower
+        # The blank image of a text-only sample: its empty slice adds no tokens, but keeps projector and tower
         # in the graph, so that every rank takes part in the gradient reduction.
         unseen = features[image][:0].to(device=embeds.device, dtype=embeds.dtype)
         yield _Row(unseen, labels[:0], ids[:0])
@@ -98,15 +98,15 @@ def splice(
 ) -> Spliced:
     """Replace every IMAGE_TOKEN_INDEX by the visual tokens of its image and pad the samples to one length.
 
-    input_ids      [B, L]; padding is whatever `attention_mask` hides, on either side
-    text_embeds    [B, L, D]; the rows at IMAGE_TOKEN_INDEX are not looked at
+    input_ids      [B, L]; padding is where `attention_mask` is False, on either side
+    text_embeds    [B, L, D]; the rows at IMAGE_TOKEN_INDEX are ignored
     image_features one [n_i, D] per image, images counted over the whole batch (see `assign_images`)
     labels         [B, L] or None (all IGNORE_INDEX)
-    max_length     cut each sample to this many positions; the cut may fall inside an image
+    max_length     truncate each sample to this length, possibly inside an image
     padding_side   "right" (training) or "left" (generation)
-    blank_images   text-only samples may own an image that is not shown; see `assign_images`
+    blank_images   text-only samples may have an image that is not used; see `assign_images`
 
-    Raises ValueError when images and placeholders disagree or the padding side is unknown.
+    Raises ValueError when the numbers of images and placeholders differ or the padding side is unknown.
     """
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding side {padding_side!r} is unknown; use 'left' or 'right'")

@@ -1,8 +1,8 @@
-"""LLaMA's tokenizer, loaded and saved so that it cuts text as the checkpoints were trained.
+"""LLaMA's tokenizer, loaded and saved so that it tokenises text as in the checkpoints' training.
 
-transformers 5 changes the cut in silence in two ways: before 5.24 the Auto class picks a tokenizer without the
-dummy prefix for checkpoints of type "llava", and `LlamaTokenizer` leaves BOS out unless told otherwise. Both are
-settled here, and the result is checked.
+transformers 5 silently changes the tokens in two ways: before 5.24 the Auto class uses a tokenizer without the
+dummy prefix for checkpoints of type "llava", and `LlamaTokenizer` omits BOS by default. Both are
+corrected here, and the result is checked.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_llama_tokenizer(folder: str | Path, below: int | None = None, **kwargs: Any) -> LlamaTokenizer:
-    """The tokenizer in a checkpoint's folder. kwargs go to `LlamaTokenizer.from_pretrained`.
+    """The tokenizer in a checkpoint's folder. kwargs are passed to `LlamaTokenizer.from_pretrained`.
 
     below: leave out added tokens from this id on; checkpoints in transformers' layout add two to the vocabulary.
 
-    Raises ValueError when there is none, or when it cuts text in another way than LLaMA's.
+    Raises ValueError when there is none, or when it tokenises differently from LLaMA's.
     """
     folder = Path(folder)
     if not has_tokenizer(folder):
@@ -37,7 +37,7 @@ def load_llama_tokenizer(folder: str | Path, below: int | None = None, **kwargs:
         )
     settings = _read_json(folder / "tokenizer_config.json")
     if "legacy" in settings or (folder / "tokenizer.model").is_file():
-        # Files of the 4.x kind without the key meant True.
+        # In files of transformers 4.x, a missing key means True.
         kwargs.setdefault("legacy", settings.get("legacy", True))
     kwargs.setdefault("padding_side", settings.get("padding_side", "right"))
     if below is None:
@@ -54,7 +54,7 @@ def load_llama_tokenizer(folder: str | Path, below: int | None = None, **kwargs:
 
 
 def _copy_without_additions(source: Path, target: Path, below: int) -> None:
-    """The tokenizer's files, added tokens of ids from `below` on taken out wherever they are listed."""
+    """The tokenizer's files, without added tokens of ids from `below` on."""
     whole = _read_json(source / "tokenizer.json")
     settings = _read_json(source / "tokenizer_config.json")
     dropped = {token["content"] for token in whole.get("added_tokens", []) if token["id"] >= below}
@@ -69,7 +69,7 @@ def _copy_without_additions(source: Path, target: Path, below: int) -> None:
 
 
 def _without(settings: dict[str, Any], dropped: set[str], below: int) -> dict[str, Any]:
-    """Settings of a tokenizer that name none of the dropped tokens."""
+    """Settings of a tokenizer without the dropped tokens."""
     kept = {
         name: value
         for name, value in settings.items()
@@ -92,8 +92,8 @@ def check_llama_tokenizer(tokenizer: Any) -> None:
 def save_llama_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     """Write a tokenizer so that old and new programs read the same one.
 
-    `save_pretrained` of transformers 5 writes `tokenizer.json` alone and forgets `legacy`; so the SentencePiece model
-    comes along from where the tokenizer was loaded, and its settings are written out.
+    `save_pretrained` of transformers 5 writes only `tokenizer.json` and omits `legacy`. Therefore the SentencePiece
+    model is copied from the tokenizer's folder, and its settings are written too.
     """
     folder, source = Path(folder), Path(tokenizer.name_or_path)
     tokenizer.save_pretrained(folder)
@@ -104,7 +104,7 @@ def save_llama_tokenizer(tokenizer: Any, folder: str | Path) -> None:
                 if (source / name).is_file():
                     shutil.copyfile(source / name, folder / name)
         if len(tokenizer) == tokenizer.vocab_size:
-            # Nothing was added to the SentencePiece model: it says everything, as in the published checkpoints.
+            # Nothing was added to the SentencePiece model, so it is complete, as in the published checkpoints.
             (folder / "tokenizer.json").unlink(missing_ok=True)
             settings = _read_json(folder / "tokenizer_config.json")
     settings |= {

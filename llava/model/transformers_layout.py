@@ -1,4 +1,4 @@
-"""Between LLaVA's checkpoint layout and that of transformers' own classes (`llava-hf/*` on the Hub). No model here.
+"""Conversion of names and configs between LLaVA's checkpoint layout and transformers' (`llava-hf/*` on the Hub).
 
 Names of weights come in three spellings: LLaVA's; that of the files on the Hub; and that of the modules of transformers
 5, which it writes for models that were not loaded from the Hub's spelling.
@@ -33,10 +33,10 @@ _TO_HUB = {
     r"^model\.image_newline$": "image_newline",
     r"^model\.": "language_model.model.",
 }
-IMAGE_TOKEN = "image_token_index"  # tells, until the tokenizer is loaded, which tokens transformers added
+IMAGE_TOKEN = "image_token_index"  # shows, until the tokenizer is loaded, which tokens transformers added
 _CLASSES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
 _STRATEGIES = {"default": "patch", "full": "cls_patch"}
-# Fields of LLaVA that transformers keeps without reading them, so that a model comes back as it went.
+# Fields of LLaVA that transformers keeps without reading them, so that a round trip preserves the model.
 _KEPT = ("conv_version", "flowcut", "tokenizer_model_max_length", "tokenizer_padding_side", "max_sequence_length")
 
 
@@ -60,14 +60,14 @@ def is_transformers_layout(fields: dict[str, Any]) -> bool:
 
 
 def llava_fields(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The config.json of the same model in LLaVA's layout, whose vision tower lies in the checkpoint.
+    """The config.json of the same model in LLaVA's layout, with the vision tower in the checkpoint.
 
     fields: the config.json of a `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`.
-    folder: where it lies; the tower's image processor is there.
+    folder: of the checkpoint; it has the tower's image processor.
 
     LLaVA-1.5 pads pictures to a square ("pad"), as it was trained, unless the config says otherwise
     (`image_aspect_ratio`); the image processor on the Hub crops them. Grids are (height, width) in transformers and
-    (width, height) in LLaVA; a list that means the same canvases both ways, as the published one, keeps its order.
+    (width, height) in LLaVA; a list that is the same in both orders, as the published one, keeps its order.
 
     Raises ValueError, one line, for what LLaVA's layout cannot express.
     """
@@ -156,7 +156,7 @@ def transformers_config(config: Any, vision: Any, vocab_size: int, image_token: 
 
 
 def swap_grids(pinpoints: Any) -> list[list[int]]:
-    """Width and height of every canvas exchanged; unchanged where that gives the same canvases."""
+    """Exchange width and height of every canvas; unchanged where that gives the same canvases."""
     grids = [list(pair) for pair in (ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints)]
     swapped = [pair[::-1] for pair in grids]
     return grids if sorted(swapped) == sorted(grids) else swapped

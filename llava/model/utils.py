@@ -1,4 +1,4 @@
-"""Old configs brought up to date."""
+"""Updates of old configs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from llava.model.checkpoint import local_folder, read_config
 
 
 def auto_upgrade(config: str) -> bool:
-    """Mark a checkpoint of the first LLaVA, whose config.json calls it a plain Llama, as what it is; asks before.
+    """Set the model type of a checkpoint of the first LLaVA, whose config.json says plain Llama; asks for confirmation.
 
-    config: the checkpoint's folder. Returns whether the file was changed. The loader needs no such mark: it goes by the
-    field `mm_vision_tower`; other programs do.
+    config: the checkpoint's folder. Returns whether the file was changed. This is for other programs: the loader here
+    uses the field `mm_vision_tower`.
     """
     folder = local_folder(config)
     fields = read_config(folder)

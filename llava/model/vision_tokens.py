@@ -12,9 +12,9 @@ from llava.model.partitioned import whole
 
 
 def add_vision_tokens(model: Any, tokenizer: Any) -> None:
-    """Make sure of the tokens a checkpoint's config asks for; the embeddings grow only when the tokenizer outgrew them.
+    """Add the tokens that a checkpoint's config requires; the embeddings grow only if the tokenizer is larger.
 
-    `<im_patch>` is asked for when the config does not say: early checkpoints relied on that.
+    `<im_patch>` is required by default: early checkpoints relied on that.
     """
     if getattr(model.config, "mm_use_im_patch_token", True):
         tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
@@ -25,7 +25,7 @@ def add_vision_tokens(model: Any, tokenizer: Any) -> None:
 
 
 def add_vision_tokens_for_training(model: Any, model_args: Any, tokenizer: Any) -> None:
-    """Add the tokens the arguments ask for, with embedding rows to train.
+    """Add the tokens that the arguments request, with embedding rows to train.
 
     model_args: `mm_use_im_patch_token`, `mm_use_im_start_end`, `tune_mm_mlp_adapter`, `pretrain_mm_mlp_adapter`.
     The rows of `<im_start>` and `<im_end>` begin as the mean of all others, or as the adapter file has them.

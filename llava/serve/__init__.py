@@ -1,1 +1,1 @@
-"""Chat in the terminal and in the browser, and the HTTP services behind it; docs/serving.md tells how."""
+"""Chat in the terminal and in the browser, and its HTTP services; see docs/serving.md."""

@@ -1,4 +1,4 @@
-"""What an answer cost, and which patches it was given from."""
+"""The cost of an answer, and the patches it is based on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class AnswerStats:
     """Numbers of one answer.
 
     pruner: as text. patches: visual tokens before the encoder's first layer, all images and tiles together.
-    visual_tokens, text_tokens: what the language model read. encoder: visual tokens before the first encoder layer and
-    after each. language: visual tokens into each decoder layer, for pruners that cut there; else None.
+    visual_tokens, text_tokens: tokens that the language model read. encoder: visual tokens before the first encoder
+    layer and after each. language: visual tokens that enter each decoder layer, for pruners that cut there; else None.
     encode_ms: vision tower and projector; prefill_ms: the language model's first pass; total_ms: until the last token.
     tokens_per_second: of those after the first; None if there was one only. finish: "stop", "length", "cancelled",
-    or "context" when the prompt left no room for an answer.
+    or "context" when the prompt fills the context.
     """
 
     pruner: str = "none"
@@ -46,7 +46,7 @@ class AnswerStats:
 def answer_stats_of(
     model: Any, trace: Trace | None, pixels: Any, watch: Stopwatch, total: float, new: int
 ) -> AnswerStats:
-    """Numbers of one generation; pruner, text tokens and finish are left to the caller."""
+    """Numbers of one generation; the caller sets pruner, text tokens and finish."""
     tower = model.get_vision_tower()
     counts = TokenCounts([picture_sizes(tower, pixels if pixels is not None else [])], tower.layers_run, trace)
     encoder = counts.encoder_tokens(0)
@@ -65,9 +65,10 @@ def answer_stats_of(
 
 
 def kept_of(checkpoint: Checkpoint, trace: Trace | None, pixels: Any) -> dict[str, Any]:
-    """For drawing: `views`, what the encoder saw of each tile (JPEG, base64); `grid`, [rows, columns] of patches; and
-    `steps`, after each layer that dropped tokens a dict with `stage` ("encoder" or "language"), `layer` and `kept`: for
-    each view, the positions left, row-major from 0.
+    """Data for drawing: `views`, the encoder's input for each tile (JPEG, base64); `grid`, [rows, columns] of patches;
+    and
+    `steps`, one dict for each layer that dropped tokens, with `stage` ("encoder" or "language"), `layer` and `kept`:
+    the kept positions of each view, row-major from 0.
     """
     tower = checkpoint.model.get_vision_tower()
     tiles = [tile for image in pixels for tile in (image[None] if image.ndim == 3 else image)]

@@ -1,4 +1,4 @@
-"""What the page writes down: LLaVA's log of chats and votes, and the pictures they are about."""
+"""The page's log files: LLaVA's log of chats and votes, and the pictures."""
 
 from __future__ import annotations
 

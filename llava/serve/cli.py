@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--image-file",
         action="append",
         default=[],
-        help="path or http(s) address; several with commas or by repeating the flag; none for a chat without pictures",
+        help="path or http(s) address; separate several by commas or repeat the flag; none: no pictures",
     )
     parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else by its name)")
     parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy")
@@ -40,12 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
     parser.add_argument("--allow-private", action="store_true", help="fetch from loopback and private addresses too")
-    parser.add_argument("--debug", action="store_true", help="show each prompt, and what its answer cost")
+    parser.add_argument("--debug", action="store_true", help="print each prompt and the cost of its answer")
     return parser
 
 
 class Chat:
-    """A conversation about `images` that remembers its turns. Answers are remembered without special tokens."""
+    """A conversation about `images` that stores its turns, without special tokens."""
 
     def __init__(self, engine: Engine, images: Sequence[Image.Image], args: argparse.Namespace) -> None:
         self.engine, self.images, self.args = engine, images, args
@@ -56,9 +56,9 @@ class Chat:
         return prompt_of(self.template, [*self.turns, (text, None)], len(self.images))
 
     def say(self, text: str, out: TextIO) -> AnswerStats | None:
-        """Answer on `out` while the answer grows; an interrupted one is remembered as far as it came.
+        """Write the answer to `out` as it is generated; of an interrupted answer, the generated part is stored.
 
-        Raises ValueError, one line, for a question that cannot be asked, and what the model raises.
+        Raises ValueError, one line, for an invalid question, and any error of the model.
         """
         question = ChatPrompt(
             self.prompt(text),
@@ -67,7 +67,7 @@ class Chat:
             top_p=self.args.top_p,
             max_new_tokens=self.args.max_new_tokens,
             stop=(stop_of(self.template),),
-            seed=self.args.seed + len(self.turns),  # the same words twice need not get the same answer
+            seed=self.args.seed + len(self.turns),  # a repeated question may get another answer
         )
         typist, figures = Typist(out), None
         try:
@@ -103,7 +103,7 @@ def converse(chat: Chat, read: Callable[[str], str], out: TextIO) -> None:
         prompt = chat.prompt(text)
         try:
             figures = chat.say(text, out)
-        except Exception as error:  # out of memory, a bad setting: the chat goes on
+        except Exception as error:  # out of memory, an invalid setting: the chat continues
             out.write(f"error: {type(error).__name__}: {' '.join(str(error).split())}\n")
             continue
         if chat.args.debug:

@@ -1,4 +1,4 @@
-"""The other end of the protocol: what a page or a program asks controller and workers."""
+"""The client side of the protocol: requests of a page or a program to controller and workers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import httpx
 from llava.conversation import Conversation, conv_templates, conversation_mode
 from llava.serve.protocol import NoWorkerError, WorkerLostError, WorkerStatus, decode, failure
 
-QUICK = 10.0  # seconds for a question about workers
-SILENCE = 60.0  # seconds without a byte of an answer; a living worker says something every few seconds
+QUICK = 10.0  # timeout in seconds of a request about workers
+SILENCE = 60.0  # timeout in seconds without a byte of an answer; a working worker sends some every few seconds
 
 
 class ControllerClient:
@@ -21,7 +21,7 @@ class ControllerClient:
         self.address = address.rstrip("/")
 
     def refresh(self) -> None:
-        """Have it ask every worker; those that do not answer are dropped."""
+        """Let it check every worker; those that do not respond are dropped."""
         self._post("refresh_all_workers")
 
     def models(self) -> list[str]:
@@ -35,26 +35,26 @@ class ControllerClient:
         return address
 
     def register(self, worker: str, check_heart_beat: bool) -> bool:
-        """Make a worker known; False if it does not say what it serves."""
+        """Register a worker; False if it does not report its models."""
         body = {"worker_name": worker, "check_heart_beat": check_heart_beat, "worker_status": None}
-        return (self._post("register_worker", body) or {}).get("registered", True)  # LLaVA's controller says nothing
+        return (self._post("register_worker", body) or {}).get("registered", True)  # LLaVA's controller returns nothing
 
     def _post(self, what: str, body: dict[str, Any] | None = None) -> Any:
         return post(f"{self.address}/{what}", body)
 
 
 def status_of(worker: str) -> WorkerStatus:
-    """What a worker says of itself. Raises ValueError, one line, when it does not."""
+    """A worker's status. Raises ValueError, one line, when it does not respond."""
     return WorkerStatus.model_validate(post(f"{worker}/worker_get_status"))
 
 
 def template_of(status: WorkerStatus, model: str) -> Conversation:
-    """The template to talk to a model with: its worker's own word, else by its name."""
+    """The prompt template of a model: as its worker reports, else by its name."""
     return conv_templates[conversation_mode(model, status.conv_mode or None)]
 
 
 def post(url: str, body: dict[str, Any] | None = None) -> Any:
-    """The JSON that a service answers. Raises ValueError, one line, when it does not."""
+    """The JSON response of a service. Raises ValueError, one line, when there is none."""
     return _ask("POST", url, body)
 
 

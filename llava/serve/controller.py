@@ -1,8 +1,8 @@
-"""Knows the workers, which model each serves and how busy it is, and sends a question to one of them.
+"""Keeps a list of workers with their models and load, and forwards each question to one of them.
 
     python -m llava.serve.controller --host localhost --port 21001
 
-Workers register themselves and send heart beats; one that is silent, or refuses a question, is dropped.
+Workers register themselves and send heartbeats. A worker without heartbeats, or one that cannot be reached, is dropped.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from llava.utils import build_logger
 logger = logging.getLogger(__name__)
 
 DISPATCH = ("lottery", "shortest_queue")
-STATUS_TIMEOUT = 5.0  # seconds a worker has to say what it serves
-SILENCE = 60.0  # seconds without a byte; a living worker says something every few seconds, see engine.KEEP_ALIVE
+STATUS_TIMEOUT = 5.0  # seconds for a worker's status
+SILENCE = 60.0  # timeout in seconds without a byte; a working worker sends some regularly, see engine.KEEP_ALIVE
 
 
 @dataclass
 class Worker:
-    """A registered worker. `last_heard` on the monotonic clock; those without heart beats never expire."""
+    """A registered worker. `last_heard` is on the monotonic clock; workers without heartbeats never expire."""
 
     status: WorkerStatus
     check_heart_beat: bool
@@ -68,8 +68,8 @@ class WorkerName(BaseModel):
 class Controller:
     """The table of workers. Every method may be called from any thread.
 
-    dispatch_method: "shortest_queue", or "lottery" with the workers' speeds as chances.
-    expiration: seconds after which a silent worker is dropped.
+    dispatch_method: "shortest_queue", or "lottery" with probabilities proportional to the workers' speeds.
+    expiration: seconds without a heartbeat after which a worker is dropped.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Controller:
         self._lock = threading.Lock()
 
     def register(self, name: str, check_heart_beat: bool, status: WorkerStatus | None = None) -> bool:
-        """Take in a worker, or take note of its new status. False if it has to be asked and does not answer."""
+        """Add a worker, or update its status. False if no status is given and the worker does not report one."""
         status = status or ask_status(name)
         if status is None:
             return False
@@ -100,13 +100,13 @@ class Controller:
             logger.info("worker %s dropped: %s", name, reason)
 
     def refresh(self) -> None:
-        """Ask every worker for its status; those that do not answer are dropped."""
+        """Request every worker's status; workers that do not respond are dropped."""
         for name, worker in self.workers().items():
             if not self.register(name, worker.check_heart_beat):
                 self.drop(name, "no answer")
 
     def heart_beat(self, name: str, queue_length: int) -> bool:
-        """Whether the worker is known; one that is not should register again."""
+        """Whether the worker is known; an unknown one should register again."""
         with self._lock:
             worker = self._workers.get(name)
             if worker is None:
@@ -116,7 +116,7 @@ class Controller:
             return True
 
     def workers(self) -> dict[str, Worker]:
-        """Those that are alive, by name; what is not is dropped here."""
+        """The workers with recent heartbeats, by name; the others are dropped here."""
         oldest = monotonic() - self.expiration
         with self._lock:
             silent = [n for n, one in self._workers.items() if one.check_heart_beat and one.last_heard < oldest]
@@ -137,11 +137,11 @@ class Controller:
             [chosen] = random.choices(list(fitting), [max(one.status.speed, 1e-6) for one in fitting.values()])
             return chosen
         chosen = min(fitting, key=lambda name: fitting[name].status.queue_length / fitting[name].status.speed)
-        fitting[chosen].status.queue_length += 1  # until its next heart beat tells the true number
+        fitting[chosen].status.queue_length += 1  # until its next heartbeat reports the actual number
         return chosen
 
     def status(self) -> WorkerStatus:
-        """All workers as one, so that a controller can be another one's worker."""
+        """The combined status of all workers, so that a controller can be a worker of another controller."""
         found = [worker.status for worker in self.workers().values()]
         return WorkerStatus(
             model_names=self.models(),
@@ -151,7 +151,7 @@ class Controller:
 
 
 def ask_status(worker: str) -> WorkerStatus | None:
-    """A worker's own words, None if there are none."""
+    """The status that a worker reports; None if it does not respond."""
     try:
         answer = httpx.post(f"{worker}/worker_get_status", timeout=STATUS_TIMEOUT, trust_env=False)
         return WorkerStatus.model_validate(answer.raise_for_status().json())
@@ -177,7 +177,7 @@ def build_app(controller: Controller) -> FastAPI:
 
     @app.post("/unregister_worker")
     def unregister_worker(body: WorkerName) -> None:
-        controller.drop(body.worker_name, "it said goodbye")
+        controller.drop(body.worker_name, "it unregistered")
 
     @app.post("/refresh_all_workers")
     def refresh_all_workers() -> None:
@@ -210,7 +210,7 @@ def build_app(controller: Controller) -> FastAPI:
 async def _forward(
     controller: Controller, client: httpx.AsyncClient, body: GenerateRequest | dict[str, Any]
 ) -> AsyncIterator[bytes]:
-    """A worker's answer as it comes. A worker that cannot be reached is dropped and the next one asked."""
+    """A worker's answer, streamed. A worker that cannot be reached is dropped, and the next one is tried."""
     if isinstance(body, dict):
         yield encode(body)
         return
@@ -237,7 +237,7 @@ async def _forward(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="localhost", help="where to listen (default: this machine alone)")
+    parser.add_argument("--host", default="localhost", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=21001)
     parser.add_argument("--dispatch-method", choices=DISPATCH, default="shortest_queue", help="how a worker is chosen")
     args = parser.parse_args(argv)

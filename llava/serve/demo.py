@@ -1,4 +1,4 @@
-"""Everything at once on one machine: controller, worker and page in one process.
+"""Controller, worker and page in one process.
 
     python -m llava.serve.demo --model-path playground/embedded
 
@@ -40,7 +40,7 @@ def services(args: argparse.Namespace) -> Iterator[str]:
 
         def make(url: str) -> object:
             worker = ModelWorker(engine, Place(url, front.url))
-            controller.register(url, True, worker.status())  # the page may not have to wait for its first heart beat
+            controller.register(url, True, worker.status())  # so that the page need not wait for its first heartbeat
             return worker.build_app()
 
         with LocalServer(make):

@@ -1,4 +1,4 @@
-"""One model that answers streaming questions, each with a pruner of its own; chat, worker and Cog stand on it."""
+"""One model that streams answers, with a pruner per question; used by chat, worker and Cog."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 
 GREEDY_BELOW = 0.001  # LLaVA samples above this temperature
 EXCEEDS = "Exceeds max token length. Please start a new conversation, thanks."
-KEEP_ALIVE = 5.0  # seconds without news after which a waiting reader hears that the question is still alive
-PATIENCE = 600.0  # seconds without a token after which a generation counts as stuck
+KEEP_ALIVE = 5.0  # seconds without new text after which the last progress is repeated
+PATIENCE = 600.0  # seconds without a token after which a generation is aborted
 
 
 @dataclass(frozen=True)
 class ChatPrompt:
     """A prompt with one `<image>` per picture, and how to answer it.
 
-    pruner: text such as "flowcut:budget=64", or "none"; None takes the engine's own. stop: texts that end the answer
-    and are no part of it. seed: for temperatures above 0; None goes on with the generator's state. trace: also tell
-    which patches were kept.
+    pruner: text such as "flowcut:budget=64", or "none"; None uses the engine's default. stop: texts that end the answer
+    and are not part of it. seed: for temperatures above 0; None keeps the generator's state. trace: also return
+    the kept patches.
     """
 
     prompt: str
@@ -56,7 +56,7 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class Progress:
-    """The answer so far. The last one has `figures`, and `kept` (see `kept_of`) if the question asked for a trace."""
+    """The answer so far. The last one has `figures`, and `kept` (see `kept_of`) if the question requests a trace."""
 
     text: str
     figures: AnswerStats | None = None
@@ -68,14 +68,14 @@ class PromptTooLong(Exception):
 
 
 class _Started:
-    """The model is this question's now."""
+    """The generation of this question has begun."""
 
 
 class _Room(StoppingCriteria):
-    """Hands on each new token, and ends an answer that is cancelled, complete, or as long as the context allows.
+    """Passes on each new token, and ends an answer that is cancelled, complete, or fills the context.
 
-    Hooked before the language model's first pass, where the real number of visual tokens is known whatever the tiles
-    and the pruner did.
+    `measure` is a hook before the language model's first pass, where the number of visual tokens after tiling and
+    pruning is known.
     """
 
     def __init__(self, context: int, asked: int, stream: TokenStream, cancelled: threading.Event) -> None:
@@ -98,12 +98,12 @@ class _Room(StoppingCriteria):
 
 
 class Engine:
-    """Answers questions one after the other: a pruner changes the very model, so there is no second one at a time.
+    """Answers one question at a time, because a pruner is attached to the model itself.
 
-    pruner: for questions that bring none of their own; None takes the one the checkpoint was trained with, if any.
-    interval: new tokens between two pieces of news.
+    pruner: for questions without one; None uses the pruner that the checkpoint was trained with, if any.
+    interval: new tokens between two updates.
 
-    Raises ValueError, one line, for a pruner that is unknown or does not fit.
+    Raises ValueError, one line, for a pruner that is unknown or does not fit the model.
     """
 
     def __init__(self, checkpoint: Checkpoint, pruner: str | None = None, interval: int = 1) -> None:
@@ -120,13 +120,14 @@ class Engine:
     def ask(
         self, question: ChatPrompt, patience: float = PATIENCE, keep_alive: float = KEEP_ALIVE
     ) -> Iterator[Progress]:
-        """The answer as it grows; each text begins with the one before. News come at least every `keep_alive` seconds.
+        """The growing answer; each text extends the previous one. There is an update at least every `keep_alive`
+        seconds.
 
-        patience: seconds without a new token, the first one included, until it is given up. Waiting for the questions
-            ahead does not count. Closing the iterator ends the generation.
+        patience: seconds without a new token, including the first one, after which the generation is aborted. Waiting
+            for earlier questions does not count. Closing the iterator ends the generation.
 
-        Raises ValueError for a question that cannot be asked, TimeoutError when patience is lost, and whatever the
-        model raises.
+        Raises ValueError for an invalid question, TimeoutError after `patience` seconds, and any error of the
+        model.
         """
         pruner = self._check(question)
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -161,7 +162,7 @@ class Engine:
         return last
 
     def _check(self, question: ChatPrompt) -> Pruner | None:
-        """Whether a question can be asked; its pruner."""
+        """Check a question; returns its pruner."""
         places = question.prompt.count(DEFAULT_IMAGE_TOKEN)
         if places != len(question.images):
             raise ValueError(f"{len(question.images)} images for {places} <image> in the prompt; give one for each")
@@ -184,10 +185,10 @@ class Engine:
                 news.put(self._generate(question, pruner, news, cancelled))
             except PromptTooLong:
                 news.put(Progress(EXCEEDS, AnswerStats(pruner=pruner_to_text(pruner), finish="context")))
-            except Exception as error:  # whatever it is, it is the asker's to hear
+            except Exception as error:  # any error is passed to the caller
                 if not isinstance(error, ValueError):
                     logger.exception("a question was not answered")
-                error.__traceback__ = None  # its frames hold the tensors that there was no memory for
+                error.__traceback__ = None  # its frames hold tensors, also after an out-of-memory error
                 news.put(error)
 
     def _generate(
@@ -196,7 +197,7 @@ class Engine:
         model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         ids = torch.tensor([tokenizer_image_token(self._prompt(question.prompt), tokenizer)])
         words = int((ids != IMAGE_TOKEN_INDEX).sum())
-        if words >= self.context:  # known before anything is computed
+        if words >= self.context:  # checked before anything is computed
             raise PromptTooLong(f"{words} tokens do not fit into {self.context}")
         if question.seed is not None:
             torch.manual_seed(question.seed)

@@ -1,8 +1,8 @@
-"""The page for the browser, in front of a controller.
+"""The web page, which uses a controller.
 
     python -m llava.serve.gradio_web_server --controller http://localhost:21001 --model-list-mode reload
 
-It listens on this machine alone unless --host says otherwise (LLaVA's listened everywhere: --host 0.0.0.0).
+By default it listens on this machine only (LLaVA's listens on all addresses: --host 0.0.0.0).
 """
 
 from __future__ import annotations
@@ -26,30 +26,36 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--controller-url", default="http://localhost:21001")
     add_page_flags(parser)
-    parser.add_argument("--model-list-mode", choices=["once", "reload"], default="once", help="when to look for models")
+    parser.add_argument(
+        "--model-list-mode", choices=["once", "reload"], default="once", help="when to update the list of models"
+    )
     return parser
 
 
 def add_page_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the page itself."""
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument("--concurrency-count", type=int, default=16, help="answers at a time")
+    parser.add_argument("--concurrency-count", type=int, default=16, help="concurrent answers")
     parser.add_argument("--share", action="store_true", help="also reachable through a tunnel of gradio.live")
-    parser.add_argument("--moderate", action="store_true", help="ask OpenAI about each question (OPENAI_API_KEY)")
-    parser.add_argument("--embed", action="store_true", help="without title, to stand in another page")
-    parser.add_argument("--log-dir", default=LOGDIR, help="folder for chats, votes and pictures (default: here)")
+    parser.add_argument(
+        "--moderate", action="store_true", help="check each question with OpenAI's moderation (needs OPENAI_API_KEY)"
+    )
+    parser.add_argument("--embed", action="store_true", help="hide the title, for embedding in another page")
+    parser.add_argument(
+        "--log-dir", default=LOGDIR, help="folder for chats, votes and pictures (default: the working folder)"
+    )
 
 
 def settings_of(args: argparse.Namespace, controller: str, reload: bool) -> PageSettings:
-    """Raises ValueError, one line, when moderation is wanted without a key."""
+    """Raises ValueError, one line, when moderation is requested without a key."""
     if args.moderate:
         moderation_key()
     return PageSettings(ControllerClient(controller), ChatLog(args.log_dir), reload, args.moderate, args.embed)
 
 
 def launch(page: gr.Blocks, args: argparse.Namespace, block: bool = True) -> Any:
-    """Serve the page; returns (app, local address, public address) once it runs, or after it ended.
+    """Serve the page; returns (app, local address, public address) when it runs, or with `block` when it has ended.
 
     Raises OSError when the port is taken.
     """
@@ -62,7 +68,7 @@ def launch(page: gr.Blocks, args: argparse.Namespace, block: bool = True) -> Any
         prevent_thread_lock=not block,
         ssr_mode=False,
         footer_links=[],
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no external fonts
     )
 
 

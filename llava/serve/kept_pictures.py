@@ -1,4 +1,4 @@
-"""What the page shows with an answer: pictures of the kept patches, and a table of its costs."""
+"""The page's output for an answer: pictures of the kept patches, and a table of its costs."""
 
 from __future__ import annotations
 

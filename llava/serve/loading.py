@@ -1,4 +1,4 @@
-"""The model behind a chat: its flags, and how it is loaded."""
+"""Flags and loading of the model of a chat."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from llava.serve.engine import Engine
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say which model to load and how."""
     parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
-    parser.add_argument("--model-base", help="language model under a projector-only or LoRA checkpoint")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, mps, cpu (default: cuda, else the next best)")
+    parser.add_argument("--model-base", help="base language model of a projector-only or LoRA checkpoint")
+    parser.add_argument(
+        "--device", default="cuda", help="cuda, cuda:1, mps, cpu (default: cuda, if available, else mps or cpu)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
     parser.add_argument("--load-8bit", action="store_true", help="quantise the language model with bitsandbytes")
     parser.add_argument("--load-4bit", action="store_true")
@@ -21,7 +23,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load_engine(args: argparse.Namespace, interval: int = 1) -> Engine:
-    """The engine that `add_model_flags` describe. Raises ValueError, one line, for what the user has to mend."""
+    """The engine that `add_model_flags` describe. Raises ValueError, one line, for invalid flags or checkpoints."""
     checkpoint = load_checkpoint(
         args.model_path,
         args.model_base,

@@ -3,7 +3,7 @@
     python -m llava.serve.model_worker --controller http://localhost:21001 --port 21002 \\
         --worker http://localhost:21002 --model-path playground/embedded
 
-A request may bring its own pruner ("pruner": "flowcut:budget=64"); --pruner is for those that do not.
+A request may name a pruner ("pruner": "flowcut:budget=64"); --pruner is the default for requests without one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may cost: bytes and pixels of each image, seconds without a new token."""
+    """Limits of a request: bytes and pixels of each image, seconds without a new token."""
 
     image_bytes: int = 20 * 2**20
     image_pixels: int = LARGEST_PICTURE
@@ -40,7 +40,7 @@ class Limits:
 
 
 class ModelWorker(Worker):
-    """A worker that has the model in its own process."""
+    """A worker with the model in the same process."""
 
     def __init__(self, engine: Engine, place: Place, name: str | None = None, limits: Limits | None = None) -> None:
         super().__init__(name or engine.checkpoint.name, place)
@@ -57,7 +57,7 @@ class ModelWorker(Worker):
         return super().status().model_copy(update=known)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
-        """The engine's news, with the prompt in front as LLaVA's clients expect."""
+        """The engine's updates, preceded by the prompt as LLaVA's clients expect."""
         question = ChatPrompt(
             prompt=request.prompt,
             images=decode_images(request.images or (), self.limits.image_bytes, self.limits.image_pixels),
@@ -83,14 +83,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_worker_flags(parser)
     add_model_flags(parser)
-    parser.add_argument("--multi-modal", action="store_true", help="ignored: config.json tells")
+    parser.add_argument("--multi-modal", action="store_true", help="ignored: determined from config.json")
     parser.add_argument("--use-flash-attn", action="store_true")
     parser.add_argument(
         "--stream-timeout", type=float, default=PATIENCE, help="seconds without a new token (%(default)g)"
     )
-    parser.add_argument("--largest-image", type=float, default=20, help="MiB an image may have (default: %(default)g)")
     parser.add_argument(
-        "--largest-picture", type=float, default=89, help="megapixels it may have (default: %(default)g)"
+        "--largest-image", type=float, default=20, help="maximal MiB of an image (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--largest-picture", type=float, default=89, help="maximal megapixels of an image (default: %(default)g)"
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""The page: a chat about a picture, how many visual tokens to keep, what that costs, and which patches are kept."""
+"""The page: a chat about a picture, with a token budget, the cost of each answer, and the kept patches."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from llava.utils import moderation_msg, violates_moderation
 
 TITLE = "LLaVA with FlowCut"
 INTRODUCTION = (
-    "Ask about a picture. The budget says how many visual tokens reach the language model; beside the answer stand "
-    "what it cost and which patches it was given from. Chats, votes and pictures are logged where this page runs."
+    "Ask about a picture. The budget is the number of visual tokens that reach the language model. The cost of an "
+    "answer and the kept patches are shown next to it. Chats, votes and pictures are logged on this page's server."
 )
 DEFAULT_BUDGET = 64
-DEFAULT_MOST = 576  # visual tokens, until a worker says how many its model has
+DEFAULT_MOST = 576  # visual tokens, until a worker reports how many its model has
 
 
 @dataclass(frozen=True)
 class PageSettings:
-    """reload: ask for the list of models at each visit, not once. embed: leave out title and introduction."""
+    """reload: update the list of models at each visit, not once. embed: hide title and introduction."""
 
     controller: ControllerClient
     log: ChatLog
@@ -56,7 +56,7 @@ class Widgets:
 
 
 class Handlers:
-    """What happens on the page; `models` is the list of the start, for those who do not reload."""
+    """The page's event handlers; `models` is the list at the start, used without `reload`."""
 
     def __init__(self, settings: PageSettings) -> None:
         self.settings = settings
@@ -64,7 +64,7 @@ class Handlers:
         self.models = self.controller.models()
 
     def load(self, request: gr.Request) -> tuple[Any, Any]:
-        """A visit: the models, `?model=` chosen among them, and the budget's range."""
+        """On a visit: the list of models, with the one in `?model=` selected, and the budget's range."""
         if self.settings.reload:
             self.controller.refresh()
             self.models = self.controller.models()
@@ -83,7 +83,7 @@ class Handlers:
         return gr.Slider(minimum=1, maximum=most, value=min(DEFAULT_BUDGET, most))
 
     def ask(self, session: Session, text: str, image: str | None, model: str, *wish: Any) -> tuple[Session, Any, str]:
-        """Take in a question; what is wrong with it is said in a corner, and it stays in its box."""
+        """Add a question. An error is shown in a corner of the page, and the question stays in its box."""
         try:
             if self.settings.moderate and violates_moderation(text):
                 raise ValueError(moderation_msg)
@@ -98,7 +98,7 @@ class Handlers:
         return session, session.shown()
 
     def answer(self, request: gr.Request, session: Session, model: str, *wish: Any) -> Iterator[tuple]:
-        """The answer as it grows; figures and pictures with its end."""
+        """The growing answer; figures and pictures at its end."""
         wanted = Wish(model or "", *wish)
         for _ in session.answer(wanted, self.controller):
             yield session, session.shown(), gr.skip(), gr.skip()

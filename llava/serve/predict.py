@@ -1,6 +1,6 @@
 """A predictor for Cog (replicate.com): in cog.yaml, `predict: "llava/serve/predict.py:Predictor"`.
 
-The checkpoint is the folder `model` beside cog.yaml. Needs the package `cog`, which Cog's containers bring.
+The checkpoint is the folder `model` next to cog.yaml. Needs the package `cog`, which Cog's containers provide.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What controller, workers and clients say to each other: JSON by POST, answers as JSON documents ended by a zero byte.
+"""The protocol of controller, workers and clients: JSON by POST; answers are JSON documents, each ended by a zero byte.
 
-An answer's documents hold `text` (the prompt and what was generated so far) and `error_code`. A failed one has the
-reason as its text, and `error` with `kind`, `type` and `message`. The last good one has `figures` (`AnswerStats`) and,
-if asked for, `kept` (`kept_of`).
+An answer's documents have `text` (the prompt and the text generated so far) and `error_code`. A failed one has the
+reason as its text, and `error` with `kind`, `type` and `message`. The last one of a successful answer has `figures`
+(`AnswerStats`) and, if requested, `kept` (`kept_of`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pydantic import BaseModel, Field, ValidationError
 from llava.eval.media.images import decode_image
 
 DELIMITER = b"\0"
-MAX_NEW_TOKENS = 1024  # LLaVA's cap on what a request gets
+MAX_NEW_TOKENS = 1024  # LLaVA's limit per request
 LARGEST_BODY = 128 * 2**20  # bytes of a whole request
 
 
 class ErrorCode(IntEnum):
-    """LLaVA's numbers; what exactly went wrong is the message's `error.kind`."""
+    """LLaVA's numbers; the message's `error.kind` is more specific."""
 
     NONE = 0
     WORKER = 1
@@ -35,11 +35,11 @@ class ErrorCode(IntEnum):
 
 
 class NoWorkerError(Exception):
-    """No worker serves the model that was asked for."""
+    """No worker serves the requested model."""
 
 
 class WorkerLostError(Exception):
-    """A worker did not answer, or stopped in the middle."""
+    """A worker did not respond, or its connection was lost during an answer."""
 
 
 class GenerateRequest(BaseModel):
@@ -62,9 +62,10 @@ class GenerateRequest(BaseModel):
 
 
 class WorkerStatus(BaseModel):
-    """What a worker says of itself.
+    """A worker's status.
 
-    visual_tokens: what one tile has unpruned, 0 where that is not known. conv_mode: its template, "" to go by the name.
+    visual_tokens: tokens of one tile without pruning, 0 if unknown. conv_mode: its template, "" to infer it from the
+    name.
     """
 
     model_names: list[str]
@@ -76,7 +77,7 @@ class WorkerStatus(BaseModel):
 
 
 class RegisterRequest(BaseModel):
-    """Body of /register_worker; without a status the worker is asked for it."""
+    """Body of /register_worker; without a status, it is requested from the worker."""
 
     worker_name: str
     check_heart_beat: bool = True
@@ -95,7 +96,7 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 def decode(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The documents in a byte stream, wherever it was cut. Raises WorkerLostError if it ends within one."""
+    """The documents in a byte stream, in chunks of any size. Raises WorkerLostError if it ends within a document."""
     rest = b""
     for chunk in chunks:
         *documents, rest = (rest + chunk).split(DELIMITER)
@@ -106,7 +107,7 @@ def decode(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """The last document of an answer that failed, with the error's true class and message."""
+    """The last document of a failed answer, with the error's class and message."""
     name = type(error).__name__
     message = " ".join(str(error).split()) or "no further message"
     code, kind, advice = ErrorCode.WORKER, "exception", ""
@@ -116,7 +117,7 @@ def failure(error: BaseException) -> dict[str, Any]:
         code, kind = ErrorCode.TIMEOUT, "worker_lost"
     elif isinstance(error, TimeoutError):
         code, kind = ErrorCode.TIMEOUT, "timeout"
-    elif name == "OutOfMemoryError" or isinstance(error, MemoryError):  # torch's, which a controller does without
+    elif name == "OutOfMemoryError" or isinstance(error, MemoryError):  # by name: no torch here
         kind, advice = "out_of_memory", " Try fewer visual tokens, a smaller picture or a shorter conversation."
     elif isinstance(error, ValueError):
         kind = "bad_request"
@@ -128,8 +129,8 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 async def read_request_or_failure(request: Request) -> GenerateRequest | dict[str, Any]:
-    """A generation request, or what to answer to a bad one. To be called before the response begins, which would
-    otherwise take the request's body for a sign of the client's leaving.
+    """A generation request, or the response to an invalid one. Call it before the response begins, which would
+    otherwise take the request's body for a disconnect of the client.
     """
     try:
         return await read_request(request)
@@ -152,7 +153,7 @@ async def read_request(request: Request, largest: int = LARGEST_BODY) -> Generat
 
 
 def decode_images(texts: Iterable[str], largest_bytes: int, largest_pixels: int) -> list[Image.Image]:
-    """Pictures from base64. Raises ValueError, one line, that tells which one is too large or no picture."""
+    """Pictures from base64. Raises ValueError, one line, that names a picture that is too large or invalid."""
     images = []
     for number, text in enumerate(texts, start=1):
         try:

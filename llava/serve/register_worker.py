@@ -1,4 +1,4 @@
-"""Make a running worker known to a controller by hand, for instance one started with --no-register.
+"""Register a running worker with a controller by hand, for instance one started with --no-register.
 
 python -m llava.serve.register_worker --controller http://localhost:21001 --worker-name http://localhost:21002
 """
@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--controller-address", default="http://localhost:21001")
     parser.add_argument("--worker-name", required=True, help="the worker's address")
-    parser.add_argument("--check-heart-beat", action="store_true", help="drop it when it sends no heart beats")
+    parser.add_argument("--check-heart-beat", action="store_true", help="drop it when it sends no heartbeats")
     args = parser.parse_args(argv)
     try:
         registered = ControllerClient(args.controller_address).register(args.worker_name, args.check_heart_beat)

@@ -1,4 +1,4 @@
-"""A web application that runs beside the caller: what the one-command demo and the tests start."""
+"""A web application in a thread of the calling process, for the demo and the tests."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import uvicorn
 
-GRACE = 30  # seconds that running answers have to end in when a server is told to stop
+GRACE = 30  # seconds that running answers have to finish when a server stops
 
 
 def serve(app: Any, host: str, port: int) -> None:
-    """Run an application until the process is told to stop (Ctrl-C, SIGTERM); running answers may end first."""
+    """Run an application until Ctrl-C or SIGTERM; running answers may finish first."""
     uvicorn.run(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=GRACE)
 
 
 class LocalServer:
     """An application in a thread of this process: `with LocalServer(app) as server: server.url`.
 
-    app: the application, or a function of its own address that makes it. port 0 is a free one.
+    app: the application, or a function that makes it from its address. port: 0 for a free one.
 
     Raises OSError when the port is taken, RuntimeError when the application does not start.
     """
@@ -43,7 +43,7 @@ class LocalServer:
         return self
 
     def stop(self) -> None:
-        """Let running answers end, then stop."""
+        """Let running answers finish, then stop."""
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()

@@ -1,4 +1,4 @@
-"""One visitor's chat: turns, picture, and what unpruned answers took. Knows nothing of the page."""
+"""One visitor's chat: turns, picture, and the cost of unpruned answers. It does not depend on the page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNANSWERED = "(stopped)"
 
 @dataclass(frozen=True)
 class Wish:
-    """What the visitor set: model, sampling, and which tokens to keep."""
+    """The visitor's settings: model, sampling, and pruning."""
 
     model: str
     temperature: float = 0.2
@@ -44,7 +44,7 @@ class Wish:
 
 @dataclass
 class Session:
-    """The turns so far. `conversation` is None before the first question; `path` is the picture it is about."""
+    """The turns so far. `conversation` is None before the first question; `path` is its picture."""
 
     conversation: Conversation | None = None
     model: str = ""
@@ -77,22 +77,22 @@ class Session:
         conversation.append_message(conversation.roles[1], None)
 
     def reopen(self) -> bool:
-        """Forget the last answer, to ask again; False if there is nothing to ask again."""
+        """Remove the last answer, to generate it again; False if there is none."""
         if self.conversation is None or len(self.conversation.messages) <= self.conversation.offset:
             return False
         self.conversation.messages[-1][1] = None
         return True
 
     def close(self) -> None:
-        """A question that was stopped before it had an answer is noted as such; templates need one."""
+        """Mark a question that was stopped before it had an answer; templates need one."""
         if self.conversation is not None and self.conversation.messages and self.conversation.messages[-1][1] is None:
             self.conversation.messages[-1][1] = UNANSWERED
 
     def answer(self, wish: Wish, controller: ControllerClient) -> Iterator[str]:
-        """The last question's answer as it grows, or in the end one line about what failed.
+        """The growing answer to the last question, or finally one line about a failure.
 
-        Afterwards `figures` and `kept` are what the answer cost. The answer stands in the conversation all along, so
-        that one that is stopped stays.
+        Afterwards `figures` and `kept` describe the answer. The conversation is updated all the time, so that a
+        stopped answer stays.
         """
         conversation = self.conversation
         assert conversation is not None
@@ -120,14 +120,14 @@ class Session:
 
     @property
     def comparison(self) -> dict[str, Any] | None:
-        """What the same question took unpruned, if it was asked so."""
+        """The figures of the same question without pruning, if there are any."""
         return self.unpruned.get(self._key())
 
     def images(self) -> list[Image.Image]:
         return [] if self.conversation is None else self.conversation.get_images(return_pil=True)
 
     def shown(self) -> list[dict[str, Any]]:
-        """The turns as gradio's chat window takes them."""
+        """The turns in the format of gradio's chat window."""
         if self.conversation is None:
             return []
         shown: list[dict[str, Any]] = []

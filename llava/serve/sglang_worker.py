@@ -1,9 +1,9 @@
-"""Answers questions through a running SGLang server, under LLaVA's protocol.
+"""Answers questions through a running SGLang server, with LLaVA's protocol.
 
     python -m llava.serve.sglang_worker --controller http://localhost:21001 --port 21002 \\
         --worker http://localhost:21002 --sgl-endpoint http://localhost:30000
 
-SGLang prunes nothing: requests with a pruner are refused.
+SGLang cannot prune: requests with a pruner give an error.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from llava.utils import build_logger
 
 
 class SGLangWorker(Worker):
-    """A worker that hands questions on to SGLang's `/generate`.
+    """A worker that passes questions to SGLang's `/generate`.
 
-    interval: new tokens between two pieces of news. Raises ValueError, one line, when SGLang does not answer.
+    interval: new tokens between two updates. Raises ValueError, one line, when SGLang does not respond.
     """
 
     def __init__(self, endpoint: str, place: Place, name: str | None = None, interval: int = 1) -> None:
@@ -40,7 +40,7 @@ class SGLangWorker(Worker):
         super().__init__(name or path.rstrip("/").split("/")[-1], place)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
-        """SGLang's answer, with the prompt in front as LLaVA's clients expect."""
+        """SGLang's answer, preceded by the prompt as LLaVA's clients expect."""
         text = ""
         timeout = httpx.Timeout(PATIENCE, connect=QUICK)
         async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
@@ -61,7 +61,7 @@ class SGLangWorker(Worker):
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:
         images = request.images or []
-        decode_images(images, Limits.image_bytes, Limits.image_pixels)  # refused here, in words that tell which
+        decode_images(images, Limits.image_bytes, Limits.image_pixels)  # so that the error names the image
         places = request.prompt.count(DEFAULT_IMAGE_TOKEN)
         if places != len(images):
             raise ValueError(f"{len(images)} images for {places} <image> in the prompt; give one for each")

@@ -1,4 +1,4 @@
-"""Tokens into text while they come."""
+"""Decoding of tokens to text while they are generated."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class TokenStream:
-    """Hands on the whole text so far after every `interval` new tokens.
+    """Passes on the whole text so far after every `interval` new tokens.
 
-    The text is decoded as a whole each time, so that it ends as a decoding of all tokens does; transformers' own
-    streamer decodes line by line and loses a space at each line's start. It never shows half a character, nor
-    anything that may turn out to be the beginning of a stop text. Special tokens are left out.
+    The whole text is decoded each time, so that the final text equals the decoding of all tokens; transformers' own
+    streamer decodes line by line and loses a space at the start of each line. It never passes on an incomplete
+    character, or a possible beginning of a stop text. Special tokens are left out.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], interval: int, tell: Callable[[str], Any]) -> None:
@@ -27,7 +27,7 @@ class TokenStream:
         self.stopped = False
 
     def update(self, ids: list[int]) -> None:
-        """All tokens so far, one more than last time."""
+        """ids: all tokens so far, one more than in the last call."""
         self.ids = ids
         due = len(ids) % self.interval == 0
         if due or self.stop:
@@ -45,8 +45,8 @@ class TokenStream:
         return "length" if len(self.ids) >= limit and not self.stopped and not self._ended() else "stop"
 
     def _open_bytes(self) -> int:
-        """How many tokens at the end are single bytes. LLaMA's tokenizer decodes a run of them as a whole: one wrong
-        byte later on, and characters that were fine before come out as unreadable.
+        """How many tokens at the end are single bytes. LLaMA's tokenizer decodes a run of them as a whole, so a later
+        invalid byte makes earlier valid characters unreadable.
         """
         count = 0
         while count < len(self.ids) and _BYTE.fullmatch(self.tokenizer.convert_ids_to_tokens(self.ids[-1 - count])):
@@ -69,7 +69,8 @@ class TokenStream:
 
 
 def _settled(text: str, stops: Sequence[str]) -> int:
-    """How much of a text cannot change any more: not half a character, not what may become a stop text."""
+    """The length of the text that cannot change any more: without an incomplete character or the beginning of a stop
+    text."""
     end = len(text.rstrip("�"))
     for stop in stops:
         for length in range(min(len(stop) - 1, end), 0, -1):

@@ -1,4 +1,4 @@
-"""Text on a terminal while it grows."""
+"""Streams text to a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TextIO
 
 
 class Typist:
-    """Writes what is new of a text that only ever grows."""
+    """Writes the new part of a growing text."""
 
     def __init__(self, out: TextIO) -> None:
         self.out = out

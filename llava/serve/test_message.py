@@ -1,4 +1,4 @@
-"""Ask a running worker one question and show its answer as it comes; for trying an installation.
+"""Send a running worker one question and stream its answer, to test an installation.
 
 python -m llava.serve.test_message --model-name embedded --message "What color is the star?" --image-file PICTURE
 """
@@ -19,7 +19,7 @@ from llava.serve.turns import prompt_of, stop_of
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--controller-address", default="http://localhost:21001")
-    parser.add_argument("--worker-address", help="ask this worker and no controller")
+    parser.add_argument("--worker-address", help="use this worker, without a controller")
     parser.add_argument("--model-name", help="default: the first that the controller knows")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--message", default="Tell me a story with more than 1000 words.")

@@ -1,4 +1,4 @@
-"""Turns of a chat in a template's words."""
+"""Prompts for the turns of a chat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava.conversation import Conversation, SeparatorStyle
 
 
 def prompt_of(template: Conversation, turns: Sequence[tuple[str, str | None]], images: int = 0) -> str:
-    """The prompt of (question, answer) turns, the last answer None; all images stand before the first question."""
+    """The prompt of (question, answer) turns, the last answer None; all images come before the first question."""
     conversation = template.copy()
     for number, (question, answer) in enumerate(turns):
         shown = (DEFAULT_IMAGE_TOKEN + "\n") * images if number == 0 else ""

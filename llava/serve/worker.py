@@ -1,4 +1,5 @@
-"""What every worker has: a place at the controller, a limit of questions at a time, and its web application."""
+"""The base of all workers: registration with the controller, a limit of concurrent questions, and the web
+application."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ CONTROLLER_TIMEOUT = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker stands: its own address as others reach it, and the controller's, "" to be alone.
+    """The addresses of a worker, as others reach it, and of its controller, "" for none.
 
-    limit: questions in work at a time; more than that wait. interval: seconds between two heart beats.
+    limit: questions processed at a time; others wait. interval: seconds between two heartbeats.
     """
 
     worker_address: str
@@ -39,11 +40,11 @@ class Place:
 
     def __post_init__(self) -> None:
         if self.limit < 1:
-            raise ValueError(f"--limit-model-concurrency {self.limit} lets nobody in; give 1 or more")
+            raise ValueError(f"--limit-model-concurrency {self.limit} allows no question; give 1 or more")
 
 
 class HeartBeats:
-    """A thread that registers a worker and keeps it registered: also with a controller that starts later, or anew."""
+    """A thread that registers a worker and keeps it registered, also if the controller starts later or restarts."""
 
     def __init__(self, worker: Worker, place: Place) -> None:
         self.worker, self.place = worker, place
@@ -54,7 +55,7 @@ class HeartBeats:
         self._thread.start()
 
     def stop(self) -> None:
-        """Say goodbye, so that nobody is sent here any more."""
+        """Unregister, so that no more questions are sent here."""
         self._end.set()
         self._thread.join()
         self._post("unregister_worker", {"worker_name": self.place.worker_address})
@@ -101,7 +102,7 @@ class Worker(ABC):
 
     @property
     def queue_length(self) -> int:
-        """Questions in work and waiting."""
+        """Questions being processed or waiting."""
         return self._inside
 
     def status(self) -> WorkerStatus:
@@ -109,10 +110,10 @@ class Worker(ABC):
 
     @abstractmethod
     def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
-        """The documents of an answer; what it raises becomes the last one."""
+        """The documents of an answer; an exception becomes the last one."""
 
     async def stream(self, body: GenerateRequest | dict[str, Any]) -> AsyncIterator[bytes]:
-        """The answer on the wire."""
+        """The encoded answer."""
         if isinstance(body, dict):
             yield encode(body)
             return
@@ -126,7 +127,7 @@ class Worker(ABC):
             async with aclosing(self.generate(body)) as documents:  # type: ignore[type-var]
                 async for document in documents:
                     yield encode(document)
-        except Exception as error:  # the asker hears of everything; what is no bad request also goes into the log
+        except Exception as error:  # the client gets every error; errors other than bad requests are also logged
             if not isinstance(error, ValueError):
                 logger.error("%s: %s", type(error).__name__, error)
             yield encode(failure(error))
@@ -142,7 +143,7 @@ class Worker(ABC):
             return False
 
     def build_app(self) -> FastAPI:
-        """The worker's web application; it registers when it starts and says goodbye when it stops."""
+        """The worker's web application; it registers when it starts and unregisters when it stops."""
         beats = HeartBeats(self, self.place) if self.place.controller_address else None
 
         @asynccontextmanager
@@ -167,15 +168,17 @@ class Worker(ABC):
 
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of every kind of worker. `--worker` and `--controller` stay unambiguous beginnings."""
-    parser.add_argument("--host", default="localhost", help="where to listen (default: this machine alone)")
+    """The flags of every kind of worker. `--worker` and `--controller` stay unambiguous abbreviations."""
+    parser.add_argument("--host", default="localhost", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=21002)
     parser.add_argument("--worker-address", default="http://localhost:21002", help="this worker, as others reach it")
     parser.add_argument("--controller-address", default="http://localhost:21001")
     parser.add_argument("--model-name", help="name to serve under (default: the checkpoint's)")
-    parser.add_argument("--limit-model-concurrency", type=int, default=5, help="questions in work; others wait")
-    parser.add_argument("--stream-interval", type=int, default=1, help="new tokens between two pieces of news")
-    parser.add_argument("--no-register", action="store_true", help="do without a controller")
+    parser.add_argument(
+        "--limit-model-concurrency", type=int, default=5, help="questions processed at a time; others wait"
+    )
+    parser.add_argument("--stream-interval", type=int, default=1, help="new tokens between two updates")
+    parser.add_argument("--no-register", action="store_true", help="run without a controller")
 
 
 def place_of(args: argparse.Namespace) -> Place:

@@ -1,6 +1,7 @@
-"""Training on high-resolution images in tiles (`--image_aspect_ratio anyres`): grids that fit, and how long images get.
+"""Training on high-resolution images in tiles (`--image_aspect_ratio anyres`): valid grids, and the token counts of
+images.
 
-LLaVA never released this part of v1.6's training. The flags are those its checkpoints remember.
+LLaVA never released this part of v1.6's training. The flags are those stored in its checkpoints.
 """
 
 import ast
@@ -33,7 +34,7 @@ def parse_grids(text: Any) -> list[Size]:
 
 
 def check_grids(grids: list[Size], side: int) -> None:
-    """Raise ValueError, one line, unless whole tiles of the tower's `side` x `side` pixels make up every canvas."""
+    """Raise ValueError, one line, unless every canvas consists of whole tiles of the tower's `side` x `side` pixels."""
     wrong = [grid for grid in grids if grid[0] % side or grid[1] % side]
     if wrong:
         width, height = wrong[0]
@@ -45,11 +46,11 @@ def check_grids(grids: list[Size], side: int) -> None:
 
 @dataclass(frozen=True)
 class TileCount:
-    """How many visual tokens an anyres image brings: called with its (width, height).
+    """The number of visual tokens of an anyres image; call it with its (width, height).
 
     side: pixels along a side of a tile. patches: of a tile. grids: see `parse_grids`. merge_type: `flat`, `spatial` or
-    `spatial_unpad`. pruner: the one attached, if any; what it leaves of padding is counted, though some of that is
-    taken off, so that the number is then an upper bound.
+    `spatial_unpad`. pruner: the attached one, if any; kept padding tokens are counted although some of them
+    are removed, so the number is then an upper bound.
     """
 
     side: int
@@ -71,7 +72,7 @@ class TileCount:
 
 
 def patches_left(pruner: Pruner, patches: int, tiles: int) -> list[int]:
-    """How many patches of each tile of one image leave the vision tower with a pruner attached; `Pruner.targets`."""
+    """The patches of each tile of one image that leave the vision tower with a pruner attached; `Pruner.targets`."""
     if type(pruner).vision is Pruner.vision:
         return [patches] * tiles
     rows = Rows((0,) * tiles, (tiles,) * tiles, ((1, patches),) * tiles, (patches * tiles,) * tiles)
@@ -81,19 +82,19 @@ def patches_left(pruner: Pruner, patches: int, tiles: int) -> list[int]:
 
 
 def warn_of_other_pictures(config: Any, model_args: Any, data_args: Any) -> None:
-    """One warning for each way in which the flags prepare pictures otherwise than the LLaVA checkpoint is used to."""
+    """One warning for each flag that prepares pictures differently from the LLaVA checkpoint's training."""
     if not getattr(config, "mm_vision_tower", None):
         return
     for name, used in (("image_aspect_ratio", data_args), ("mm_patch_merge_type", model_args)):
         before, now = getattr(config, name, None), getattr(used, name)
         if before is not None and before != now:
-            logger.warning(f"the checkpoint was trained with --{name} {before}, this run goes on with {now}")
+            logger.warning(f"the checkpoint was trained with --{name} {before}, this run continues with {now}")
 
 
 def configure_anyres(config: Any, tower: Any, data_args: Any) -> None:
-    """Grids into the model's config, so that checkpoints remember them, and image lengths into `data_args`.
+    """Set the grids in the model's config, so that checkpoints store them, and image lengths in `data_args`.
 
-    `--image_grid_pinpoints` counts; without it those of the checkpoint that training goes on from.
+    The grids are those of `--image_grid_pinpoints`, else of the checkpoint that training continues from.
     Raises ValueError, one line, when there are none, or when they do not fit the tower.
     """
     given = data_args.image_grid_pinpoints or getattr(config, "image_grid_pinpoints", None)
@@ -106,7 +107,7 @@ def configure_anyres(config: Any, tower: Any, data_args: Any) -> None:
     if crop != side:
         raise ValueError(
             f"the image processor of {tower.vision_tower_name} crops to {crop} pixels, but its tower takes {side}; "
-            f"tiles need both alike: mend preprocessor_config.json"
+            f"both must be equal for tiles; correct preprocessor_config.json"
         )
     if config.mm_patch_merge_type != "flat" and config.mm_vision_select_feature != "patch":
         raise ValueError(

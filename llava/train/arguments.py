@@ -1,6 +1,6 @@
-"""Command-line arguments of training: LLaVA's names, transformers' names, and the spellings transformers 5 dropped.
+"""Command-line arguments of training: LLaVA's names, transformers' names, and the flags removed in transformers 5.
 
-Every field is a `--flag`. A flag that is declared but not supported yet raises a ValueError that says so; none is
+Every field is a `--flag`. A flag that is declared but not supported yet raises a ValueError; none is
 silently ignored, except those whose help text says that they have no effect.
 """
 
@@ -28,7 +28,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass
 class ModelArguments:
-    """Which language model, vision tower and projector to train, and which of them change."""
+    """The language model, vision tower and projector, and which of them are trained."""
 
     model_name_or_path: str = option("facebook/opt-125m", "Llama directory or name, or a LLaVA checkpoint")
     version: str = option("v0", "conversation template: plain for pretraining, v1 for LLaVA-1.5 instruction tuning")
@@ -41,17 +41,17 @@ class ModelArguments:
     mm_use_im_start_end: bool = option(False, "wrap every image in <im_start> ... <im_end>")
     mm_use_im_patch_token: bool = option(True, "add <im_patch> to the vocabulary")
     mm_patch_merge_type: Literal["flat", "spatial", "spatial_unpad"] = option(
-        "flat", "tokens of an image's tiles: one after the other, or on their grid, without padding (LLaVA-1.6)"
+        "flat", "tokens of an image's tiles: concatenated, or on their grid, without padding (LLaVA-1.6)"
     )
     mm_vision_select_feature: str = option("patch", "patch, or cls_patch to keep the CLS token")
     attn_implementation: str | None = option(
-        None, "attention code of language model and tower: eager, sdpa, flash_attention_2; default: the fastest here"
+        None, "attention of language model and tower: eager, sdpa, flash_attention_2; default: the fastest available"
     )
     unfreeze_mm_vision_tower: bool = option(False, "train the vision tower too; it is then saved in the checkpoint")
     pruner: str | None = option(
         None,
-        "train with pruned visual tokens, such as flowcut:budget=192, which checkpoints then remember; none: with all; "
-        "default: as the checkpoint says that training goes on from",
+        "train with pruned visual tokens, such as flowcut:budget=192, which is stored in checkpoints; none: all "
+        "tokens; default: the pruner of the checkpoint that training continues from",
     )
 
     def __post_init__(self) -> None:
@@ -66,11 +66,11 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where the samples are and how their images are prepared."""
+    """Paths of the samples, and the preparation of their images."""
 
     data_path: str | None = option(None, "JSON list of training samples in LLaVA's format")
     eval_data_path: str | None = option(None, "JSON list of samples for the evaluation loss (with --eval_strategy)")
-    lazy_preprocess: bool = option(False, "no effect: samples are always prepared when they are needed")
+    lazy_preprocess: bool = option(False, "no effect: samples are always prepared on demand")
     is_multimodal: bool = option(False, "no effect: set by the presence of a vision tower")
     image_folder: str | None = option(None, "folder to which the samples' image paths are relative")
     image_aspect_ratio: Literal["square", "pad", "anyres"] = option(
@@ -105,35 +105,35 @@ class TrainingArguments(transformers.TrainingArguments):
     cache_dir: str | None = option(None, "where downloaded models are kept")
     optim: str = option("adamw_torch", "optimizer, any of transformers' names")
     remove_unused_columns: bool = option(False, "must stay False: the collator needs every column")
-    freeze_mm_mlp_adapter: bool = option(False, "keep the projector as it is")
+    freeze_mm_mlp_adapter: bool = option(False, "do not train the projector")
     mpt_attn_impl: str = option("triton", "no effect: MPT models are not supported")
     model_max_length: int = option(512, "longest sequence, in tokens: text before, text and image after splicing")
     double_quant: bool = option(True, "with --bits 4: quantise the quantisation constants too")
     quant_type: Literal["nf4", "fp4"] = option("nf4", "with --bits 4: data type")
-    bits: Literal[4, 8, 16] = option(16, "with --lora_enable True, 4 or 8 hold the frozen language model quantised")
+    bits: Literal[4, 8, 16] = option(16, "with --lora_enable True, 4 or 8 quantise the frozen language model")
     lora_enable: bool = option(False, "train LoRA on the language model's linear layers, and the projector")
     lora_r: int = option(64, "LoRA's rank")
     lora_alpha: int = option(16, "LoRA's scale is this over the rank")
     lora_dropout: float = option(0.05, "dropout before LoRA")
     lora_weight_path: str = option("", "folder of an adapter to start from, of the same base and rank")
     lora_bias: Literal["none", "all", "lora_only"] = option("none", "which biases LoRA trains")
-    mm_projector_lr: float | None = option(None, "the projector's own learning rate")
-    mm_vision_tower_lr: float | None = option(None, "the vision tower's own learning rate, if it is unfrozen")
-    group_by_modality_length: bool = option(False, "batches of samples alike in modality and length")
+    mm_projector_lr: float | None = option(None, "separate learning rate of the projector")
+    mm_vision_tower_lr: float | None = option(None, "separate learning rate of the vision tower, if it is unfrozen")
+    group_by_modality_length: bool = option(False, "batches of samples with similar modality and length")
     loss_average: Literal["micro_batch", "token"] = option(
         "micro_batch",
         "micro_batch: mean over micro-batches of their mean token loss (LLaVA); "
         "token: mean over all tokens of the accumulated global batch",
     )
 
-    # spellings of transformers 4
+    # flags of transformers 4
     evaluation_strategy: str | None = option(None, "old name of --eval_strategy")
     warmup_ratio: float | None = option(None, "warm-up as a share of all steps; now --warmup_steps below 1")
     group_by_length: bool = option(False, "old name of --train_sampling_strategy group_by_length")
     no_cuda: bool = option(False, "old name of --use_cpu")
     logging_dir: str | None = option(None, "folder of the tensorboard logs")
     save_safetensors: bool = option(True, "must be True: transformers 5 writes nothing else")
-    overwrite_output_dir: bool = option(False, "start anew although --output_dir holds checkpoints")
+    overwrite_output_dir: bool = option(False, "start from the beginning even if --output_dir has checkpoints")
     half_precision_backend: str = option("auto", "no effect: torch's autocast is the only one")
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.warmup_ratio is not None:
             if not 0 <= self.warmup_ratio < 1:
                 raise ValueError(f"--warmup_ratio {self.warmup_ratio}: give a share of all steps, from 0 to below 1")
-            # LLaVA's scripts give the ratio alone; as in transformers 4, steps win where both are given
+            # LLaVA's scripts give only the ratio; as in transformers 4, steps take precedence if both are given
             if not self.warmup_steps:
                 self.warmup_steps = self.warmup_ratio
         if self.group_by_length:
@@ -178,9 +178,10 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 def check_deepspeed(config: str | dict, own_rate: bool) -> None:
-    """Raise ValueError, one line, unless DeepSpeed is there and `--deepspeed` names a configuration that works here.
+    """Raise ValueError, one line, unless DeepSpeed is installed and `--deepspeed` names a configuration that works
+    here.
 
-    own_rate: whether a part of the model has a learning rate of its own.
+    own_rate: whether a part of the model has a separate learning rate.
     """
     if not is_deepspeed_available():
         raise ValueError("--deepspeed needs the deepspeed package; pip install deepspeed, or drop the flag")

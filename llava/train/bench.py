@@ -1,8 +1,8 @@
-"""What pruning saves in training: `python -m llava.train.bench --pruner flowcut:budget=192`.
+"""Measures what pruning saves in training: `python -m llava.train.bench --pruner flowcut:budget=192`.
 
-The same model takes training steps with all visual tokens and with the pruner attached, in turn, so that drift of the
-machine hits both alike. A step is forward, backward and AdamW at learning rate 0: full work, yet weights stay, and both
-runs see the same ones. One image a sample, in the middle of the text; what follows the text's middle is learned.
+The same model alternates training steps with all visual tokens and with the pruner attached, so that drift of the
+machine affects both alike. A step is forward, backward and AdamW at learning rate 0, so weights stay the same for both
+variants. Each sample has one image, in the middle of the text; the text after the image is learned.
 
 The model is a LLaVA checkpoint (`--model`, default: the embedded one), or one of published sizes with random weights
 (`--geometry llava-1.5-7b`, `--layers-slice` decoder layers, a vocabulary of 1000; see `flowcut.bench.synthetic`), which
@@ -10,8 +10,8 @@ needs no download. Stage 1 trains the projector, stage 2 the language model too;
 LLaVA-1.5.
 
 Weights are float32; --dtype bfloat16 is autocast over them, and on a GPU holds the frozen tower. Peak memory is what a
-step needs above weights and optimizer state, measured in a step of its own: on a GPU the allocator's, on a CPU that of
-living tensors. Data loading is not part of a step.
+step needs in addition to weights and optimizer state, measured in a separate step: on a GPU by the allocator, on a CPU
+from existing tensors. Data loading is not part of a step.
 """
 
 import argparse
@@ -92,7 +92,7 @@ class TrainingBench:
             tower.to(getattr(torch, self.args.dtype))
 
     def make_batch(self) -> dict[str, Any]:
-        """Half of the text, an image, the other half, which is learned."""
+        """Half of the text, an image, and the other half of the text, which is learned."""
         tower, half = self.model.get_vision_tower(), self.args.text_tokens // 2
         generator = torch.Generator().manual_seed(self.args.seed)
         shape, vocabulary = (self.args.batch, self.args.text_tokens), self.model.config.vocab_size
@@ -116,7 +116,7 @@ class TrainingBench:
         return loss.detach()
 
     def visual_tokens(self) -> int:
-        """Visual tokens of the first sample on their way into the language model."""
+        """Visual tokens of the first sample that enter the language model."""
         counts: list[int] = []
 
         def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -128,7 +128,7 @@ class TrainingBench:
 
 
 def measure(bench: TrainingBench, pruner: Pruner) -> dict[str, Any]:
-    """Take steps in turn, time them, and weigh one of each. -> the report."""
+    """Take steps alternately, time them, and measure the memory of one of each. -> the report."""
     args, device = bench.args, bench.device
     attached: dict[str, Callable[[], Any]] = {"unpruned": nullcontext, "pruned": partial(attach, bench.model, pruner)}
     seconds: dict[str, list[float]] = {run: [] for run in RUNS}
@@ -140,7 +140,7 @@ def measure(bench: TrainingBench, pruner: Pruner) -> dict[str, Any]:
                 tokens[run] = bench.visual_tokens()
             progress.update()
         gc.collect()
-        gc.freeze()  # what is there now: collecting between timed steps then takes no time
+        gc.freeze()  # existing objects: collecting between timed steps then takes no time
         for _ in range(args.warmup + args.repeats):
             for run in RUNS:
                 with attached[run]():
@@ -177,7 +177,7 @@ def measure(bench: TrainingBench, pruner: Pruner) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     head = f"{report['model']} ({report['decoder_layers']} decoder layers), stage {report['stage']}, {report['pruner']}"
     where = f"batch {report['batch']}, {report['dtype']}, {report['threads']} threads, {report['device_name']}"
     lines = [head, f"{where}, {report['repeats']} rounds", ""]
@@ -199,19 +199,19 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("python -m llava.train.bench", description=__doc__, formatter_class=shape)
     add = made.add_argument
     add("--model", default="playground/embedded", help="LLaVA checkpoint (default: %(default)s)")
-    add("--geometry", choices=SIZES, help="published sizes and random weights in place of a checkpoint")
+    add("--geometry", choices=SIZES, help="published sizes and random weights instead of a checkpoint")
     add("--layers-slice", type=int, help="with --geometry: decoder layers (default: all)")
-    add("--pruner", default="flowcut:budget=192", help="as `python -m flowcut list` has it (default: %(default)s)")
-    add("--stage", type=int, default=2, choices=(1, 2), help="1 trains the projector alone (default: %(default)s)")
-    add("--batch", type=int, default=1, help="samples a step (default: %(default)s)")
+    add("--pruner", default="flowcut:budget=192", help="a method of `python -m flowcut list` (default: %(default)s)")
+    add("--stage", type=int, default=2, choices=(1, 2), help="1 trains the projector only (default: %(default)s)")
+    add("--batch", type=int, default=1, help="samples per step (default: %(default)s)")
     add("--text-tokens", type=int, default=64, help="text of a sample, half of it learned (default: %(default)s)")
     add("--gradient-checkpointing", action="store_true", help="as LLaVA's scripts")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
-    add("--threads", type=int, help="CPU threads (default: as torch has it)")
-    add("--warmup", type=int, default=2, help="rounds not counted (default: %(default)s)")
+    add("--threads", type=int, help="CPU threads (default: torch's)")
+    add("--warmup", type=int, default=2, help="warm-up rounds, not counted (default: %(default)s)")
     add("--repeats", type=int, default=10, help="rounds (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of weights, images and text (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of weights, images and text (default: %(default)s)")
     return made
 
 

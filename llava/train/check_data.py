@@ -1,10 +1,10 @@
-"""Look through training data before a GPU hour is spent: `python -m llava.train.check_data --data_path X ...`.
+"""Check training data before training: `python -m llava.train.check_data --data_path X ...`.
 
-Every sample goes through the checks of the data set that training uses, and every picture is decoded. With a tokenizer
-(`--model_name_or_path`) lengths are counted in tokens, and a sample is shown as the model meets it.
+Every sample is checked as in training, and every picture is decoded. With a tokenizer
+(`--model_name_or_path`) lengths are counted in tokens, and one sample is printed in the model's format.
 
-Exit status: 0, training would take every sample; 1, it would stop at some (--skip_bad_samples True replaces them); 2,
-the flags or the file are unusable; 130, interrupted before anything was found to stop at. The last line of stdout is
+Exit status: 0, training would accept every sample; 1, it would stop at some (--skip_bad_samples True replaces them); 2,
+the flags or the file are invalid; 130, interrupted before such a sample was found. The last line of stdout is
 one JSON document, which --json writes to a file too.
 """
 
@@ -38,12 +38,12 @@ from llava.train.checker import HARMLESS, SAME_ID, Checked, Checker, Problem, Ru
 from llava.train.samples import Encoded, read_samples
 
 MERGES = ("flat", "spatial", "spatial_unpad")
-CHUNK = 16  # samples that a worker hands back at once
+CHUNK = 16  # samples that a worker returns at once
 
 
 @dataclass
 class Tally:
-    """What was found so far, without the samples themselves: counts, lengths, and the first examples of each kind."""
+    """The results so far, without the samples themselves: counts, lengths, and the first examples of each kind."""
 
     examples: int
     checked: int = 0
@@ -78,7 +78,7 @@ class Tally:
                 self.lengths[length].append(value)
 
     def report(self) -> dict[str, Any]:
-        """As it goes into the JSON document; the worst kinds of problem first."""
+        """The fields of the JSON document; the most severe kinds of problem first."""
         order = sorted(self.kinds, key=lambda kind: (kind in HARMLESS, -self.kinds[kind]))
         return {
             "checked": self.checked,
@@ -110,7 +110,7 @@ def statistics(values: list[int]) -> dict[str, float]:
 def check(checker: Checker, workers: int, tally: Tally, collect: Callable[[Iterable], Iterable]) -> bool:
     """Check every sample into `tally`; returns whether it was interrupted (Ctrl-C), the tally then being partial.
 
-    collect: goes around the chunks of checked samples, such as a progress bar.
+    collect: wraps the chunks of checked samples, for instance in a progress bar.
     """
     loader = DataLoader(checker, batch_size=CHUNK, num_workers=workers, collate_fn=list)
     try:
@@ -139,7 +139,7 @@ def preview(encoded: Encoded, tokenizer: Any) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     partly = " (interrupted)" if report["interrupted"] else ""
     lines = [f"{report['checked']} of {report['samples']} samples checked{partly}, {report['unusable']} unusable"]
     lines += [", ".join(f"{report[name]} {name.replace('_', ' ')}" for name in ("text_only", "one_image"))]
@@ -154,7 +154,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def rules_of(args: argparse.Namespace) -> Rules:
-    """What the flags ask of a sample. Raises ValueError, one line."""
+    """The requirements on samples, from the flags. Raises ValueError, one line."""
     if args.version not in conv_templates:
         raise ValueError(f"--version {args.version} is no template; use one of {', '.join(sorted(conv_templates))}")
     if args.image_folder is not None and not Path(args.image_folder).is_dir():
@@ -193,11 +193,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("python -m llava.train.check_data", description=__doc__, formatter_class=shape)
     add = made.add_argument
     add("--data_path", required=True, help="JSON list of samples in LLaVA's format")
-    add("--image_folder", help="folder to which the samples' image paths are relative (default: here)")
-    add("--model_name_or_path", help="folder or Hub name whose tokenizer counts; without one, no lengths in tokens")
+    add("--image_folder", help="folder that the samples' image paths are relative to (default: the working folder)")
+    add("--model_name_or_path", help="folder or Hub name of the tokenizer; without one, no lengths in tokens")
     add("--cache_dir", help="where downloaded files are kept")
     add("--version", default="v1", help="conversation template of the run (default: %(default)s)")
-    add("--model_max_length", type=int, default=2048, help="tokens at which the run cuts (default: %(default)s)")
+    add("--model_max_length", type=int, default=2048, help="maximal number of tokens of the run (default: %(default)s)")
     add("--image_tokens", type=int, default=576, help="visual tokens of an image or tile (default: %(default)s)")
     add("--pruner", default="none", help="the run's pruner, such as flowcut:budget=192 (default: %(default)s)")
     ratios = ("square", "pad", "anyres")
@@ -208,10 +208,10 @@ def parser() -> argparse.ArgumentParser:
     add("--mm_patch_merge_type", default="spatial_unpad", choices=MERGES, help="with anyres")
     add("--tile_size", type=int, default=336, help="with anyres: the vision tower's pixels (default: %(default)s)")
     add("--mm_use_im_start_end", action="store_true", help="the run wraps images in <im_start> ... <im_end>")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes beside this one (default: %(default)s)")
-    add("--limit", type=int, help="only the first so many samples")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="additional processes (default: %(default)s)")
+    add("--limit", type=int, help="check only this number of samples, from the beginning")
     add("--examples", type=int, default=3, help="examples shown of each kind of problem (default: %(default)s)")
-    add("--json", type=Path, help="write the JSON document to this file too")
+    add("--json", type=Path, help="also write the JSON document to this file")
     return made
 
 
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table(report))
     if tokenizer is not None and tally.first_usable is not None:
         encoded = checker.encode(tally.first_usable)
-        print(f"\nsample {tally.first_usable} as the model meets it, cut where reading and learning change:")
+        print(f"\nsample {tally.first_usable} in the format of the model, divided into input and learned text:")
         print(preview(encoded, tokenizer))
     document = json.dumps(report, ensure_ascii=False)
     if args.json is not None:

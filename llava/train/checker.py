@@ -1,4 +1,4 @@
-"""All that can be said about one training sample, for `check_data`. The checks are those of the data set itself."""
+"""All checks of one training sample, for `check_data`. The checks are those of the data set itself."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ HARMLESS = (OTHER_EXTENSION, EMPTY_ANSWER, CUT, STRAY, SAME_ID)
 
 
 class Problem(NamedTuple):
-    """A kind of problem, the same words for all samples that have it, and what it is in this one."""
+    """A problem: its kind, equal for all samples that have it, and a description for this sample."""
 
     kind: str
     message: str
@@ -48,10 +48,10 @@ class Problem(NamedTuple):
 
 @dataclass
 class Checked:
-    """What was found about a sample.
+    """The result for a sample.
 
-    tokens: text and images together, before the cut. learned: tokens with a label, after the cut. Both None without a
-    tokenizer, and where a problem stops the counting.
+    tokens: text and images together, before truncation. learned: tokens with a label, after truncation. Both are None
+    without a tokenizer, and where a problem prevents counting.
     """
 
     index: int
@@ -71,7 +71,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Rules:
-    """What samples have to fit. image_tokens: of an image; with a `tile_count` (anyres) that one is asked instead."""
+    """The requirements on samples. image_tokens: of an image; with a `tile_count` (anyres), that is used instead."""
 
     conversation: Conversation
     image_folder: str | None = None
@@ -112,11 +112,11 @@ class Checker(Dataset):
         return checked
 
     def encode(self, index: int) -> Encoded:
-        """The sample as training reads it; raises BadSample where it cannot."""
+        """The sample as training reads it; raises BadSample where training would."""
         return encode_sample(self.samples[index], self.tokenizer, self.rules, self.rules.conversation)
 
     def decode(self, name: str, checked: Checked) -> Size | None:
-        """(width, height) of a picture; None, and a problem noted, if it is missing or damaged."""
+        """(width, height) of a picture; None, with a new problem, if it is missing or damaged."""
         path = Path(self.rules.image_folder or "") / name
         try:
             found = find_image(path)
@@ -125,7 +125,7 @@ class Checker(Dataset):
             checked.note(error)
             return None
         if found != path:
-            checked.problems.append(Problem(OTHER_EXTENSION, f"{path} is there as {found.name}"))
+            checked.problems.append(Problem(OTHER_EXTENSION, f"{path} exists as {found.name}"))
         return size
 
     def count(self, encoded: Encoded, visual_tokens: list[int], checked: Checked) -> None:
@@ -148,7 +148,7 @@ class Checker(Dataset):
 
 
 def remarks(sample: dict[str, Any]) -> Iterator[Problem]:
-    """What is odd about a sample's turns though training would take them. Raises BadSample if they are no turns."""
+    """Problems of a sample's turns that training would accept. Raises BadSample if they are not turns."""
     turns = read_turns(sample)
     for number, turn in enumerate(turns):
         if turn["from"] == "gpt" and not turn["value"].strip():

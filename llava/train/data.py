@@ -1,4 +1,4 @@
-"""LLaVA's JSON training data: samples prepared when they are needed, and the collator that makes batches of them."""
+"""LLaVA's JSON training data: samples prepared on demand, and the collator that makes batches of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class LazySupervisedDataset(Dataset):
     `dataset[i]` is a dict of `input_ids` and `labels` (LongTensors `[length]`) and, in a multimodal run, `image` and
     `image_size`: the pixels `[3, height, width]`, with anyres `[tiles, 3, height, width]`, and the picture's own
     (width, height); lists of them for a list-valued sample. A text-only sample of a multimodal run gets a black image
-    of one tile, so that every process always runs the vision tower and the projector.
+    of one tile, so that every process runs the vision tower and the projector in every step.
 
     Args:
         data_path: the JSON file.
@@ -36,8 +36,8 @@ class LazySupervisedDataset(Dataset):
 
     Raises:
         ValueError: the file is not a non-empty JSON list; and, from `dataset[i]`, `BadSample` naming the sample: image
-            missing or corrupt, image and placeholder counts differ, roles out of turn, or nothing to learn. With
-            `data_args.skip_bad_samples` the next usable sample is given instead, and `skipped` counts them.
+            missing or corrupt, image and placeholder counts differ, roles in the wrong order, or nothing to learn. With
+            `data_args.skip_bad_samples` the next usable sample is returned instead, and `skipped` counts them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LazySupervisedDataset(Dataset):
         self.tokenizer = tokenizer
         self.data_args = data_args
         self.conversation = conversation or llava.conversation.default_conversation
-        # shared memory, so that the data loader's worker processes count into the same cell
+        # shared memory, so that the data loader's worker processes use the same counter
         self._skipped = torch.zeros(1, dtype=torch.long).share_memory_()
 
     def __len__(self) -> int:
@@ -65,14 +65,14 @@ class LazySupervisedDataset(Dataset):
             except BadSample as error:
                 message = f"sample {position} (id {self.samples[position].get('id')!r}): {error}"
                 if not self.data_args.skip_bad_samples:
-                    raise BadSample(f"{message}; mend it, or train without it by --skip_bad_samples True") from error
+                    raise BadSample(f"{message}; correct it, or train without it by --skip_bad_samples True") from error
                 self._skipped += 1
                 logger.warning(f"skipped {message}")
         raise BadSample("no usable sample: every one of the data set was skipped")
 
     @property
     def skipped(self) -> int:
-        """How often an unusable sample was replaced, over all worker processes."""
+        """The number of replacements of unusable samples, over all worker processes."""
         return int(self._skipped.item())
 
     @property
@@ -82,7 +82,7 @@ class LazySupervisedDataset(Dataset):
 
     @property
     def modality_lengths(self) -> list[int]:
-        """Words of all turns; negative for samples without an image. Never 0, which would have no sign."""
+        """Words of all turns; negative for samples without an image. Never 0, which has no sign."""
         return [max(words(sample), 1) * (1 if sample.get("image") else -1) for sample in self.samples]
 
     def prepare(self, index: int) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class LazySupervisedDataset(Dataset):
 
 @dataclass
 class DataCollatorForSupervisedDataset:
-    """Batches of samples, padded on the right and cut to the tokenizer's `model_max_length`.
+    """Batches of samples, padded on the right and truncated to the tokenizer's `model_max_length`.
 
     Returns `input_ids`, `labels` (LongTensors `[batch, length]`), `attention_mask` (bool, same shape), `images`:
     `[images, 3, height, width]` (anyres `[images, tiles, 3, height, width]`), or a list where their shapes differ, in
@@ -146,7 +146,7 @@ class DataCollatorForSupervisedDataset:
             sizes: list[Size] = []
             for instance, sequence in zip(instances, ids, strict=True):
                 several = isinstance(instance["image"], list)
-                # a placeholder that was cut off takes its image along, but one image always stays: see the blank ones
+                # the image of a truncated placeholder is dropped, but one image always stays, as for text-only samples
                 shown = max(int((sequence == IMAGE_TOKEN_INDEX).sum()), 1)
                 images += instance["image"][:shown] if several else [instance["image"]]
                 sizes += instance["image_size"][:shown] if several else [instance["image_size"]]

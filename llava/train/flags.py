@@ -1,4 +1,4 @@
-"""Flags that contradict each other, and packages that they need: refused before anything is loaded."""
+"""Checks of contradictory flags and required packages, before anything is loaded."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ REPORTERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_availabl
 
 
 def check_flags(model_args: ModelArguments, training_args: TrainingArguments) -> None:
-    """Raise ValueError, one line, for flags of several groups that cannot hold together."""
+    """Raise ValueError, one line, for contradictory flags of several groups."""
     if model_args.version not in conv_templates:
         raise ValueError(
             f"--version {model_args.version} is no conversation template; use one of {', '.join(conv_templates)}"

@@ -1,4 +1,4 @@
-"""The language model a run starts from: loaded in the right type, quantised if asked for, fit to be saved again."""
+"""The language model that a run starts from: loaded in the right type, quantised if requested, ready to be saved."""
 
 from typing import Any
 
@@ -25,22 +25,23 @@ MODEL_CLASSES: dict[str, Any] = {
 
 
 def compute_type(training_args: TrainingArguments) -> torch.dtype:
-    """What the flags let matrices be multiplied in."""
+    """The compute type according to the flags."""
     return torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
 
 
 def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> Any:
     """The language model (from a Llama or a LLaVA checkpoint) as a LLaVA model.
 
-    In float32 where the optimizer changes it: `--bf16` and `--fp16` are then autocast. In the compute type where it is
-    frozen under LoRA, and under DeepSpeed, which keeps float32 copies of its own. With `--bits 4` or `8` quantised.
+    Trained weights are in float32; `--bf16` and `--fp16` are then autocast. Weights that are frozen under LoRA are in
+    the compute type, and so are all under DeepSpeed, which keeps its own float32 copies. With `--bits 4` or `8`
+    quantised.
 
     Raises ValueError, one line, for another architecture and when weights are missing.
     """
     if zero_stage(training_args.deepspeed) == 3:
         import deepspeed
 
-        # Weights are cut up while they are loaded. On a CPU transformers would make DeepSpeed know its processes later.
+        # Weights are partitioned while loading. On a CPU transformers would initialise DeepSpeed's processes later.
         deepspeed.init_distributed(auto_mpi_discovery=False)
     half = bool(training_args.deepspeed) or training_args.lora_enable
     folder = local_folder(model_args.model_name_or_path, training_args.cache_dir)
@@ -50,7 +51,7 @@ def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> 
         raise ValueError(f"{folder} is a {architecture}; training takes {', '.join(MODEL_CLASSES)}")
     model_class = MODEL_CLASSES[architecture]
     config = model_class.config_class.from_dict({key: value for key, value in fields.items() if key != "model_type"})
-    config._name_or_path = str(folder)  # a tower of the checkpoint's own is looked for in this folder
+    config._name_or_path = str(folder)  # the checkpoint's own tower is searched in this folder
     config.use_cache = training_args.use_cache
     model, report = model_class.from_pretrained(
         folder,
@@ -65,7 +66,7 @@ def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> 
             f"{folder} lacks {len(report['missing_keys'])} weights of {architecture}, such as "
             f"{min(report['missing_keys'])}; give a whole checkpoint"
         )
-    model.config.architectures = [model_class.__name__]  # a projector is saved with this config alone
+    model.config.architectures = [model_class.__name__]  # a projector is saved with this config only
     drop_unusable_sampling(model.generation_config)
     return model
 
@@ -88,9 +89,9 @@ def quantization(training_args: TrainingArguments) -> dict[str, Any]:
 
 
 def drop_unusable_sampling(config: transformers.GenerationConfig) -> None:
-    """Forget sampling values without `do_sample`, as Vicuna's file has them: transformers refuses to save some of them.
+    """Remove sampling values without `do_sample`, as in Vicuna's file: transformers refuses to save some of them.
 
-    Generation stays as it was, since greedy search does not look at them.
+    Generation does not change, since greedy search ignores them.
     """
     if not config.do_sample:
         for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
@@ -98,9 +99,9 @@ def drop_unusable_sampling(config: transformers.GenerationConfig) -> None:
 
 
 def settle_types(model: torch.nn.Module, training_args: TrainingArguments) -> None:
-    """float32 for what the optimizer changes; under DeepSpeed, which copies it, the compute type for everything.
+    """float32 for trained weights; under DeepSpeed, which copies them, the compute type for everything.
 
-    In quantised training, as LLaVA has it: LoRA in bfloat16 with `--bf16`, norms in float32, other frozen weights of
+    In quantised training, as in LLaVA: LoRA in bfloat16 with `--bf16`, norms in float32, other frozen weights of
     the language model in the compute type.
     """
     compute, quantised = compute_type(training_args), training_args.bits != 16

@@ -1,4 +1,4 @@
-"""LLaVA's name for what once patched xformers into Llama. Nothing is patched: see `--attn_implementation`."""
+"""LLaVA's name of an xformers patch for Llama. Nothing is patched: see `--attn_implementation`."""
 
 from transformers.utils import logging
 
@@ -6,6 +6,6 @@ logger = logging.get_logger(__name__)
 
 
 def replace_llama_attn_with_xformers_attn() -> str:
-    """The `attn_implementation` to use in its place, "sdpa"; says so in the log."""
+    """The `attn_implementation` to use instead, "sdpa"; logs a warning."""
     logger.warning("xformers is not used: torch's scaled_dot_product_attention (sdpa) takes its place")
     return "sdpa"

@@ -37,10 +37,10 @@ TOWER, PROJECTOR = "vision_tower", "mm_projector"
 class LLaVATrainer(transformers.Trainer):
     """Trains a LLaVA model with `llava.train.arguments.TrainingArguments`.
 
-    `tokenizer=` is accepted for `processing_class=`. With `tune_mm_mlp_adapter` a checkpoint holds only what was
-    trained (`config.json` and `mm_projector.bin`: the projector, and the embeddings if image marks are learned); with
-    LoRA the adapter and what was trained beside it; else the whole model in LLaVA's layout. In every case it has all
-    that the Trainer needs to resume.
+    `tokenizer=` is accepted for `processing_class=`. With `tune_mm_mlp_adapter` a checkpoint has only the trained
+    weights (`config.json` and `mm_projector.bin`: the projector, and the embeddings if image tokens are learned); with
+    LoRA the adapter and the other trained weights; else the whole model in LLaVA's layout. In every case it has
+    everything that the Trainer needs to resume.
     """
 
     args: TrainingArguments
@@ -52,7 +52,7 @@ class LLaVATrainer(transformers.Trainer):
             kwargs.setdefault("processing_class", tokenizer)
         super().__init__(*args, **kwargs)
         self.tune_mm_mlp_adapter = tune_mm_mlp_adapter
-        self._unfinished = False  # whether a checkpoint is being written aside
+        self._unfinished = False  # whether a checkpoint is being written to a temporary folder
         self.model_accepts_loss_kwargs = self.args.loss_average == "token"
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -69,7 +69,7 @@ class LLaVATrainer(transformers.Trainer):
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer over groups by learning rate (tower, projector, rest) and weight decay (weights, the rest)."""
+        """The optimizer over groups by learning rate (tower, projector, others) and weight decay (weights, others)."""
         model = self.model if model is None else model
         if self.optimizer is None:
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -93,7 +93,7 @@ class LLaVATrainer(transformers.Trainer):
         return list(groups.values())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what was trained to `output_dir`; every process takes part, the first one writes."""
+        """Save the trained weights to `output_dir`; every process takes part, the first one writes."""
         if not self.saves_a_part:
             super().save_model(output_dir, _internal_call)
             return
@@ -102,7 +102,7 @@ class LLaVATrainer(transformers.Trainer):
 
     @property
     def saves_a_part(self) -> bool:
-        """Whether a checkpoint holds only what was trained (projector or LoRA), and not the base."""
+        """Whether a checkpoint has only the trained weights (projector or LoRA), and not the base."""
         return self.tune_mm_mlp_adapter or has_lora(self.accelerator.unwrap_model(self.model))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
@@ -111,7 +111,7 @@ class LLaVATrainer(transformers.Trainer):
             return
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
-        model.config.use_cache = True  # whoever loads the checkpoint wants to generate
+        model.config.use_cache = True  # the loaded checkpoint is used for generation
         if not self.saves_a_part:
             save_llava_checkpoint(model, self.processing_class, folder, state_dict=state_dict)
         else:
@@ -121,7 +121,7 @@ class LLaVATrainer(transformers.Trainer):
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As transformers', under another folder until every process has written its part, then renamed."""
+        """As transformers', but in another folder until every process has written its part, then renamed."""
         final = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         aside = final.parent / UNFINISHED
         if self.args.should_save:
@@ -138,7 +138,7 @@ class LLaVATrainer(transformers.Trainer):
             if best != self.state.best_model_checkpoint:
                 self.state.best_model_checkpoint = best
                 self.state.save_to_json(str(aside / final.name / TRAINER_STATE_NAME))
-            shutil.rmtree(final, ignore_errors=True)  # one that was cut off, or of the run that is being overwritten
+            shutil.rmtree(final, ignore_errors=True)  # an incomplete one, or one of the run that is being overwritten
             (aside / final.name).replace(final)
             aside.rmdir()
             limit = self.args.save_total_limit
@@ -151,7 +151,7 @@ class LLaVATrainer(transformers.Trainer):
         return str(Path(folder) / UNFINISHED) if self._unfinished else folder
 
     def _best_checkpoint(self, final: Path) -> str | None:
-        """Where the best checkpoint lies in the end; it may be the one that is being written."""
+        """The final folder of the best checkpoint, which may be the one that is being written."""
         step = self.state.best_global_step
         if not step:
             return self.state.best_model_checkpoint

@@ -1,4 +1,4 @@
-"""LoRA on the language model's linear layers; projector and, if asked for, new tokens are trained beside it."""
+"""LoRA on the language model's linear layers; projector and, if requested, new tokens are trained too."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def find_all_linear_names(model: nn.Module) -> list[str]:
 
 
 def prepare_quantised(model: Any, training_args: TrainingArguments) -> Any:
-    """PEFT's preparation of quantised weights: frozen, what is not quantised in float32, gradients at the input."""
+    """PEFT's preparation of quantised models: frozen, other weights in float32, gradients at the input."""
     from peft import prepare_model_for_kbit_training
 
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=training_args.gradient_checkpointing)
@@ -52,14 +52,14 @@ def add_lora(model: Any, model_args: ModelArguments, training_args: TrainingArgu
         target_modules=language_targets(find_all_linear_names(model)),
         task_type="CAUSAL_LM",
     )
-    # The weights' type is settled by `settle_types`: under DeepSpeed PEFT's own choice, float32, would be wrong.
+    # `settle_types` sets the weights' type: under DeepSpeed PEFT's own choice, float32, would be wrong.
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     wrapped.peft_config[ADAPTER].base_model_name_or_path = model_args.model_name_or_path
     return wrapped
 
 
 def check_lora_folder(folder: Path, model_args: ModelArguments, training_args: TrainingArguments) -> None:
-    """Raise ValueError, one line, unless the folder holds LoRA of the base and the shape that the flags ask for."""
+    """Raise ValueError, one line, unless the folder has a LoRA adapter of the base and shape that the flags request."""
     finish_save(folder)
     if not is_lora_folder(folder):
         raise ValueError(
@@ -71,20 +71,20 @@ def check_lora_folder(folder: Path, model_args: ModelArguments, training_args: T
         if fields.get(name) != wanted:
             raise ValueError(
                 f"the adapter in {folder} has {name} {fields.get(name)}, but --{flag} is {wanted}; give the adapter's, "
-                f"or begin anew in another --output_dir"
+                f"or start again in another --output_dir"
             )
     base, given = base_of(folder), model_args.model_name_or_path
     if base is not None and Path(base).name != Path(given).name:  # the base may have been moved since
         raise ValueError(
             f"the adapter in {folder} was trained on {base}, not on --model_name_or_path {given}; give that base, or "
-            f"begin anew in another --output_dir"
+            f"start again in another --output_dir"
         )
 
 
 def load_lora(model: Any, folder: Path) -> None:
-    """Put a folder's adapter, and the weights that were trained beside it, into the model.
+    """Load a folder's adapter, and the other trained weights, into the model.
 
-    Raises ValueError, one line, when weights have other sizes, or something that is trained is not in the folder.
+    Raises ValueError, one line, when weights have other sizes, or trained weights are missing in the folder.
     """
     from peft import set_peft_model_state_dict
 
@@ -95,7 +95,7 @@ def load_lora(model: Any, folder: Path) -> None:
     if missing:
         raise ValueError(
             f"{folder} lacks {len(missing)} weights that are being trained, such as {missing[0]}; give the flags that "
-            f"it was trained with, or begin anew in another --output_dir"
+            f"it was trained with, or start again in another --output_dir"
         )
     inner = model.get_base_model()
     try:

@@ -1,8 +1,8 @@
-"""From a conversation to token ids and labels: what the model reads, and which tokens it is trained to say.
+"""Converts conversations to token ids and labels.
 
 A conversation becomes a list of text segments, each to be learned or not. The text is tokenised exactly as at inference
-(`llava.mm_utils.tokenizer_image_token`); a token is learned when its first character lies in a learned segment. The
-mask thus follows the actual ids and cannot drift, whatever the tokenizer does at the segments' borders.
+(`llava.mm_utils.tokenizer_image_token`); a token is learned when its first character is in a learned segment. The
+mask thus follows the actual ids and is correct for any tokenizer behaviour at the segments' borders.
 """
 
 import itertools
@@ -23,19 +23,19 @@ from llava.conversation import Conversation, SeparatorStyle
 from llava.mm_utils import with_dummy_prefix
 
 Turn = dict[str, str]  # {"from": "human" or "gpt", "value": text}
-ROLES = "roles out of turn"  # the kind of BadSample that a conversation's order gives
+ROLES = "roles out of turn"  # the kind of BadSample for a wrong order of roles
 
 
 class BadSample(ValueError):
-    """A training sample that cannot be used; the message says why, and `kind` in a few words."""
+    """A training sample that cannot be used; the message has the reason, `kind` its short form."""
 
     def __init__(self, message: str, kind: str = "unusable sample") -> None:
-        super().__init__(message)  # the message alone: the data loader builds the exception anew from it
+        super().__init__(message)  # the message only: the data loader creates the exception again from it
         self.kind = kind
 
 
 class Segment(NamedTuple):
-    """A piece of the prompt, and whether the model learns to say it."""
+    """A piece of the prompt, and whether it is learned."""
 
     text: str
     learned: bool
@@ -52,12 +52,12 @@ def preprocess(
     Args:
         sources: conversations, each a list of `{"from": "human" | "gpt", "value": str}`.
         tokenizer: must give character offsets (every tokenizer of the `tokenizers` library does).
-        has_image: whether `<image>` stands for an image; else it is ordinary text.
+        has_image: whether `<image>` is a placeholder of an image; else it is ordinary text.
         conversation: the template; default: `llava.conversation.default_conversation`.
 
     Returns:
         `input_ids` and `labels`, each a list of LongTensors `[length]`, one per conversation. Images are
-        `IMAGE_TOKEN_INDEX` in `input_ids`; what is not learned is `IGNORE_INDEX` in `labels`.
+        `IMAGE_TOKEN_INDEX` in `input_ids`; tokens that are not learned are `IGNORE_INDEX` in `labels`.
 
     Raises:
         BadSample: roles do not alternate, or the turns do not fit the template.
@@ -83,17 +83,17 @@ def preprocess_mpt(sources: list[list[Turn]], tokenizer: PreTrainedTokenizerBase
 
 
 def preprocess_plain(sources: list[list[Turn]], tokenizer: PreTrainedTokenizerBase) -> dict:
-    """`preprocess` for projector pretraining: image and caption alone; learned are the caption and its newline."""
+    """`preprocess` for projector pretraining: image and caption only; learned are the caption and its newline."""
     return preprocess(sources, tokenizer, True, llava.conversation.conv_templates["plain"])
 
 
 def preprocess_multimodal(
     sources: list[list[Turn]], data_args: Any, conversation: Conversation | None = None, image_count: int = 1
 ) -> list[list[Turn]]:
-    """Bring the `<image>` placeholders into the form the model is trained on; returns new conversations.
+    """Convert the `<image>` placeholders to the format of training; returns new conversations.
 
-    With one image, the placeholder leads its turn and is followed by a newline, however the data wrote it. With
-    several images the placeholders stay where they are, for their places are part of the question. The `mmtag`
+    With one image, the placeholder is moved to the beginning of its turn and followed by a newline. With
+    several images the placeholders stay where they are, because their positions are part of the question. The `mmtag`
     templates wrap a placeholder as `<Image>...</Image>`; `data_args.mm_use_im_start_end` adds its two tokens.
     """
     conversation = conversation or llava.conversation.default_conversation
@@ -115,7 +115,7 @@ def preprocess_multimodal(
 
 
 def to_segments(turns: list[Turn], conversation: Conversation) -> list[Segment]:
-    """The prompt of a conversation, cut where reading and learning change, by the scheme that belongs to the template.
+    """The prompt of a conversation as learned and other segments, by the scheme that belongs to the template.
 
     Raises BadSample as `preprocess` does.
     """
@@ -127,7 +127,7 @@ def to_segments(turns: list[Turn], conversation: Conversation) -> list[Segment]:
 
 
 def plain_segments(turns: list[Turn], conversation: Conversation) -> list[Segment]:
-    """Image, then the caption and a newline to learn. The human turn's text is dropped."""
+    """Image, then the caption and a newline, which are learned. The human turn's text is dropped."""
     if len(turns) != 2 or DEFAULT_IMAGE_TOKEN not in turns[0]["value"]:
         raise BadSample(
             f"--version plain takes one human turn with {DEFAULT_IMAGE_TOKEN} and one caption; this sample has "
@@ -138,10 +138,10 @@ def plain_segments(turns: list[Turn], conversation: Conversation) -> list[Segmen
 
 
 def dialogue_segments(turns: list[Turn], conversation: Conversation) -> list[Segment]:
-    """System text and questions to read; answers with their end mark to learn.
+    """System text and questions are not learned; answers with their end token are.
 
-    The prompt is rendered by the template itself, once up to the answer and once with it: the difference is what the
-    model has to say at that point, with the same spaces and end marks as at inference.
+    The template renders the prompt once up to the answer and once with it. The difference is the learned
+    text, with the same spaces and end tokens as at inference.
     """
     turns = turns if turns[0]["from"] == "human" else turns[1:]
     conversation = conversation.copy()
@@ -192,7 +192,7 @@ def encode(
             ids.append(IMAGE_TOKEN_INDEX)
             labels.append(IGNORE_INDEX)
             position += len(DEFAULT_IMAGE_TOKEN)
-        # verbose=False: the length warning would count text alone; the collator cuts and the dataset reports
+        # verbose=False: the length warning would count text only; the collator truncates and the dataset reports
         given = with_dummy_prefix(piece, tokenizer)
         encoding = tokenizer(given, return_offsets_mapping=True, verbose=False)
         shift = len(given) - len(piece)

@@ -7,10 +7,10 @@ from torch.utils.data import Sampler
 
 
 def split_to_even_chunks(indices: list[int], lengths: list[int], num_chunks: int) -> list[list[int]]:
-    """Deal `indices` out to `num_chunks` chunks of equal size whose total lengths are as close as greed makes them.
+    """Distribute `indices` over `num_chunks` chunks of equal size with similar total lengths, greedily.
 
-    Each index goes to the chunk with the smallest total that still has room. If the number of indices is not
-    divisible, they are dealt in turn, without regard to length.
+    Each index is added to the chunk with the smallest total that is not full. If the number of indices is not
+    divisible, they are distributed in turn, without regard to length.
     """
     if len(indices) % num_chunks:
         return [indices[chunk::num_chunks] for chunk in range(num_chunks)]
@@ -28,7 +28,9 @@ def split_to_even_chunks(indices: list[int], lengths: list[int], num_chunks: int
 def length_grouped_megabatches(
     lengths: list[int], batch_size: int, world_size: int, generator: torch.Generator | None
 ) -> list[list[int]]:
-    """A random permutation cut into megabatches of `world_size * batch_size`, each dealt evenly to its batches."""
+    """A random permutation divided into megabatches of `world_size * batch_size`, each distributed evenly to its
+    batches.
+    """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     size = world_size * batch_size
     megabatches = []
@@ -42,7 +44,7 @@ def length_grouped_megabatches(
 def get_length_grouped_indices(
     lengths: list[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """An order of all samples in which every `world_size * batch_size` neighbours are dealt evenly by length."""
+    """An order of all samples in which every `world_size * batch_size` neighbours are distributed evenly by length."""
     megabatches = length_grouped_megabatches(lengths, batch_size, world_size, generator)
     return [index for megabatch in megabatches for index in megabatch]
 
@@ -50,7 +52,7 @@ def get_length_grouped_indices(
 def get_modality_length_grouped_indices(
     lengths: list[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """An order of all samples in which a megabatch has one modality only, save the last.
+    """An order of all samples in which every megabatch except the last has one modality.
 
     Args:
         lengths: of each sample: positive with an image, negative without.
@@ -58,7 +60,7 @@ def get_modality_length_grouped_indices(
         world_size: processes, times gradient accumulation steps.
         generator: of the shuffling.
 
-    The full megabatches of both modalities are shuffled together; what is left of either comes last, by index.
+    The full megabatches of both modalities are shuffled together; the remaining samples of either come last, by index.
     """
     if any(length == 0 for length in lengths):
         raise ValueError("a length of 0 has no modality; lengths must be positive (image) or negative (text)")
@@ -79,7 +81,7 @@ def get_modality_length_grouped_indices(
 class LengthGroupedSampler(Sampler[int]):
     """Samples in length-grouped (or modality- and length-grouped) order, another one in each epoch.
 
-    The order depends on `seed` and epoch alone, so that all processes agree on it and a resumed run repeats it.
+    The order depends on `seed` and epoch only, so it is the same in all processes and in a resumed run.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives (the Trainer calls this)."""
+        """Set the epoch of the next iteration (the Trainer calls this)."""
         self.epoch = epoch
 
     def __len__(self) -> int:

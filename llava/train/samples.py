@@ -1,4 +1,4 @@
-"""One training sample at a time: is it usable, and why not. The data set and `check_data` both go by this file."""
+"""Checks and preparation of single training samples, for the data set and `check_data`."""
 
 import json
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ class Encoded(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where text lies once every image has taken its place.
+    """Positions of text tokens after the insertion of images.
 
-    positions [length], of each token of `input_ids` (of an image: its first); total, the length of all.
+    positions [length], of each token of `input_ids` (of an image: its first); total: the whole length.
     """
 
     positions: Tensor
@@ -49,7 +49,7 @@ def read_samples(data_path: str | None) -> list[dict[str, Any]]:
         raise ValueError(f"--data_path {data_path}: no such file; give a JSON list of samples")
     try:
         samples = json.loads(Path(data_path).read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
+    except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(f"{data_path} is not JSON: {error}") from error
     if not isinstance(samples, list) or not samples or not all(isinstance(sample, dict) for sample in samples):
         raise ValueError(f"{data_path} must hold a non-empty JSON list of samples (objects)")
@@ -57,7 +57,7 @@ def read_samples(data_path: str | None) -> list[dict[str, Any]]:
 
 
 def image_names(sample: dict[str, Any]) -> list[str]:
-    """The sample's image paths; none for a text-only sample. Raises BadSample for anything else than paths."""
+    """The sample's image paths; none for a text-only sample. Raises BadSample for anything other than paths."""
     names = sample.get("image") or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -72,7 +72,7 @@ def words(sample: dict[str, Any]) -> int:
 
 
 def read_turns(sample: dict[str, Any]) -> list[dict[str, str]]:
-    """The sample's turns; raises BadSample unless each says from whom it is and holds text."""
+    """The sample's turns; raises BadSample unless each has a role and text."""
     turns = sample.get("conversations")
     turns = turns if isinstance(turns, list) else []
     told = [isinstance(turn, dict) and isinstance(turn.get("value"), str) and "from" in turn for turn in turns]
@@ -82,10 +82,10 @@ def read_turns(sample: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def segments_of(sample: dict[str, Any], data_args: Any, conversation: Conversation) -> list[Segment]:
-    """What is read and what is learned, as text. Needs no tokenizer and opens no image.
+    """The learned and other segments of text. Needs no tokenizer and opens no image.
 
-    data_args: `mm_use_im_start_end` is looked at.
-    Raises BadSample: malformed, roles out of turn, not for this template, other than one placeholder for each image,
+    data_args: `mm_use_im_start_end` is used.
+    Raises BadSample: malformed, roles in the wrong order, not for this template, not one placeholder for each image,
     or nothing to learn.
     """
     turns, names = read_turns(sample), image_names(sample)
@@ -111,7 +111,7 @@ def encode_sample(
 
 
 def spread_out(input_ids: Tensor, visual_tokens: Sequence[int]) -> Layout:
-    """Where the tokens of `input_ids` lie when its images take `visual_tokens` places each."""
+    """The positions of the tokens of `input_ids` when its images take `visual_tokens` positions each."""
     sizes = torch.ones_like(input_ids)
     sizes[input_ids == IMAGE_TOKEN_INDEX] = torch.tensor(visual_tokens, dtype=sizes.dtype)
     ends = sizes.cumsum(0)
@@ -119,7 +119,7 @@ def spread_out(input_ids: Tensor, visual_tokens: Sequence[int]) -> Layout:
 
 
 def check_room(encoded: Encoded, visual_tokens: Sequence[int], limit: int) -> None:
-    """Raise BadSample when all that is to be learned lies beyond the `limit` at which sequences are cut.
+    """Raise BadSample when all learned tokens are beyond the `limit` at which sequences are truncated.
 
     visual_tokens: of each image.
     """
@@ -134,7 +134,7 @@ def check_room(encoded: Encoded, visual_tokens: Sequence[int], limit: int) -> No
 
 
 def find_image(path: Path) -> Path:
-    """`path`, or the file beside it with another image extension (some OCR-VQA images are .gif, listed as .jpg)."""
+    """`path`, or the same file with another image extension (some OCR-VQA images are .gif, listed as .jpg)."""
     for candidate in (path, *(path.with_suffix(extension) for extension in IMAGE_EXTENSIONS)):
         if candidate.is_file():
             return candidate
@@ -142,7 +142,7 @@ def find_image(path: Path) -> Path:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The whole picture in RGB. Raises BadSample when the file is damaged or no picture."""
+    """The whole picture in RGB. Raises BadSample when the file is damaged or not a picture."""
     try:
         with Image.open(path) as file:
             return file.convert("RGB")

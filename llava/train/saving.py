@@ -1,7 +1,7 @@
-"""What a run saves: a projector, a LoRA adapter with all that was trained beside it, or a whole checkpoint.
+"""Saving of a run: a projector, a LoRA adapter with the other trained weights, or a whole checkpoint.
 
-Under ZeRO-3 each process holds a part of every weight. The functions whose names end in `maybe_zero_3` gather them;
-all processes have to call them, whoever writes the result.
+Under ZeRO-3 each process has a part of every weight. The functions whose names end in `maybe_zero_3` gather them;
+all processes have to call them, also those that do not write.
 """
 
 import copy
@@ -29,7 +29,7 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
 class BadCheckpoint(ValueError):
-    """A checkpoint that a run cannot go on from; the message says why."""
+    """A checkpoint from which a run cannot continue; the message has the reason."""
 
 
 def maybe_zero_3(param: nn.Parameter, ignore_status: bool = False, name: str | None = None) -> Tensor:
@@ -83,9 +83,9 @@ def has_lora(model: nn.Module) -> bool:
 
 
 def trained_weights(model: Any) -> dict[str, Tensor]:
-    """Everything that is being trained, whole and on the CPU; with LoRA also what its base could not give again.
+    """All trained weights, whole and on the CPU; with LoRA also changed weights that the base does not have.
 
-    That is the biases `--lora_bias` asks for, and the output layer when new tokens have given it rows.
+    These are the biases of `--lora_bias`, and the output layer when new tokens have added rows.
     """
     if has_lora(model):
         trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
@@ -98,25 +98,25 @@ def trained_weights(model: Any) -> dict[str, Tensor]:
 
 
 def save_projector(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write `config.json` and `mm_projector.bin`: what stage 1 trained, by the names of the model."""
+    """Write `config.json` and `mm_projector.bin`: the weights trained in stage 1, by the names of the model."""
     with written_aside(folder) as partial:
         model.config.save_pretrained(partial)
         torch.save(weights, partial / PROJECTOR_FILE)
 
 
 def save_lora(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write all that a base model lacks to become what was trained.
+    """Write everything needed besides the base model.
 
-    The adapter in PEFT's form, `non_lora_trainables.bin` (projector, perhaps embeddings and image_newline; names begin
-    with `base_model.model.`), and LLaVA's config.json.
+    This is the adapter in PEFT's format, `non_lora_trainables.bin` (projector, possibly embeddings and image_newline;
+    names begin with `base_model.model.`), and LLaVA's config.json.
     """
     from peft import get_peft_model_state_dict
 
     adapter = get_peft_model_state_dict(model, weights, adapter_name=ADAPTER, save_embedding_layers=False)
-    inside = ("lora_", ".base_layer.")  # the biases of layers with LoRA go with the adapter
+    inside = ("lora_", ".base_layer.")  # the biases of layers with LoRA are saved with the adapter
     others = {name: value for name, value in weights.items() if not any(part in name for part in inside)}
     config = copy.deepcopy(model.peft_config[ADAPTER])
-    config.target_modules = adapted_layer_names(model)  # a list of names, as LLaVA's readers know it
+    config.target_modules = adapted_layer_names(model)  # a list of names, as LLaVA's readers expect
     config.inference_mode = True
     with written_aside(folder) as partial:
         save_file({name: value.contiguous() for name, value in adapter.items()}, partial / "adapter_model.safetensors")
@@ -133,9 +133,9 @@ def adapted_layer_names(model: nn.Module) -> list[str]:
 
 
 def _portable_config(model: Any) -> dict[str, Any]:
-    """The fields of config.json, with a vision tower that is found from anywhere."""
+    """The fields of config.json, with a vision tower that can be found from any folder."""
     fields = json.loads(model.config.to_json_string(use_diff=False))
-    fields.pop("quantization_config", None)  # how the base is held while training, not what was trained
+    fields.pop("quantization_config", None)  # the quantisation of the base in training, not part of the result
     tower = model.get_vision_tower()
     if tower is not None and Path(tower.source).is_dir():
         fields["mm_vision_tower"] = str(Path(tower.source).resolve())
@@ -157,10 +157,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def last_complete_checkpoint(output_dir: str | None) -> str | None:
-    """The newest `checkpoint-N` in `output_dir` that was saved to its end, or None.
+    """The newest complete `checkpoint-N` in `output_dir`, or None.
 
     This project's checkpoints get their name only when every process has written its part. Those of other programs may
-    be cut off; the Trainer writes the state file last, so a folder without a readable one is passed over.
+    be incomplete; the Trainer writes the state file last, so a folder without a readable one is skipped.
     """
     numbered = [
         (int(folder.name.rpartition("-")[2]), folder)
@@ -178,9 +178,9 @@ def last_complete_checkpoint(output_dir: str | None) -> str | None:
 
 
 def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the small files of a checkpoint once and remove them, so that what cannot be saved is known before step 1.
+    """Write the small files of a checkpoint once and remove them, to find errors in saving before step 1.
 
-    Raises ValueError, one line, when the folder cannot be written or a config not be saved.
+    Raises ValueError, one line, when the folder cannot be written or a config cannot be saved.
     """
     trial = folder / ".trial"
     try:

@@ -2,9 +2,9 @@
 
 Stage 1 (`--tune_mm_mlp_adapter True --version plain`) trains the projector on captions. Stage 2 (`--version v1
 --pretrain_mm_mlp_adapter .../mm_projector.bin`) trains projector and language model on dialogues, and the vision tower
-too with `--unfreeze_mm_vision_tower True`; with `--lora_enable True` LoRA stands in for the language model's weights,
-which `--bits 4` quantises. A run that was interrupted goes on from its last checkpoint. With `--pruner`
-the language model sees pruned visual tokens, and checkpoints remember the pruner.
+too with `--unfreeze_mm_vision_tower True`; with `--lora_enable True` LoRA is trained instead of the language model's
+weights, which `--bits 4` quantises. An interrupted run continues from its last checkpoint. With `--pruner`
+the language model gets pruned visual tokens, and checkpoints store the pruner.
 """
 
 import os
@@ -91,14 +91,14 @@ ARGUMENTS: list[Any] = [ModelArguments, DataArguments, TrainingArguments]
 def train(attn_implementation: str | None = None, argv: list[str] | None = None) -> LLaVATrainer:
     """Parse the flags (default: the command line), train, and save the result to `--output_dir`.
 
-    Returns the trainer, whose `state.log_history` holds the losses. Raises ValueError for flags or data that cannot
-    work; `BadSample` names the sample.
+    Returns the trainer, whose `state.log_history` holds the losses. Raises ValueError for invalid flags or
+    data; `BadSample` names the sample.
     """
     return run(prepare(attn_implementation, argv))
 
 
 def prepare(attn_implementation: str | None = None, argv: list[str] | None = None) -> LLaVATrainer:
-    """Flags, model and data in a trainer that is ready to start."""
+    """A trainer with flags, model and data, ready to start."""
     parser = HfArgumentParser(ARGUMENTS)
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     return build_trainer(model_args, data_args, training_args, attn_implementation)
@@ -124,10 +124,10 @@ def build_trainer(
     training_args: TrainingArguments,
     attn_implementation: str | None = None,
 ) -> LLaVATrainer:
-    """Model, tokenizer and data as the arguments say, in a trainer.
+    """A trainer with model, tokenizer and data according to the arguments.
 
-    `attn_implementation` holds where `--attn_implementation` is not given. Without `--resume_from_checkpoint` the last
-    complete checkpoint in the output folder is taken for it, if there is one.
+    `attn_implementation` is the default of `--attn_implementation`. The default of `--resume_from_checkpoint` is the
+    last complete checkpoint in the output folder, if there is one.
     """
     check_flags(model_args, training_args)
     model_args.attn_implementation = model_args.attn_implementation or attn_implementation
@@ -140,7 +140,7 @@ def build_trainer(
     tokenizer.model_max_length = training_args.model_max_length
     tokenizer.padding_side = "right"
     conversation = choose_conversation(model_args.version, tokenizer, model)
-    # New weights are drawn before the Trainer sets its seed, and alike on every process and under every ZeRO stage.
+    # New weights are drawn before the Trainer sets its seed, and equal on every process and with every ZeRO stage.
     transformers.set_seed(training_args.seed)
     add_vision(model, tokenizer, model_args, data_args, training_args)
     if training_args.lora_enable:
@@ -166,7 +166,10 @@ def build_trainer(
 
 
 def choose_checkpoint(model_args: ModelArguments, training_args: TrainingArguments) -> None:
-    """Settle from which checkpoint to go on, if any. Raises ValueError, one line, when it is of another kind of run."""
+    """Decide from which checkpoint to continue, if any.
+
+    Raises ValueError, one line, when its run is of another kind.
+    """
     if training_args.resume_from_checkpoint is None and not training_args.overwrite_output_dir:
         training_args.resume_from_checkpoint = last_complete_checkpoint(training_args.output_dir)
     resumed = training_args.resume_from_checkpoint
@@ -178,7 +181,7 @@ def choose_checkpoint(model_args: ModelArguments, training_args: TrainingArgumen
 
 
 def summary(trainer: LLaVATrainer) -> str:
-    """What is about to happen, in one line: weights, samples, steps, devices and batch."""
+    """A summary of the run in one line: weights, samples, steps, devices and batch."""
     arguments, parameters = trainer.args, list(trainer.model.parameters())
     trained = sum(full_size(parameter) for parameter in parameters if parameter.requires_grad)
     loader = trainer.get_train_dataloader()
@@ -192,9 +195,9 @@ def summary(trainer: LLaVATrainer) -> str:
 
 
 def choose_pruner(model_args: ModelArguments, training_args: TrainingArguments) -> Pruner | None:
-    """The pruner of `--pruner`, or else the one that a starting point of the run remembers; prints which.
+    """The pruner of `--pruner`, or else the one stored in a starting point of the run; prints which.
 
-    Raises ValueError, one line, when a starting point remembers something that cannot be understood.
+    Raises ValueError, one line, when the stored one is invalid.
     """
     if model_args.pruner is not None:
         wanted = parse_pruner(model_args.pruner)
@@ -209,9 +212,9 @@ def choose_pruner(model_args: ModelArguments, training_args: TrainingArguments) 
 
 
 def starting_points(model_args: ModelArguments, training_args: TrainingArguments) -> list[Path]:
-    """Folders whose config.json tells how the weights that a run starts from were trained: model, then projector.
+    """Folders whose config.json describes the training of a run's initial weights: model, then projector.
 
-    A checkpoint to resume from stands alone, because it was made from the others.
+    A checkpoint to resume from is the only one, because it was made from the others.
     """
     resumed = Path(training_args.resume_from_checkpoint or "")
     if training_args.resume_from_checkpoint and (resumed / "config.json").is_file():
@@ -224,7 +227,7 @@ def starting_points(model_args: ModelArguments, training_args: TrainingArguments
 
 
 def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments) -> None:
-    """Attach the pruner for the run and have the model's config, hence every checkpoint, remember it.
+    """Attach the pruner for the run and store it in the model's config, and so in every checkpoint.
 
     Raises ValueError, one line, when it does not fit the model.
     """
@@ -237,14 +240,14 @@ def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments) -> N
             f"--pruner none"
         )
     handle = attach(model, pruner)
-    if not handle.watches_decoder:  # what is cut inside the language model still takes its place in the sequence
+    if not handle.watches_decoder:  # else dropped tokens still count in the sequence length
         data_args.image_tokens = min(data_args.image_tokens, pruner.tokens_of(data_args.image_tokens))
     if data_args.tile_count is not None:
         data_args.tile_count = replace(data_args.tile_count, pruner=pruner)
 
 
 def choose_conversation(version: str, tokenizer: PreTrainedTokenizerBase, model: Any) -> Conversation:
-    """The template named by `--version`, with the pad token that goes with it."""
+    """Set the template named by `--version`, and its pad token."""
     if version == "v0" and tokenizer.pad_token is None:
         smart_tokenizer_and_embedding_resize({"pad_token": "[PAD]"}, tokenizer, model)
     elif version != "v0":
@@ -259,7 +262,7 @@ def add_vision(
     data_args: DataArguments,
     training_args: TrainingArguments,
 ) -> None:
-    """Vision tower, projector and image tokens, and what the checkpoint's config must remember of them."""
+    """Set up vision tower, projector and image tokens, and their fields in the checkpoint's config."""
     config = model.config
     model_args.vision_tower = model_args.vision_tower or getattr(config, "mm_vision_tower", None)
     config.tokenizer_padding_side = tokenizer.padding_side
@@ -274,7 +277,7 @@ def add_vision(
     warn_of_other_pictures(config, model_args, data_args)
     brings_own_tower = getattr(config, "unfreeze_mm_vision_tower", False)
     model.get_model().initialize_vision_modules(model_args)
-    # a tower that was trained once differs from its source for ever: every later checkpoint has to carry it
+    # a trained tower differs from its source, so every later checkpoint has to include it
     config.unfreeze_mm_vision_tower = brings_own_tower or model_args.unfreeze_mm_vision_tower
     config.image_aspect_ratio = data_args.image_aspect_ratio
     config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
@@ -284,7 +287,7 @@ def add_vision(
     config.mm_use_im_start_end = model_args.mm_use_im_start_end
     config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
     if model_args.version != "plain":
-        config.conv_version = model_args.version  # so that inference need not guess the template from a folder's name
+        config.conv_version = model_args.version  # so that inference need not infer the template from a folder's name
     model.initialize_vision_tokenizer(model_args, tokenizer)
     tower = model.get_vision_tower()
     if data_args.image_aspect_ratio == "anyres":
@@ -292,7 +295,7 @@ def add_vision(
     if model_args.attn_implementation is not None:
         tower.vision_tower.set_attn_implementation(model_args.attn_implementation)
     halve = not training_args.use_cpu and not config.unfreeze_mm_vision_tower
-    if not any(map(is_partitioned, tower.parameters())):  # ZeRO-3 has chosen the type, and shows empty tensors here
+    if not any(map(is_partitioned, tower.parameters())):  # ZeRO-3 has chosen the type, and tensors are empty here
         tower.to(dtype=compute_type(training_args) if halve or training_args.deepspeed else torch.float32)
     data_args.image_processor = tower.image_processor
     data_args.image_tokens = tower.num_patches
@@ -301,7 +304,7 @@ def add_vision(
 
 
 def choose_trainable(model: Any, model_args: ModelArguments, training_args: TrainingArguments) -> None:
-    """Freeze and unfreeze language model, projector and tower as the flags say."""
+    """Freeze and unfreeze language model, projector and tower according to the flags."""
     body = model.get_model()
     tower = model.get_vision_tower()
     projector = getattr(body, "mm_projector", None)
@@ -315,13 +318,13 @@ def choose_trainable(model: Any, model_args: ModelArguments, training_args: Trai
             model.get_input_embeddings().requires_grad_(True)  # the rows of the two new tokens have to be learned
     if projector is not None:
         projector.requires_grad_(not training_args.freeze_mm_mlp_adapter)
-    if hasattr(body, "image_newline"):  # shares the projector's fate, unless no row of an image ends with it
+    if hasattr(body, "image_newline"):  # trained with the projector, unless no row of an image ends with it
         used = "unpad" in model.config.mm_patch_merge_type
         body.image_newline.requires_grad_(used and not training_args.freeze_mm_mlp_adapter)
     if tower is not None:
         tower.requires_grad_(False)
         if model_args.unfreeze_mm_vision_tower:
-            # The features leave before the last layers: those get no gradient, which DDP would wait for
+            # The layers after the feature layer get no gradient, for which DDP would wait
             vision_model, used = tower.vision_tower, tower.layers_run
             for part in (vision_model.embeddings, vision_model.pre_layrnorm, *vision_model.encoder.layers[:used]):
                 part.requires_grad_(True)
@@ -344,9 +347,9 @@ def smart_tokenizer_and_embedding_resize(
 
 
 def safe_save_model_for_hf_trainer(trainer: transformers.Trainer, output_dir: str | None) -> None:
-    """Save what was trained: projector, LoRA or whole model, as the flags say (see `LLaVATrainer`).
+    """Save projector, LoRA or whole model, according to the flags (see `LLaVATrainer`).
 
-    All processes have to call it, as they hold parts of the weights under ZeRO-3; the first one writes.
+    All processes have to call it, because each has parts of the weights under ZeRO-3; the first one writes.
     """
     trainer.save_model(output_dir)
 
@@ -358,7 +361,7 @@ def rank0_print(*values: Any) -> None:
 
 
 def main(argv: list[str] | None = None, attn_implementation: str | None = None) -> None:
-    """Entry point: `train`, with unusable flags, models and samples as one line instead of a traceback."""
+    """Entry point: `train`, with invalid flags, models and samples as one line instead of a traceback."""
     try:
         trainer = prepare(attn_implementation, argv)
     except ValueError as error:
@@ -366,7 +369,7 @@ def main(argv: list[str] | None = None, attn_implementation: str | None = None) 
     try:
         run(trainer)
     except (BadSample, BadCheckpoint) as error:
-        # from a worker process the message comes wrapped in that process's traceback
+        # from a worker process the message is wrapped in that process's traceback
         raise SystemExit(f"error: {str(error).rpartition('BadSample: ')[2].strip()}") from error
 
 

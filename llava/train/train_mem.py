@@ -1,4 +1,4 @@
-"""Train with FlashAttention 2 where it is installed and the device has it, else with torch's own fused attention."""
+"""Train with FlashAttention 2 where it is installed and supported, else with torch's own fused attention."""
 
 import torch
 from transformers.utils import is_flash_attn_2_available, logging

@@ -1,7 +1,7 @@
-"""Start the projector: teach it to turn each patch feature into the vector that the language model knows it by.
+"""Initialise the projector: train it to map each patch feature to the language model's vector for this patch.
 
-A regression (mean squared error) on fresh pictures, tower frozen. The result, ``mm_projector.bin``, is what LLaVA's
-first stage then starts from (``--pretrain_mm_mlp_adapter``).
+A regression (mean squared error) on fresh pictures, with the tower frozen. LLaVA's first stage then starts from the
+result, ``mm_projector.bin`` (``--pretrain_mm_mlp_adapter``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="file to write: mm_projector.bin")
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=2048, help="patches a step")
+    parser.add_argument("--batch", type=int, default=2048, help="patches per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=4)
     args = parser.parse_args(argv)
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
             targets.append(facts @ embed_facts.T)
             named.append(facts[:, 0] < 1)
     x, y, thing = torch.cat(features).clone(), torch.cat(targets).clone(), torch.cat(named)
-    # things are one patch in eight; drawn as often as background they are learnt as well
+    # objects are one patch in eight; they are sampled as often as the background
     weights = torch.where(thing, 0.5 / thing.sum(), 0.5 / (~thing).sum()).double()
 
     width = y.shape[1]

@@ -1,7 +1,7 @@
 """Write the embedded data sets: LLaVA's JSON for the two training stages, question files for the benchmark.
 
-Splits differ by seed only: ``train`` scenes never occur in ``dev`` (for every choice made while building) or ``test``
-(for reported numbers). Everything can be made again from the seeds, so no picture is stored in the repository.
+Splits differ by seed only: ``train`` scenes never occur in ``dev`` (for choices in development) or ``test``
+(for reported numbers). Everything can be regenerated from the seeds, so no picture is stored in the repository.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def scene_at(split: str, number: int) -> tuple[Scene, np.random.Generator]:
 
 
 def save_picture(scene: Scene, path: Path) -> None:
-    """Write a picture once: a second run finds it there. Written aside and renamed, so none is ever half there."""
+    """Write a picture, unless it exists, to a temporary file that is then renamed."""
     if not path.exists():
         part = path.with_suffix(".part")
         Image.fromarray(draw(scene)).save(part, format="PNG", compress_level=1)
@@ -35,7 +35,7 @@ def save_picture(scene: Scene, path: Path) -> None:
 
 
 def write_training(out: Path, first: int, scenes: int, questions: int) -> None:
-    """``pretrain.json`` (captions) and ``finetune.json`` (several questions a picture), pictures in ``images/``."""
+    """``pretrain.json`` (captions) and ``finetune.json`` (several questions per picture), pictures in ``images/``."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     captions: list[dict] = []
     dialogues: list[dict] = []
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--split", choices=SPLIT_SEEDS, default="test")
     parser.add_argument("--scenes", type=int, default=250)
-    parser.add_argument("--questions", type=int, help="questions a scene (default: 8 for training, 6 else)")
+    parser.add_argument("--questions", type=int, help="questions per scene (default: 8 for training, 6 else)")
     parser.add_argument("--first", type=int, default=0, help="train only: number of the first scene")
     parser.add_argument("--kinds", default=",".join(MAKERS), help="dev and test: comma-separated question types")
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Write a trained embedded model as the checkpoint that ships: LLaVA's layout, float16, its own tower inside."""
+"""Write a trained embedded model as the committed checkpoint: LLaVA's layout, float16, with its own tower."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("playground/embedded"))
     args = parser.parse_args(argv)
     tokenizer, model, image_processor, _ = load_pretrained_model(args.model, None, "embedded", device="cpu")
-    model.config.unfreeze_mm_vision_tower = True  # there is nowhere else to load this tower from
+    model.config.unfreeze_mm_vision_tower = True  # this tower exists nowhere else
     save_llava_checkpoint(model, tokenizer, args.out, image_processor=image_processor, dtype=torch.float16)
 
 

@@ -1,8 +1,8 @@
-"""Pre-train the embedded language model on symbolic scenes: no pictures, each visual token is a list of facts.
+"""Pre-train the embedded language model on symbolic scenes: no pictures, each visual token encodes a list of facts.
 
-A sequence is what LLaVA will see later (the v1 template with several questions, or a plain caption), the visual tokens
-being a random part of the scene's patches. Learning to answer from clean facts first is what makes an hour of CPU time
-suffice: from pixels alone the yes/no types stay at chance for long. Resumable like ``pretrain_vision``.
+A sequence has LLaVA's format (the v1 template with several questions, or a plain caption), and the visual tokens
+are a random part of the scene's patches. Because it first learns to answer from clean facts, an hour of CPU time is
+enough: from pixels only, the yes/no types stay at chance for long. Resumable like ``pretrain_vision``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from scripts.embedded.scenes import Scene, compose, label_patches
 from scripts.embedded.symbols import COVERED_ENOUGH, FACTS, fact_words, facts_of
 from scripts.embedded.tokenizer import build
 
-# The order in which question types are learnt. All at once from the start they hold each other at chance for very long;
-# a lookup that is known carries over to the next type.
+# The order in which question types are learnt. When all are learnt at once, they stay at chance for very long;
+# a learnt lookup transfers to the next type.
 LESSONS = ("letter", "color", "shape", "where", "exist", "count", "relation", "background")
 
 
@@ -43,7 +43,7 @@ def language_config(vocab_size: int) -> LlamaConfig:
         num_key_value_heads=3,
         max_position_embeddings=2048,
         rms_norm_eps=1e-5,
-        initializer_range=0.05,  # the usual 0.02 is small for so narrow a model: attention starts out nearly even
+        initializer_range=0.05,  # the usual 0.02 is small for such a narrow model: attention starts nearly uniform
         pad_token_id=0,
     )
 
@@ -51,8 +51,8 @@ def language_config(vocab_size: int) -> LlamaConfig:
 class Reader(nn.Module):
     """The language model and the linear map from facts to its word space.
 
-    A fact that has a word starts as that word's embedding, so that matching a question's words to patches is one thing
-    to learn instead of one for each word. Places start small: their many waves would drown the names.
+    A fact that has a word starts as that word's embedding, so that one mapping from question words to patches is learnt
+    instead of one for each word. Positions start small: their many waves would dominate the names.
     """
 
     def __init__(self, tokenizer: LlamaTokenizer) -> None:
@@ -69,8 +69,9 @@ class Reader(nn.Module):
 
 
 def some_patches(scene: Scene, rng: np.random.Generator, density: float) -> torch.Tensor:
-    """Facts of a random part of the patches, in raster order: of each thing its fullest patch and a share of the
-    others, of the background at least three. ``density`` (0..1) scales the shares: few tokens are learnt sooner."""
+    """Facts of a random part of the patches, in raster order: of each object its most covered patch and a fraction
+    of the others, of the background at least three. ``density`` (0..1) scales the fractions: few tokens are learnt
+    sooner."""
     labels = label_patches(scene)
     named = labels.covered >= COVERED_ENOUGH
     share = np.where(named, rng.uniform(0.3, 1.0), rng.uniform(0.005, 0.12))
@@ -140,7 +141,7 @@ def forward(
     target = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
     hidden = model.language.model(inputs_embeds=pad_sequence(embeds, batch_first=True), attention_mask=mask)[0]
     answered = target[:, 1:] != IGNORE_INDEX
-    logits = model.language.lm_head(hidden[:, :-1][answered]).float()  # answers only: most positions teach nothing
+    logits = model.language.lm_head(hidden[:, :-1][answered]).float()  # answers only: most positions have no label
     true = target[:, 1:][answered]
     with torch.no_grad():
         wrong = torch.zeros_like(answered)
@@ -186,7 +187,7 @@ class Course:
     def update(
         self, rate: float, batch: int, questions: int, density: float, kinds: tuple[str, ...], terse: bool
     ) -> tuple[float, list[tuple[str, bool]]]:
-        """One optimizer step on fresh scenes, which are a function of the number of the step."""
+        """One optimizer step on fresh scenes, which are a function of the step number."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1, (self.updates + 1) / 50)
         rng = np.random.default_rng((self.args.seed, self.updates))
@@ -205,7 +206,7 @@ class Course:
             log.write(json.dumps(figures) + "\n")
 
     def take_lessons(self) -> None:
-        """Each lesson ends when its new type is answered, or after ``--lesson-steps``."""
+        """Each lesson ends when its new type is learnt, or after ``--lesson-steps``."""
         while self.lesson < len(LESSONS):
             new, known = LESSONS[self.lesson], LESSONS[: self.lesson]
             recent: list[tuple[str, bool]] = []
@@ -225,7 +226,7 @@ class Course:
             self.save()
 
     def practise(self) -> None:
-        """All types, several questions a scene and captions, in LLaVA's own format with more and more patches."""
+        """All types, several questions per scene and captions, in LLaVA's own format with more and more patches."""
         began, first = time.time(), self.step
         recent: list[tuple[str, bool]] = []
         while self.step < self.args.steps:
@@ -253,10 +254,10 @@ class Course:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model, its checkpoint and log.jsonl")
-    parser.add_argument("--lesson-steps", type=int, default=400, help="most steps of one lesson")
+    parser.add_argument("--lesson-steps", type=int, default=400, help="maximal steps of one lesson")
     parser.add_argument("--steps", type=int, default=900, help="steps after the lessons")
-    parser.add_argument("--batch", type=int, default=20, help="scenes a step; twice as many in a lesson")
-    parser.add_argument("--questions", type=int, default=8, help="questions a scene; two in a lesson")
+    parser.add_argument("--batch", type=int, default=20, help="scenes per step; twice as many in a lesson")
+    parser.add_argument("--questions", type=int, default=8, help="questions per scene; two in a lesson")
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--seed", type=int, default=12)
     parser.add_argument("--save-every", type=int, default=100)

@@ -1,10 +1,10 @@
-"""Pre-train the embedded vision tower: a 12-layer CLIPVisionModel that learns to caption and to name its patches.
+"""Pre-train the embedded vision tower: a 12-layer CLIPVisionModel that learns captions and patch labels.
 
-The CLS token (last layer, pooled, as CLIP trains it) names what is in the picture: colour-shape pairs, the letter, the
-background (multi-label). The patch tokens of the feature layer (-2, what LLaVA reads) name the colour, shape, place and
-centre of what they show. The heads are thrown away afterwards; only the tower is kept.
+The CLS token (last layer, pooled, as in CLIP) predicts the contents of the picture: colour-shape pairs, the letter, the
+background (multi-label). The patch tokens of the feature layer (-2, which LLaVA reads) predict the colour, shape,
+position and centre of their object. The heads are discarded afterwards; only the tower is kept.
 
-Most steps see 12 x 12-patch windows at random offsets of the 24 x 24 grid (four times cheaper than full pictures), the
+Most steps use 12 x 12-patch windows at random offsets of the 24 x 24 grid (four times cheaper than full pictures), the
 last ones full pictures. Resumable: a checkpoint every ``--save-every`` steps, continued when the command is run again.
 """
 
@@ -56,7 +56,7 @@ def tower_config() -> CLIPVisionConfig:
 
 
 def sincos_positions(dim: int) -> torch.Tensor:
-    """2-D sine-cosine table ``[GRID * GRID, dim]``: learnable from there on, but not learnt from nothing."""
+    """2-D sine-cosine table ``[GRID * GRID, dim]``: an initialisation that is trained further."""
     frequency = 1.0 / 100 ** (torch.arange(dim // 4) / (dim // 4))
     angle = torch.arange(GRID)[:, None] * frequency
     axis = torch.cat([angle.sin(), angle.cos()], 1)
@@ -66,7 +66,7 @@ def sincos_positions(dim: int) -> torch.Tensor:
 
 
 class Pretrainer(nn.Module):
-    """The tower with its throw-away heads."""
+    """The tower with its temporary heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def words_of(scene: Scene) -> np.ndarray:
 
 
 def make_batch(rng: np.random.Generator, count: int, side: int) -> dict[str, torch.Tensor]:
-    """``count`` fresh pictures of ``side`` x ``side`` patches, each at a random place of the grid."""
+    """``count`` fresh pictures of ``side`` x ``side`` patches, each at a random position of the grid."""
     rows = []
     for _ in range(count):
         scene = compose(rng, side * PATCH)
@@ -116,7 +116,7 @@ def make_batch(rng: np.random.Generator, count: int, side: int) -> dict[str, tor
         positions = ((np.arange(side) + top)[:, None] * GRID + np.arange(side) + left).ravel()
         thing = labels.covered >= COVERED_ENOUGH
         own = np.stack([positions % GRID, positions // GRID], 1) / (GRID - 1)
-        # the centre counts from the full picture's corner, like the patch's own place
+        # the centre is relative to the full picture's corner, like the patch's own position
         centre = (labels.centre * side + np.array([left, top])) / GRID
         place = np.concatenate([own, np.where(thing[:, None], centre, own)], 1).astype(np.float32)
         rows.append(
@@ -137,7 +137,7 @@ def make_batch(rng: np.random.Generator, count: int, side: int) -> dict[str, tor
 
 
 def losses(model: Pretrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-    """Weighted sum, and what a person wants to see. Objects and background are averaged apart: objects are few."""
+    """The weighted loss, and its parts for the log. Objects and background are averaged separately: objects are few."""
     cls, patches = model(batch["pixels"], batch["positions"])
     cls, patches = cls.float(), patches.float()
     thing, background = batch["shape"] > 0, (batch["shape"] == 0) & batch["clean"]
@@ -188,8 +188,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tower, its checkpoint and log.jsonl")
     parser.add_argument("--window-steps", type=int, default=1300)
     parser.add_argument("--full-steps", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=32, help="windows a step")
-    parser.add_argument("--full-batch", type=int, default=10, help="full pictures a step")
+    parser.add_argument("--batch", type=int, default=32, help="windows per step")
+    parser.add_argument("--full-batch", type=int, default=10, help="full pictures per step")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--full-lr", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=1)

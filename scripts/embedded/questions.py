@@ -1,8 +1,8 @@
 """Questions, answers and captions of a scene: the embedded benchmark's eight question types.
 
 ``exist`` (in the manner of POPE: half yes, negatives mostly adversarial), ``color``, ``shape``, ``where``,
-``relation``, ``count``, ``letter`` and ``background``. Answers of a type are drawn to be even, so that a blind model
-gains nothing.
+``relation``, ``count``, ``letter`` and ``background``. The answers of a type are uniformly distributed, so that a
+blind model is at chance.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scripts.embedded.scenes import COLOUR_NAMES, PATTERNS, SHAPES, Scene, Thing
 
 PLURAL = {shape: shape + "s" for shape in SHAPES} | {"cross": "crosses"}
 NUMBERS = ("zero", "one", "two", "three")
-APART = 30  # pixels between two things, or a thing and the middle, before left/right or above/below may be asked
+APART = 30  # minimal pixels between two objects, or an object and the centre, for left/right or above/below questions
 
 
 class SceneQuestion(NamedTuple):
@@ -50,7 +50,7 @@ def _exist(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
         answer = "yes"
     else:
         colours, shapes = sorted({c for c, _ in present}), sorted({s for _, s in present})
-        if rng.random() < 0.7:  # adversarial: colour and shape are both there, on different objects
+        if rng.random() < 0.7:  # adversarial: colour and shape both exist, on different objects
             absent = [(c, s) for c in colours for s in shapes if (c, s) not in present]
         else:
             absent = [(c, s) for c in COLOUR_NAMES for s in SHAPES if (c in colours) != (s in shapes)]
@@ -99,7 +99,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
                 pairs.append((phrase, other_phrase, gap > 0))
     if not pairs:
         return None
-    phrase, other_phrase, true = _pick(rng, pairs)  # both orders are in the list, so yes and no are even
+    phrase, other_phrase, true = _pick(rng, pairs)  # both orders are in the list, so yes and no are equally frequent
     relation = "above" if upright else "to the left of"
     return SceneQuestion("relation", f"Is {phrase} {relation} {other_phrase}?", "yes" if true else "no")
 
@@ -137,7 +137,7 @@ MAKERS: dict[str, Callable[[Scene, np.random.Generator], SceneQuestion | None]] 
 def ask(
     scene: Scene, rng: np.random.Generator, count: int, kinds: tuple[str, ...] = tuple(MAKERS)
 ) -> list[SceneQuestion]:
-    """Up to ``count`` different questions on the scene, kinds drawn evenly."""
+    """Up to ``count`` different questions on the scene, kinds drawn uniformly."""
     asked: dict[str, SceneQuestion] = {}
     for _ in range(4 * count):
         if len(asked) == count:
@@ -149,7 +149,7 @@ def ask(
 
 
 def caption(scene: Scene) -> str:
-    """The scene in words, things in reading order of their first row of patches."""
+    """A caption of the scene, with objects in reading order of their first row of patches."""
     parts = []
     for thing in sorted(scene.objects, key=lambda t: ((t.y - t.radius) // 14, t.x)):
         parts.append(f"{'an' if thing.colour == 'orange' else 'a'} {thing.colour} {thing.shape}")

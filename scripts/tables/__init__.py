@@ -1,4 +1,4 @@
-"""The paper's tables: programs, over the rooms `paper` (data), `cells` (measured numbers) and `render`.
+"""The paper's tables: programs, on top of the packages `paper` (data), `cells` (measured numbers) and `render`.
 
-A room imports from the rooms before it, never from one after it.
+Each of these packages imports only from those before it.
 """

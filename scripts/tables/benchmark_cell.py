@@ -1,10 +1,10 @@
-"""Cells of real benchmarks: one (model, pruner, benchmark) each, evaluated as documented and kept in one JSON.
+"""Cells of real benchmarks: one (model, pruner, benchmark) each, evaluated as documented and stored in a JSON file.
 
     python -m scripts.tables.benchmark_cell --family v1_5 --benchmark pope --model M --pruner flowcut:budget=64
 
-Does what `scripts/<family>/eval/<benchmark>.sh` does, which goes on where it was stopped, and puts the score, what the
-answers cost and where they come from into `<out>/<model>/<benchmark>/<pruner>.json`. A cell that is there and still
-true is not made again. Flags that are not listed go to `python -m llava.eval.launch` (--split, --devices,
+Does the same as `scripts/<family>/eval/<benchmark>.sh`, which continues an interrupted run, and writes the score, the
+cost of the answers and their origin to `<out>/<model>/<benchmark>/<pruner>.json`. An up-to-date cell
+is not made again. Flags that are not listed are passed to `python -m llava.eval.launch` (--split, --devices,
 --judge-base-url, --dtype, ...).
 """
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pruner", default="none", help="none, flowcut:budget=64, ... (default: none)")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
-    parser.add_argument("--limit", type=int, help="ask this many questions only, spread evenly")
+    parser.add_argument("--limit", type=int, help="number of questions, spread evenly (default: all)")
     return parser
 
 

@@ -1,10 +1,10 @@
-"""Cells: one (model, pruner, budget, benchmark) each, measured into one JSON that knows where it came from.
+"""Cells: one (model, pruner, budget, benchmark) each, measured and stored in a JSON file with its origin.
 
     python -m scripts.tables.cell --model playground/embedded --pruner none --pruner flowcut:budget=64
 
-`<out>/<benchmark>/<pruner>.json` holds the numbers, `<out>/<benchmark>/answers/` every answer. A cell that is there and
-was made from the same model, data and settings is not made again; one that was interrupted is continued. Cells made
-together take turns question by question, so that whatever else the machine does falls on all of them alike.
+`<out>/<benchmark>/<pruner>.json` has the numbers, `<out>/<benchmark>/answers/` every answer. An existing cell with
+the same model, data and settings is not made again; an interrupted one is continued. Cells that are made
+together alternate question by question, so that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--benchmark", choices=BENCHMARKS, default="embedded")
     parser.add_argument("--data", type=Path, default=Path("playground/data/embedded"), help="the benchmark's folder")
     parser.add_argument("--pruner", action="append", help="none, flowcut:budget=64, ...; may be given several times")
-    parser.add_argument("--blind", action="store_true", help="also measure what the model knows without the picture")
+    parser.add_argument("--blind", action="store_true", help="also measure answers with another scene's picture")
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--limit", type=int, help="ask this many questions only, spread evenly")
-    parser.add_argument("--batch-size", type=int, default=1, help="1 is what times are comparable at")
+    parser.add_argument("--limit", type=int, help="number of questions, spread evenly (default: all)")
+    parser.add_argument("--batch-size", type=int, default=1, help="times are comparable at 1")
     parser.add_argument("--device")
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--conv-mode")

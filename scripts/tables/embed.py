@@ -50,8 +50,8 @@ def main_table(cells: dict[str, dict[str, Any]], times: Mapping[str, Mapping[str
     none = cells["none"]
     lines += [
         "",
-        f"{none['n']} held-out questions; intervals bootstrapped over scenes. {how} Each number's full story is in "
-        "`results/embedded/`.",
+        f"{none['n']} held-out questions; intervals bootstrapped over scenes. {how} How each number was measured is "
+        "recorded in `results/embedded/`.",
     ]
     return "\n".join(lines)
 

@@ -1,12 +1,12 @@
-"""Make a table of the paper: run what is missing, then write it as Markdown, CSV and HTML.
+"""Make a table of the paper: measure missing cells, then write it as Markdown, CSV and HTML.
 
     python -m scripts.tables.make 1 --model liuhaotian/llava-v1.5-7b        (or: make table1 MODEL=...)
     python -m scripts.tables.make 7 --model embedded                        (minutes to an hour on a laptop)
 
-Every number is a cell, one JSON under <results>/<model>/<benchmark>/ that knows where it comes from. What is there and
-still true is not made again; what was interrupted goes on; a benchmark whose files are missing is left out and named.
-The table lies in <results>/<model>/tables/. Paper, ours, difference and number of questions stand one below the other;
-with the embedded model, which has its own benchmark, only the table's shape is kept.
+Every number is a cell, one JSON file under <results>/<model>/<benchmark>/ with its origin. Up-to-date cells
+are not made again; interrupted ones are continued; a benchmark whose files are missing is left out and named.
+The table is in <results>/<model>/tables/. Paper, ours, difference and number of questions are consecutive lines;
+with the embedded model, which has its own benchmark, only the table's layout is the same.
 
 All GPUs in CUDA_VISIBLE_DEVICES share a benchmark's questions. Flags that are not listed here go to
 `python -m llava.eval.launch` as they are (--judge-base-url, --dtype, --batch-size, ...).
@@ -39,15 +39,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="checkpoint folder, Hub name, or embedded (default: the table's own)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where cells are (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("playground/data/eval"), help="folder of all benchmarks")
-    parser.add_argument("--limit", type=int, help="ask so many questions only (default: all; embedded: 500)")
-    parser.add_argument("--columns", nargs="+", metavar="NAME", help="these columns only, as the paper heads them")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="these methods only, and the unpruned model")
-    parser.add_argument("--render", action="store_true", help="run nothing; write the table from the cells there are")
+    parser.add_argument("--limit", type=int, help="number of questions (default: all; embedded: 500)")
+    parser.add_argument("--columns", nargs="+", metavar="NAME", help="only these columns, by the paper's headings")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, and the unpruned model")
+    parser.add_argument("--render", action="store_true", help="run nothing; write the table from existing cells")
     return parser
 
 
 def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, str, list[str]]:
-    """The table, the model's name, and what could not be made.
+    """The table, the model's name, and the problems.
 
     Raises:
         ValueError: nothing can be made.

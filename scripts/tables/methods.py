@@ -1,9 +1,9 @@
-"""All methods on the embedded benchmark, side by side: renders docs/results.md from the committed cells.
+"""All methods on the embedded benchmark: renders docs/results.md from the committed cells.
 
 python -m scripts.tables.methods            (--check: change nothing, fail if the page is out of date)
 
 One table for each budget, best accuracy first. The difference to FlowCut is taken question by question on the same
-questions, its interval bootstrapped over scenes; where the interval holds 0, the two cannot be told apart.
+questions, its interval bootstrapped over scenes; where the interval contains 0, the two cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def table(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]
     accuracies = [shared.accuracy(index) for index in range(len(cells))]
     reference = next((i for i, cell in enumerate(cells) if cell["pruner"].startswith(REFERENCE + ":budget=")), None)
     head = (
-        "| method | accuracy | 95 % | less FlowCut's | encoder, in / out | to the LLM | LLM layers, in / out "
-        "| GF encoder | GF prefill | GF in all | encode ms | prefill ms | ms |"
+        "| method | accuracy | 95 % | vs. FlowCut | encoder, in / out | to the LLM | LLM layers, in / out "
+        "| GF encoder | GF prefill | GF total | encode ms | prefill ms | ms |"
     )
     lines = [head, "|---|---:|---|---|---|---:|---|" + "---:|" * 6]
     for index in sorted(range(len(cells)), key=lambda index: -accuracies[index].value):

@@ -1,9 +1,9 @@
-"""The TFLOPs that the paper prints in Tables 5 and 9, compared with what flowcut.cost makes of the same methods.
+"""The TFLOPs that the paper prints in Tables 5 and 9, compared with flowcut.cost for the same methods.
 
     python -m scripts.tables.tflops                    (Markdown; --csv for CSV, --write for docs/cost.md)
 
-Nothing is run: sizes are those of CLIP-L/14-336 and Vicuna-7B, token counts come from each method's own schedule. What
-"TFLOPs" covers, and how long a prompt is, the paper does not say; see docs/cost.md. FlowCut's counts depend on the
+Nothing is run: sizes are those of CLIP-L/14-336 and Vicuna-7B, token counts come from each method's own schedule. The
+paper does not say what "TFLOPs" includes, or how long a prompt is; see docs/cost.md. FlowCut's counts depend on the
 picture, through the entropy ratio r of equation 3, which is not printed either: one r for all layers is assumed.
 """
 
@@ -30,13 +30,15 @@ TEXT_TOKENS, ENTROPY_RATIO = 62, 0.95
 
 @cache
 def configs() -> tuple[Any, Any]:
-    """Those of CLIP-L/14-336 and Vicuna-7B."""
+    """The configs of CLIP-L/14-336 and Vicuna-7B."""
     geometry = GEOMETRIES["llava-1.5-7b"]
     return AutoConfig.for_model(**geometry.vision), AutoConfig.for_model(**geometry.text)
 
 
 def counted(line: Line, case: Case, tokens: int | None) -> Cost | None:
-    """What so many tokens cost by the line's way of counting; None where its schedule cannot be met with so few."""
+    """The cost of a number of tokens by the line's way of counting; None where its schedule cannot reach this
+    number.
+    """
     if line.count is None or tokens is None:
         return None
     try:
@@ -94,7 +96,7 @@ HEADER = [
 
 
 def table(text_tokens: int = TEXT_TOKENS, entropy_ratio: float = ENTROPY_RATIO, footnotes: bool = True) -> Grid:
-    """All lines. Their notes are footnotes, or stand in a last column."""
+    """All lines. Their notes are footnotes, or the last column."""
     grid = Grid("TFLOPs, printed and counted", HEADER if footnotes else [*HEADER, "note"], left=4)
     for line in LINES:
         number, model = str(line.table.number), NEXT if line.tiles > 1 else ONE

@@ -103,7 +103,7 @@ def test_methods_that_merge_are_refused_where_the_model_merges():
 
 def test_every_aligned_argument_is_shortened():
     keep = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 1]]).bool()
-    index, real = pack(keep, left=True)
+    index, real, _ = pack(keep, None)
     call = {
         "labels": torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]),
         "token_type_ids": torch.tensor([[0, 0, 1, 1]]),  # one row for all
@@ -114,7 +114,7 @@ def test_every_aligned_argument_is_shortened():
     }
     aligned = {**ALIGNED, "token_type_ids": Aligned(9), "position_ids": Aligned(0, axis=2), "features": Aligned(-1.0)}
     shorten_aligned(call, aligned, index, real)
-    assert call["labels"].tolist() == [[1, 2, 4], [-100, 6, 8]]
+    assert call["labels"].tolist() == [[-100, 2, 4], [-100, 6, 8]]  # nothing predicts a row's first token
     assert call["token_type_ids"].tolist() == [[0, 0, 1], [9, 0, 1]]
     assert call["position_ids"].tolist() == [
         [[a * 8, a * 8 + 1, a * 8 + 3], [0, a * 8 + 5, a * 8 + 7]] for a in range(3)

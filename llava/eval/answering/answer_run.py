@@ -1,4 +1,4 @@
-"""A run of questions into an answers file, a batch at a time, so that several runs can take turns."""
+"""A run that answers questions into a file, one batch per call, so that several runs can alternate."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from llava.eval.questions import Problem, Question
 class AnswerRun:
     """Questions that an answerer answers into a journal.
 
-    workers: processes that read and prepare pictures ahead; 0 does it in between.
-    `remaining` counts the questions still to be tried, `problems` says which could not be answered.
+    workers: processes that prefetch and prepare pictures; 0 does it in the main process.
+    `remaining` counts the questions still to be tried, `problems` lists those that could not be answered.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class AnswerRun:
         return batches(questions, self.image_folder, self.answerer.checkpoint.reader, self.batch_size, workers)
 
     def warm_up(self) -> None:
-        """Answer the first question once more and forget it, so that the first timing is like the others."""
+        """Answer the first question and discard the answer, as a warm-up for timing."""
         for batch in self._read(self._first, workers=0):
             self._answer([read for read in batch if read.problem is None])
 
     def step(self) -> int:
-        """Answer the next batch and write it down; returns how many questions were tried."""
+        """Answer the next batch and write the answers; returns how many questions were tried."""
         batch = next(self._batches)
         asked = len(self.questions) - self.remaining
         self.remaining -= len(batch)
@@ -85,7 +85,9 @@ class AnswerRun:
         return self.problems
 
     def _answered(self, batch: Sequence[LoadedQuestion]) -> list[tuple[LoadedQuestion, Reply]]:
-        """The questions with their replies; what the model cannot take becomes a problem of that question alone."""
+        """The questions with their replies; a question that the model cannot process becomes a problem of that question
+        only.
+        """
         try:
             return list(zip(batch, self._answer(batch), strict=True))
         except ValueError as error:
@@ -100,6 +102,6 @@ class AnswerRun:
         return self.answerer.answer([read.question.text for read in batch], [read.pictures for read in batch])
 
     def _answer_id(self, question: Question) -> str:
-        """Short and unique like LLaVA's, but the same whenever the same question is answered again."""
+        """Short and unique like LLaVA's, but the same when the same question is answered again."""
         name = f"{self._model_id}/{self.answerer.pruner_text}/{question.question_id}/{question.recorded}"
         return uuid.uuid5(uuid.NAMESPACE_URL, name).hex[:22]

@@ -1,4 +1,4 @@
-"""Questions shared out: contiguous chunks, one process for each device of this and of other nodes, and their join."""
+"""Splits questions into contiguous chunks, one process for each device of this and of other nodes, and joins them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Share(NamedTuple):
 
 
 def share_of(devices: str | None = None, nodes: int = 1, node: int = 0) -> Share:
-    """The part of one of several nodes.
+    """The devices and chunks of one of several nodes.
 
-    devices: such as "0,1" or "cpu"; None takes CUDA_VISIBLE_DEVICES, else all GPUs, else the CPU.
+    devices: such as "0,1" or "cpu"; None uses CUDA_VISIBLE_DEVICES, else all GPUs, else the CPU.
 
-    Raises ValueError for a node that cannot be.
+    Raises ValueError for an invalid node.
     """
     if not 0 <= node < nodes:
         raise ValueError(f"--node {node} of {nodes} does not exist; it runs from 0 to {nodes - 1}")
     named = devices if devices is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
     if not torch.cuda.is_available() and devices is None:
-        # LLaVA's calling habit on a machine without GPUs: as many processes as devices were named.
+        # Without GPUs: as many processes as devices are named, as in LLaVA's scripts.
         own = ["cpu"] * max(1, len((named or "").split(",")))
     else:
         own = [name.strip() for name in (named or "").split(",") if name.strip()]
@@ -45,7 +45,7 @@ def share_of(devices: str | None = None, nodes: int = 1, node: int = 0) -> Share
 
 
 def answer_chunks(part: Share, command: Sequence[str], folder: Path) -> bool:
-    """Run this node's chunks at the same time; whether all of them came to their end.
+    """Run this node's chunks in parallel; returns whether all of them finished.
 
     command: of an answering program, up to the flags that name chunk, answers file and device. folder: of the answers.
     Whatever the programs say goes to stderr: the caller may have a document to print on stdout.

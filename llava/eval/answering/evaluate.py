@@ -1,4 +1,6 @@
-"""A benchmark from its question file to a score, for a model and a pruner: one specification, one function."""
+"""Evaluates a model with a pruner on a benchmark, from the question file to the score: a specification and a
+function.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +20,29 @@ from llava.eval.benchmarks.scoring import Scored, score_answers
 from llava.eval.judge.settings import JudgeSettings
 from llava.mm_utils import get_model_name_from_path
 
-# What LLaVA's scripts give these programs.
+# The values in LLaVA's scripts.
 PROGRAM_FLAGS = {"science": ("--single-pred-prompt",), "mmbench": ("--single-pred-prompt",)}
 BENCHMARK_FLAGS = {"mmbench_cn": ("--lang", "cn")}
 
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """What is evaluated, and how. Making one loads no model and reads no file.
+    """What is evaluated, and how. Creating one loads no model and reads no file.
 
     Attributes:
         benchmark: a name of `llava.eval.benchmarks.registry`.
         model: checkpoint folder or Hub name.
-        pruner: text such as "flowcut:budget=64", or "none"; None takes the checkpoint's own, if it has one.
+        pruner: text such as "flowcut:budget=64", or "none"; None uses the checkpoint's own, if it has one.
         split: None for the one of the published number.
-        limit: that many questions only, spread evenly; None for all.
+        limit: number of questions, spread evenly; None for all.
         data: folder of all benchmarks.
         answering: how the model is loaded and answers.
-        devices: such as "0,1" or "cpu"; None takes CUDA_VISIBLE_DEVICES, else all GPUs, else the CPU.
-        nodes, node: machines that share the work, and which of them this is, from 0.
-        skip_bad: score although some questions could not be asked.
-        judge: who scores answers, for benchmarks that need a judge.
+        devices: such as "0,1" or "cpu"; None uses CUDA_VISIBLE_DEVICES, else all GPUs, else the CPU.
+        nodes, node: number of machines that share the work, and this machine's index, from 0.
+        skip_bad: score although some questions could not be answered.
+        judge: the judge, for benchmarks that need one.
 
-    Raises ValueError, one line, for names that do not exist and numbers that cannot be.
+    Raises ValueError, one line, for unknown names and invalid numbers.
     """
 
     benchmark: str
@@ -96,7 +98,7 @@ class EvaluationSpec:
 
     @property
     def answers_file(self) -> Path:
-        """The joined answers, once all are there. Their score lies next to them, as `merge.scores.json`."""
+        """The joined answers, once all are there. Their score is next to them, as `merge.scores.json`."""
         return self.answers_folder / MERGED
 
     @property
@@ -106,9 +108,10 @@ class EvaluationSpec:
         return self.bench.max_new_tokens if told is None else told
 
     def known_settings(self) -> dict[str, Any]:
-        """What the settings next to the answers will say, as far as it is known before the model is loaded.
+        """The settings stored next to the answers, as far as they are known before the model is loaded.
 
-        Left out is what the checkpoint decides: its own pruner, and template, data type or size where none is given.
+        Values that the checkpoint decides are left out: its own pruner, and template, data type or size where none is
+        given.
         """
         settings: dict[str, Any] = {"model": get_model_name_from_path(self.model)}
         if self.pruner is not None:
@@ -121,7 +124,7 @@ class EvaluationSpec:
         return settings | {name: value for name, value in given.items() if value is not None}
 
     def command(self, prepared: Prepared) -> list[str]:
-        """The answering program with its flags, but for those of one chunk. prepared: the questions to ask."""
+        """The answering program with its flags, without those of a chunk. prepared: the questions."""
         settings = replace(self.answering, max_new_tokens=self.max_new_tokens).flags()
         return [
             *(sys.executable, "-m", PROGRAMS[self.bench.program], "--model-path", self.model),
@@ -136,18 +139,20 @@ class EvaluationSpec:
 
 
 def evaluate(spec: EvaluationSpec, progress: bool = False) -> Scored | None:
-    """Ask what is missing, join the chunks, score them. Started again after any kind of end, it goes on.
+    """Make the missing answers, join the chunks, score them. An interrupted evaluation is continued.
 
-    The answers lie in `spec.answers_folder` as `merge.jsonl`, the score next to them. None while other nodes still
-    answer. progress: show a bar on stderr while a judge is asked; the answering processes always show theirs.
+    The answers are in `spec.answers_folder` as `merge.jsonl`, with the score next to them. Returns None while other
+    nodes are not finished. progress: show a bar on stderr during judging; the answering processes always show theirs.
 
     Raises ValueError, one line, when files of the benchmark are missing, when questions were left unanswered and
-    `skip_bad` is not set, and for what `score_answers` raises.
+    `skip_bad` is not set, and as `score_answers` does.
     """
     part, prepared, folder = spec.share, question_file_of(spec), spec.answers_folder
     folder.mkdir(parents=True, exist_ok=True)
     if not answer_chunks(part, spec.command(prepared), folder):
-        raise ValueError("not every question was answered; start again to go on, or --skip-bad to score the rest")
+        raise ValueError(
+            "not every question was answered; start again to continue, or give --skip-bad to score the others"
+        )
     merged = merge(folder, part.chunks)
     if merged is None:
         return None
@@ -157,7 +162,7 @@ def evaluate(spec: EvaluationSpec, progress: bool = False) -> Scored | None:
 
 
 def question_file_of(spec: EvaluationSpec) -> Prepared:
-    """The questions to ask, made if need be. Raises ValueError when the benchmark's files are not complete."""
+    """The question file, built if necessary. Raises ValueError when the benchmark's files are not complete."""
     prepared = spec.bench.prepare(spec.folder, spec.chosen_split, spec.limit)
     if prepared.absent and not spec.skip_bad:
         raise ValueError(

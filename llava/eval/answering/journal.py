@@ -1,6 +1,6 @@
-"""The answers file as a journal: a run may be killed at any moment and started again without losing or doubling a line.
+"""The answers file as a journal: a run may be killed at any moment and continued without losing or repeating a line.
 
-Every answer is one line, written and flushed at once. The settings that decide about answers lie next to it in
+Every answer is one line, written and flushed at once. The settings that determine the answers are next to it in
 `<name>.settings.json`; a file made with other settings is not continued.
 """
 
@@ -19,10 +19,10 @@ Key = tuple[Any, str]
 
 
 class Journal:
-    """An answers file being filled.
+    """An answers file that is being written.
 
-    settings: whatever must agree for answers to belong together; JSON values only.
-    fresh: throw away what the file holds.
+    settings: the settings that must be equal for answers of one file; JSON values only.
+    fresh: discard existing answers.
 
     Raises ValueError when the file was begun with other settings, or is damaged in its middle.
     """
@@ -53,14 +53,14 @@ class Journal:
 
     @property
     def bad_file(self) -> Path:
-        """Where `finish` lists what could not be answered."""
+        """The file in which `finish` lists unanswered questions."""
         return self.path.with_suffix(".bad.jsonl")
 
     def _check_settings(self) -> None:
         if not _sidecar(self.path).is_file():
             raise ValueError(
-                f"{self.path} holds answers, but {_sidecar(self.path).name}, which would tell how they were made, is "
-                f"missing beside it; give another answers file, or --fresh to start over"
+                f"{self.path} has answers, but their settings file {_sidecar(self.path).name} is missing; give another "
+                f"answers file, or --fresh to start over"
             )
         old = json.loads(_sidecar(self.path).read_text("utf-8"))
         differing = sorted(name for name in {*old, *self.settings} if old.get(name) != self.settings.get(name))
@@ -76,10 +76,12 @@ class Journal:
             row = json.loads(line)
             return row["question_id"], row["prompt"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} line {number} is no answer; mend it, or --fresh to start over") from error
+            raise ValueError(
+                f"{self.path} line {number} is not an answer; correct it, or give --fresh to start over"
+            ) from error
 
     def pending(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions without an answer here. Raises ValueError when there are answers to none of the questions."""
+        """The questions without an answer here. Raises ValueError when the file has answers to other questions."""
         answered: dict[Key, int] = defaultdict(int)
         for key in self._keys:
             answered[key] += 1
@@ -105,7 +107,7 @@ class Journal:
         self._keys.append((line["question_id"], line["prompt"]))
 
     def finish(self, questions: Sequence[Question], problems: Sequence[Problem]) -> None:
-        """Close; see to it that the answers stand in the questions' order, and note the problems in `bad_file`."""
+        """Close the file, with the answers in the questions' order, and list the problems in `bad_file`."""
         self._file.close()
         by_key = defaultdict(list)
         for key, line in zip(self._keys, self._lines, strict=True):

@@ -1,8 +1,8 @@
-"""What the answering programs (`model_vqa_loader` and the others) have in common: flags, resuming, progress, report.
+"""The common part of the answering programs (`model_vqa_loader` and the others): flags, resuming, progress, report.
 
-A program reads its kind of question file; the rest is here. Started again after any kind of end, it answers what is
-missing. What could not be answered is reported at the end, one line each, and listed in `<answers>.bad.jsonl`; the exit
-status is then 1, unless --skip-bad was given.
+A program reads its kind of question file; everything else is here. When started again, it answers the remaining
+questions. Questions that could not be answered are reported at the end, one line each, and listed in
+`<answers>.bad.jsonl`; the exit status is then 1, unless --skip-bad is given.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ QuestionReader = Callable[[argparse.Namespace], tuple[list[Question], list[Probl
 class AnsweringProgram:
     """A program that answers one kind of question file.
 
-    build_parser: its flags. read: the questions of `args.question_file`, and what kept others from being read; it may
-    raise ValueError, one line, for a file that is none of its kind.
+    build_parser: its flags. read: the questions of `args.question_file`, and the problems of unreadable ones; it may
+    raise ValueError, one line, for a file of another kind.
     """
 
     build_parser: Callable[[], argparse.ArgumentParser]
     read: QuestionReader
 
     def eval_model(self, args: argparse.Namespace) -> int:
-        """Answer a question file as the flags in `args` say; returns how many questions could not be answered."""
+        """Answer a question file with the flags in `args`; returns how many questions could not be answered."""
         return answer_all(start_run(args, self.read))
 
     def main(self, argv: Sequence[str] | None = None) -> None:
-        """The program itself: ends with one line and status 1 for what the user has to mend, and for bad questions."""
+        """The program itself: ends with one line and status 1 for invalid input and unanswered questions."""
         args = self.build_parser().parse_args(argv)
         try:
             run = start_run(args, self.read)
@@ -59,25 +59,27 @@ def build_parser(
 ) -> argparse.ArgumentParser:
     """The flags that every program has, under LLaVA's names.
 
-    questions: what --question-file is. conv_mode, max_new_tokens: the program's defaults.
+    questions: help of --question-file. conv_mode, max_new_tokens: the program's defaults.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
-    parser.add_argument("--image-folder", default="", help="folder the questions' image paths start from")
+    parser.add_argument("--image-folder", default="", help="folder that the questions' image paths are relative to")
     parser.add_argument("--question-file", required=True, help=questions)
     parser.add_argument("--answers-file", default="answer.jsonl", help="JSON lines to write, or to continue")
     parser.add_argument("--num-chunks", type=int, default=1, help="split the questions into this many pieces ...")
     parser.add_argument("--chunk-idx", type=int, default=0, help="... and answer this one, from 0")
     parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
-    parser.add_argument("--limit", type=int, help="ask this many questions only, spread evenly over the file")
-    parser.add_argument("--skip-bad", action="store_true", help="exit with 0 even if some questions were unanswerable")
+    parser.add_argument("--limit", type=int, help="number of questions, spread evenly over the file (default: all)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="exit with 0 even if some questions could not be answered"
+    )
     add_answer_flags(parser, conv_mode, max_new_tokens)
     parser.set_defaults(default_mode=conv_mode)
     return parser
 
 
 def start_run(args: argparse.Namespace, read: QuestionReader) -> AnswerRun:
-    """Everything up to the first answer. Raises ValueError, one line, for whatever the user has to mend."""
+    """Everything up to the first answer. Raises ValueError, one line, for invalid flags and files."""
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size} is no number of questions; give 1 or more")
     if args.workers is not None and args.workers < 0:
@@ -110,20 +112,22 @@ def start_run(args: argparse.Namespace, read: QuestionReader) -> AnswerRun:
 
 
 def _prompt_flags(args: argparse.Namespace) -> dict[str, object]:
-    """Flags of single programs that decide about the prompts, where they are set."""
+    """Flags of single programs that change the prompts, where they are set."""
     names = ("single_pred_prompt", "all_rounds", "lang")
     return {name: getattr(args, name) for name in names if getattr(args, name, None)}
 
 
 def default_workers(device: torch.device) -> int:
-    """As many readers as LLaVA uses with an accelerator; none on a CPU, where they would take the model's cores."""
+    """As many readers as in LLaVA with an accelerator; none on a CPU, where they would compete for the model's
+    cores.
+    """
     return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
 
 
 def answer_all(run: AnswerRun, line: int = 0) -> int:
-    """Take a run to its end with a progress bar, report its problems; returns how many there were.
+    """Finish a run with a progress bar and report its problems; returns their number.
 
-    line: where on the screen the bar stands, so that those of several processes do not overwrite each other.
+    line: the bar's line on the screen, so that the bars of several processes do not overwrite each other.
     """
     total = len(run.questions)
     name = run.journal.path.name

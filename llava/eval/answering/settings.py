@@ -1,4 +1,4 @@
-"""How a model is loaded and answers: the settings of an answering program, and the flags for them."""
+"""The settings of an answering program, for loading the model and generating answers, and their flags."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _FLAGS = {"backend": "--host"} | {name: f"--{name}" for name in ("top_p", "num_b
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """Settings of an answering program. None leaves a value to the checkpoint, the device or the benchmark.
+    """Settings of an answering program. For None, the checkpoint, the device or the benchmark decides.
 
     more: flags that only some of the programs have, such as ("--lang", "cn").
-    The others are described by the programs' flags of these names; `backend` is --host.
+    The help of the flags of these names describes the others; `backend` is --host.
     """
 
     model_base: str | None = None
@@ -40,7 +40,7 @@ class AnswerSettings:
 
     @classmethod
     def parse(cls, flags: Sequence[str], temperature: float = 0.0) -> AnswerSettings:
-        """The settings that a program's flags mean; what is not known here is kept in `more`.
+        """The settings from a program's flags; other flags are kept in `more`.
 
         Raises ValueError, one line, for a flag with a bad value.
         """
@@ -53,7 +53,7 @@ class AnswerSettings:
         return cls(**{name: getattr(known, name) for name in _names()}, more=tuple(more))
 
     def flags(self) -> list[str]:
-        """The same as flags of an answering program; temperature and length are always told."""
+        """The same as flags of an answering program; temperature and length are always included."""
         told: list[str] = []
         for name in _names():
             value, flag = getattr(self, name), _FLAGS.get(name, "--" + name.replace("_", "-"))
@@ -72,7 +72,7 @@ def add_answer_flags(
     parser: argparse.ArgumentParser, conv_mode: str, max_new_tokens: int | None, temperature: float = 0.2
 ) -> None:
     """The flags of `AnswerSettings`, under LLaVA's names. conv_mode, max_new_tokens, temperature: their defaults."""
-    parser.add_argument("--model-base", help="base model under a LoRA adapter or a projector")
+    parser.add_argument("--model-base", help="base model of a LoRA adapter or a projector")
     parser.add_argument("--conv-mode", help=f"prompt template (default: the checkpoint's own, else {conv_mode})")
     parser.add_argument("--temperature", type=float, default=temperature, help="0 is greedy, as for published numbers")
     parser.add_argument("--top_p", type=float)
@@ -80,12 +80,16 @@ def add_answer_flags(
     parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
     parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
     parser.add_argument("--batch-size", type=int, default=1, help="questions at a time; answers do not depend on it")
-    parser.add_argument("--workers", type=int, help="processes that read pictures ahead (default: 4, on a CPU 0)")
+    parser.add_argument("--workers", type=int, help="processes that prefetch pictures (default: 4, on a CPU 0)")
     parser.add_argument("--fresh", action="store_true", help="start over instead of continuing the answers file")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
     parser.add_argument(
-        "--host", dest="backend", choices=BACKENDS, default="auto", help="whose classes (default: LLaVA's if they fit)"
+        "--host",
+        dest="backend",
+        choices=BACKENDS,
+        default="auto",
+        help="which classes to use (default: LLaVA's if they fit)",
     )
     parser.add_argument("--frames", type=int, default=8, help="of each video, for transformers' video models")
     parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")

@@ -1,1 +1,1 @@
-"""One benchmark a file: `score` one answer, `aggregate` the scores."""
+"""One file per benchmark: `score` one answer, `aggregate` the scores."""

@@ -34,7 +34,7 @@ TEST = Split(
 
 
 def unpack(folder: Path, split: Split) -> None:
-    """Make `test.jsonl` and `images/` of the parquet files, once."""
+    """Make `test.jsonl` and `images/` from the parquet files, once."""
     unpack_parquet(folder, PARQUET, ROWS, _row)
 
 

@@ -1,4 +1,4 @@
-"""The sentences that LLaVA's question files end with, and how options are listed."""
+"""The sentences at the end of LLaVA's questions, and the format of options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNANSWERABLE = "When the provided information is insufficient, respond with 'Una
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
-    """The question and its options below it, `A. ...` on a line each."""
+    """The question and its options below it, one line `A. ...` each."""
     return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
 
 

@@ -1,10 +1,10 @@
-"""What a benchmark is: files in, question file out; answers in, numbers out. One file in this folder per benchmark.
+"""The interface of benchmarks: from annotations to a question file, and from answers to scores. One file per benchmark.
 
     folder --build--> question file --(an answering program)--> answers file
     folder --load--> samples --read: joined with the answers by id--> score each --> aggregate
 
-`score` and `aggregate` are pure. A question without an answer has the score None, which is left out of every mean and
-counted in `missing`; a mean over nothing is None and printed "-". All values are percentages unless a benchmark says
+`score` and `aggregate` are pure. A question without an answer has the score None, which is excluded from every mean and
+counted in `missing`; a mean over no scores is None and printed "-". All values are percentages unless a benchmark says
 otherwise.
 """
 
@@ -32,9 +32,9 @@ PROGRAMS = {
 
 @dataclass(frozen=True)
 class Need:
-    """A file or folder that must lie in the benchmark's folder.
+    """A required file or folder in the benchmark's folder.
 
-    paths: any of them will do; `*`, `**` are allowed. asking: needed to ask the questions, not to score answers.
+    paths: alternatives; `*`, `**` are allowed. asking: needed to answer the questions, not to score answers.
     """
 
     paths: tuple[str, ...]
@@ -51,9 +51,9 @@ class Need:
 class Split:
     """One set of questions.
 
-    question_file: LLaVA's name for it, in the benchmark's folder. images: where its image paths start, the first of
-    these that exists; none where the pictures are in the question file. published: how many questions the published
-    numbers are over, None where unsure. label: said with every number of a split that is not the published one.
+    question_file: LLaVA's name for it, in the benchmark's folder. images: the folder of its images, the first of
+    these that exists; none where the pictures are in the question file. published: the number of questions of the
+    published numbers, None if unknown. label: added to every number of a split that is not the published one.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Split:
 
 
 class Prepared(NamedTuple):
-    """A question file ready to be asked. built: False when it lay there already. absent: images that do not exist."""
+    """A complete question file. built: False if it existed already. absent: images that do not exist."""
 
     question_file: Path
     images: Path | None
@@ -87,14 +87,14 @@ def row_id(row: Row) -> Hashable:
 class Benchmark:
     """One benchmark.
 
-    folders: names under the data root that users have for it. program: a key of PROGRAMS. reported: which number the
+    folders: possible folder names under the data root. program: a key of PROGRAMS. reported: which number the
     paper prints, and `paper` its value for LLaVA-1.5-7B with all tokens. build: the question rows from the official
-    annotations alone. load: the samples of the rows of a question file, with truths where there are any.
-    answer_key: what an answer line is joined by. group: questions that a subset must take together. export: writes the
-    file that a server takes. unpack: makes pictures and rows out of a data-set archive first. write: puts rows into
-    a question file; its third argument is the whole question file, for tables whose rows hold more than `build` says.
-    images_of: finds the images' folder where a list of names does not do. judge: how a language model scores answers,
-    for benchmarks that need one; `score` then finds its verdicts in the sample, or none.
+    annotations only. load: the samples of the rows of a question file, with truths if known.
+    answer_key: the key by which an answer line is joined. group: questions that a subset must not separate. export:
+    writes the upload file for a server. unpack: extracts pictures and rows from a data-set archive first. write: writes
+    rows to a question file; its third argument is the whole question file, for tables with more columns than `build`
+    returns. images_of: finds the images' folder where a list of names is not enough. judge: how a language model scores
+    answers, for benchmarks that need one; `score` then finds its verdicts, if any, in the sample.
     """
 
     name: str
@@ -127,24 +127,24 @@ class Benchmark:
         raise ValueError(f"{self.name} has no split {name!r}; give one of {known}")
 
     def folder(self, data: str | Path, split: Split) -> Path:
-        """Where the benchmark lies under the data root: of its folders the one with most of what it needs."""
+        """The benchmark's folder under the data root: the one with most of the required files."""
         candidates = [Path(data).expanduser() / name for name in self.folders]
         return max(candidates, key=lambda folder: (sum(need.met(folder) for need in split.needs), folder.is_dir()))
 
     def missing(self, folder: Path, split: Split, scoring: bool = False) -> list[Need]:
-        """What must be there and is not; for scoring alone, pictures are not needed."""
+        """The missing files; for scoring only, pictures are not needed."""
         needed = [need for need in split.needs if not need.optional and not (scoring and need.asking)]
         return [need for need in needed if not need.met(folder)]
 
     def images(self, folder: Path, split: Split) -> Path | None:
-        """The folder that image paths start from; None when pictures are in the question file."""
+        """The folder that image paths are relative to; None when pictures are in the question file."""
         if self.images_of is not None:
             return self.images_of(folder, split)
         places = [folder / place for place in split.images]
         return next((place for place in places if place.is_dir()), places[0] if places else None)
 
     def rows(self, folder: Path, split: Split) -> list[Row]:
-        """The rows of the question file, built when there is none."""
+        """The rows of the question file, built if there is none."""
         file = folder / split.question_file
         if file.is_file() and file.suffix in (".jsonl", ".json"):
             return read_rows(file)
@@ -153,7 +153,7 @@ class Benchmark:
 
     @contextmanager
     def _official_form(self, folder: Path) -> Iterator[None]:
-        """Says in one line that files made by others are not what they should be."""
+        """Reports in one line that official files do not have the expected content."""
         try:
             yield
         except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -163,10 +163,10 @@ class Benchmark:
             ) from error
 
     def prepare(self, folder: Path, split: Split, limit: int | None = None, rebuild: bool = False) -> Prepared:
-        """Have a question file in the folder. One that lies there, LLaVA's for instance, is taken as it is.
+        """Make the question file. An existing one, LLaVA's for instance, is used unchanged.
 
-        limit: write a file of that many groups of questions, spread evenly, next to the whole one.
-        rebuild: replace the file that lies there.
+        limit: write a file of this number of groups of questions, spread evenly, next to the whole one.
+        rebuild: replace an existing file.
         Raises ValueError when a needed file is missing or damaged.
         """
         self.refuse_missing(folder, split)
@@ -209,7 +209,7 @@ class Benchmark:
         return join(samples, read_answers(answers_file), self.answer_key)
 
     def labels(self, split: Split, samples: int, missing: int, summary: Mapping[str, Any], subset: bool) -> list[str]:
-        """What has to be said with a number that is not the published one."""
+        """The labels of a number that is not comparable to the published one."""
         labels = [split.label] if split.label else []
         if subset:
             labels.append("subset")

@@ -13,7 +13,7 @@ from llava.eval.files import Row, write_json
 
 
 def convert(description: str | None, change: Callable[[list[Row]], Any], argv: list[str] | None) -> None:
-    """Write what `change` makes of the answers; ends the program with one line when they cannot be read."""
+    """Write the result of `change` on the answers; ends the program with one line when they cannot be read."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--src", type=Path, required=True, help="JSON lines of answers")
     parser.add_argument("--dst", type=Path, required=True, help="JSON to write")

@@ -23,7 +23,7 @@ SOURCE = "python -m scripts.embedded.data --out playground/data/embedded --split
 
 
 def normalise(text: str) -> str:
-    """Lower case, outer white space and a trailing period gone."""
+    """Lower case, without outer white space and a trailing period."""
     return text.strip().lower().removesuffix(".").rstrip()
 
 
@@ -49,7 +49,7 @@ def score(sample: Sample) -> Score:
 
 
 def accuracy(scores: Sequence[Score]) -> dict[str, Any]:
-    """`value` in percent, `n` and the 95 % interval `ci95`; None where there is nothing to average."""
+    """`value` in percent, `n` and the 95 % interval `ci95`; None without scores."""
     known = [(one.value, one.parts["scene"]) for one in scores if one.value is not None]
     mean = mean_with_interval([value for value, _ in known], [scene for _, scene in known])
     if mean is None:

@@ -1,6 +1,6 @@
-"""GQA, testdev-balanced: one-word answers, exact string equality. Wholly offline.
+"""GQA, testdev-balanced: one-word answers, exact string equality. Scored offline.
 
-Beside accuracy, as the official script: binary and open questions, types, question length, reasoning steps, and the
+Besides accuracy, as in the official script: binary and open questions, types, question length, reasoning steps, and the
 distribution score (chi-square between given and right answers within a group of questions; 0 is best). Its validity,
 plausibility, consistency and grounding need scene graphs, which do not exist for testdev: they are not computed.
 """
@@ -20,7 +20,7 @@ from llava.eval.sample import Sample, Score, scored
 
 SITE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
 QUESTIONS = "data/testdev_balanced_questions.json"
-# Steps that only ask, which the official script does not count as reasoning.
+# Steps that the official script does not count as reasoning.
 _ASKING = ("exist", "query: name", "choose name")
 
 TESTDEV = Split(
@@ -73,7 +73,7 @@ def _parts(question: Row) -> dict[str, Any]:
 
 
 def parse(text: str) -> str:
-    """The answer as it is compared: trailing full stops gone, lower case."""
+    """The normalised answer: lower case, without trailing full stops."""
     return text.rstrip(".").lower()
 
 

@@ -1,4 +1,6 @@
-"""Data sets of the Hugging Face Hub in parquet: their rows into JSON lines, their pictures into files."""
+"""Data sets of the Hugging Face Hub in parquet: conversion of their rows to JSON lines, and of their pictures to
+files.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ def hub_need(rows_file: str, pattern: str, data_set: str) -> Need:
 
 
 def unpack_parquet(folder: Path, pattern: str, rows_file: str, take: Callable[[int, Row], tuple[Row, Any]]) -> None:
-    """Write `rows_file` and `images/` out of the parquet files below a folder; nothing where `rows_file` is there.
+    """Write `rows_file` and `images/` from the parquet files below a folder, unless `rows_file` exists.
 
-    take: (number of the row, the row) -> (what to keep of it, its picture as the Hub stores one: bytes and path).
+    take: (number of the row, the row) -> (the output row, its picture in the Hub's format: bytes and path).
     Raises ValueError where pyarrow is not installed or a row has no picture.
     """
     if (folder / rows_file).is_file():
@@ -33,7 +35,7 @@ def unpack_parquet(folder: Path, pattern: str, rows_file: str, take: Callable[[i
         raise ValueError(f"{files[0]} needs pyarrow to be read; pip install 'llava-flowcut[eval]'") from error
     rows: list[Row] = []
     for file in files:
-        for batch in ParquetFile(file).iter_batches(batch_size=64):  # pictures of a whole file may not fit
+        for batch in ParquetFile(file).iter_batches(batch_size=64):  # pictures of a whole file may not fit into memory
             for row in batch.to_pylist():
                 kept, picture = take(len(rows), row)
                 rows.append({**kept, "image": _save(folder / "images", str(kept["question_id"]), picture, file)})

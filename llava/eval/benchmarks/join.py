@@ -1,4 +1,4 @@
-"""Answers find their questions by id, never by position; what does not fit together is told."""
+"""Joins answers with their questions by id, never by position, and reports mismatches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llava.eval.sample import Sample
 
 class Join(NamedTuple):
     """samples: all of them, in the benchmark's order. unknown: ids of answers to no question. repeated: answers that
-    say again what an earlier line of the same question said."""
+    duplicate an earlier line of the same question."""
 
     samples: list[Sample]
     unknown: list[Hashable]
@@ -38,8 +38,8 @@ def read_answers(path: str | Path) -> list[Row]:
 def join(samples: Sequence[Sample], answers: Sequence[Row], key: Callable[[Row], Hashable]) -> Join:
     """Each sample with its answer.
 
-    Questions that share a key (a benchmark may ask the same twice) take its answers in order. Raises ValueError, one
-    line, for two different answers to one question, and when no answer fits.
+    Questions with the same key (a benchmark may have duplicates) get its answers in order. Raises ValueError, one
+    line, for two different answers to one question, and when no answer matches.
     """
     places = defaultdict(list)
     for index, sample in enumerate(samples):

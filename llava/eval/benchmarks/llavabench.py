@@ -1,7 +1,8 @@
 """LLaVA-Bench (In-the-Wild): 60 open questions; a language model scores the answer and GPT-4's, 1 to 10 each.
 
-The number is a ratio of means, the model's over the reference's. The published judge, gpt-4-0314, is gone: compare only
-what one judge said. The wording is our own: `--judge-prompt` takes LLaVA's rule.json. There is no offline substitute.
+The number is a ratio of means, the model's over the reference's. The published judge, gpt-4-0314, is retired: compare
+only scores of the same judge. The prompt is our own: `--judge-prompt` takes LLaVA's rule.json. There is no offline
+metric.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llava.eval.sample import Sample, Score
 
 SOURCE = "https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
 CATEGORIES = ("conv", "detail", "complex")
-UNREADABLE = [-1.0, -1.0]  # LLaVA's mark of a review without scores; it enters the means
+UNREADABLE = [-1.0, -1.0]  # LLaVA's value for a review without scores; it is included in the means
 BEST = 10
 
 SYSTEM = "You check how good answers are, helpfully and with precision."
@@ -77,7 +78,7 @@ def samples_of(questions: Sequence[Row], contexts: Sequence[Row], references: Se
 
 
 def description(context: Row) -> str:
-    """A picture's description: one text, or a list of sentences, a line each."""
+    """A picture's description: one text, or a list of sentences, one per line."""
     caption = field_of(context, "caption", "context.jsonl")
     return caption if isinstance(caption, str) else "\n".join(caption)
 
@@ -114,7 +115,7 @@ def score(sample: Sample) -> Score:
 
 
 def ratio(reviews: Sequence[Sequence[float]]) -> float | None:
-    """100 times the model's mean score over the reference's; None over none, or where the latter is not positive."""
+    """100 times the model's mean score over the reference's; None without scores, or if the latter is not positive."""
     if not reviews:
         return None
     reference, model = (fmean(review[place] for review in reviews) for place in (0, 1))

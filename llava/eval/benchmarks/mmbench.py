@@ -1,8 +1,8 @@
 """MMBench, dev: multiple choice, circular: a question counts only if it is right in every rotation of its options.
 
-Rotations are rows of their own whose index is the question's plus k x 1,000,000. Dev's answers are in the table, so it
-is scored here by MMBench's own matching rule (`llava.eval.metrics.option_letter`); what that cannot tell is wrong;
-the server would have asked a language model.
+Rotations are separate rows whose index is the question's plus k x 1,000,000. Dev's answers are in the table, so it
+is scored here by MMBench's own matching rule (`llava.eval.metrics.option_letter`). Answers that do not match are wrong;
+the server would use a language model for them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llava.eval.sample import Sample, Score, scored
 ROTATION = 1_000_000
 NOT_SUBMITTED = frozenset({"hint", "category", "source", "image", "comment", "l2-category"})
 PREDICTION_COLUMN = 6
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters that no xlsx file may hold
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters that are not allowed in xlsx files
 
 
 def options_of(row: Row) -> dict[str, str]:
@@ -37,7 +37,7 @@ def options_of(row: Row) -> dict[str, str]:
 
 
 def question_of(row: Row) -> str:
-    """The question as it is asked, the sentence for the letter excepted: hint, question, options."""
+    """The prompt without the request for the letter: hint, question, options."""
     hint = [] if is_empty(row.get("hint")) else [row["hint"]]
     return with_options("\n".join([*hint, row["question"]]), list(options_of(row).values()))
 
@@ -57,7 +57,7 @@ def table(file: Path) -> Iterator[Row]:
 
 
 def build(folder: Path, split: Split) -> list[Row]:
-    """The table is the question file; these are its rows with the question as asked."""
+    """The table is the question file; these are its rows with the prompt of the question."""
     return [{**row, "text": question_of(row)} for row in table(folder / split.question_file)]
 
 
@@ -92,7 +92,7 @@ def score(sample: Sample) -> Score:
 
 
 def circular(scores: Sequence[Score]) -> list[Score]:
-    """One score a question: right if every rotation is; None as long as one of them has none."""
+    """One score per question: right if every rotation is right; None if a rotation has no score."""
     whole = []
     for own in by_part(scores, "question").values():
         values = [one.value for one in own]
@@ -114,7 +114,7 @@ def aggregate(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def submission(file: Path, predictions: dict[int, str]) -> list[list[Any]]:
-    """The server's table, header first: the rows without what it does not want, with a column `prediction`.
+    """The server's table, header first: the required columns of the rows, and a column `prediction`.
 
     predictions: index -> answer; a row without one has an empty cell.
     """
@@ -143,7 +143,7 @@ def write_xlsx(lines: Sequence[Sequence[Any]], file: Path) -> None:
             cell = sheet.cell(number, column)
             cell.value = _CONTROL.sub("", value) if isinstance(value, str) else value
             if cell.data_type == "f":
-                cell.data_type = "s"  # an answer that begins with = is no formula
+                cell.data_type = "s"  # an answer that begins with = is not a formula
     file.parent.mkdir(parents=True, exist_ok=True)
     book.save(file)
 

@@ -1,4 +1,4 @@
-"""MMBench-CN, dev: MMBench in Chinese, scored the same way. Its table may lie in `mmbench_cn/` or in `mmbench/`."""
+"""MMBench-CN, dev: MMBench in Chinese, scored the same way. Its table may be in `mmbench_cn/` or in `mmbench/`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""MME: yes or no, two questions a picture, fourteen tasks; perception plus cognition. Wholly offline.
+"""MME: yes or no, two questions per picture, fourteen tasks; perception plus cognition. Scored offline.
 
-A task is worth 100 x (share of right questions + share of pictures with all questions right), at most 200. Points, not
-percentages; one answer moves the total by 5 to 10.
+The points of a task are 100 x (share of right questions + share of pictures with all questions right), at most 200.
+Points, not percentages; one answer moves the total by 5 to 10.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEST = Split(
 
 
 def task_root(folder: Path) -> Path:
-    """The folder that holds the tasks' folders; some archives nest it in one or two more.
+    """The folder of the tasks' folders; some archives nest it in one or two more.
 
     Raises ValueError when there is no task below the folder.
     """
@@ -65,7 +65,7 @@ def read_task(root: Path, task: str) -> list[Row]:
             if not tab or answer.strip().lower() not in ("yes", "no"):
                 raise ValueError(f"{file} line {number} is not 'question TAB Yes|No'; unpack the archive again")
             if file.stem not in found:
-                raise ValueError(f"{file} has no picture beside it in {pictures}; unpack the archive again")
+                raise ValueError(f"{file} has no picture next to it in {pictures}; unpack the archive again")
             image = found[file.stem].relative_to(root).as_posix()
             rows.append({"image": image, "question": question.strip(), "answer": answer.strip().lower()})
     return rows
@@ -95,7 +95,7 @@ def bare(text: str) -> str:
 
 
 def key_of(image: str, question: str) -> Hashable:
-    """Task, picture and wording; wherever in the path the task stands, and whatever the picture's ending."""
+    """Task, picture and question text, wherever the task is in the path, and without the picture's extension."""
     path = PurePosixPath(image)
     task = next((part for part in path.parts if part in TASKS), path.parts[0])
     return task, path.name.split(".")[0], bare(question)
@@ -121,7 +121,7 @@ def load(folder: Path, split: Split, rows: list[Row]) -> list[Sample]:
 
 
 def parse(text: str) -> str:
-    """yes, no or other: the whole answer, else what stands in its first four characters, yes before no."""
+    """yes, no or other: the whole answer, else the word in its first four characters, yes before no."""
     said = text.lower()
     if said in ("yes", "no"):
         return said
@@ -146,7 +146,7 @@ def task_points(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def aggregate(scores: Sequence[Score]) -> dict[str, Any]:
-    """Perception + cognition as the paper adds them; each None unless all its tasks have points."""
+    """Perception + cognition, as in the paper; each is None unless all its tasks have points."""
     tasks = {task: task_points(own) for task, own in by_part(scores, "task").items()}
     sums = {}
     for name, members in (("perception", PERCEPTION), ("cognition", COGNITION)):
@@ -168,7 +168,7 @@ def result_lines(samples: Sequence[Sample]) -> dict[str, list[str]]:
 
 
 def write_results(samples: Sequence[Sample], folder: Path) -> Path:
-    """One `<task>.txt` a task, the questions of a picture adjacent."""
+    """One `<task>.txt` per task, the questions of a picture adjacent."""
     folder.mkdir(parents=True, exist_ok=True)
     for task, lines in result_lines(samples).items():
         write_atomic(folder / f"{task}.txt", "".join(line + "\n" for line in lines))
@@ -176,7 +176,7 @@ def write_results(samples: Sequence[Sample], folder: Path) -> Path:
 
 
 def read_results(folder: Path) -> list[Sample]:
-    """Samples out of a folder of `<task>.txt`. Raises ValueError when there is none, or a line is damaged."""
+    """Samples from a folder of `<task>.txt`. Raises ValueError when there is none, or a line is damaged."""
     files = [folder / f"{task}.txt" for task in TASKS if (folder / f"{task}.txt").is_file()]
     if not files:
         raise ValueError(f"{folder} holds no <task>.txt of MME; convert_answer_to_mme.py writes them")

@@ -1,9 +1,9 @@
 """MMMU, val: college questions, multiple choice and open. LLaVA has no script for it; the parsing is MMMU's own.
 
 Input: `validation.jsonl` with MMMU's fields `id, question, options (a list, or its text), answer, question_type` and
-`image`, or the Hub's parquet files, which `prepare` unpacks into that (needs pyarrow). LLaVA is shown the first picture
-only. Where the official parser finds no letter it guesses; here the guess depends on the question's id alone, and the
-accuracy that counts guesses as wrong is given too.
+`image`, or the Hub's parquet files, which `prepare` unpacks into that (needs pyarrow). LLaVA gets the first picture
+only. Where the official parser finds no letter it guesses; here the guess depends on the question's id only, and the
+accuracy that counts guesses as wrong is reported too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VAL = Split(
 
 
 def unpack(folder: Path, split: Split) -> None:
-    """Make `validation.jsonl` and `images/` of the parquet files, once."""
+    """Make `validation.jsonl` and `images/` from the parquet files, once."""
     unpack_parquet(folder, PARQUET, ROWS, _row)
 
 
@@ -99,7 +99,7 @@ def load(folder: Path, split: Split, rows: list[Row]) -> list[Sample]:
 
 
 def parse(sample: Sample, text: str) -> str:
-    """The letter meant, `guess X` where it had to be guessed; an open answer as it is."""
+    """The chosen letter, `guess X` if it is guessed; an open answer unchanged."""
     if sample.parts["kind"] != MULTIPLE_CHOICE:
         return text
     letter = multiple_choice_letter(text, sample.extra)

@@ -1,6 +1,6 @@
 """MMMU's rules for reading an answer: the last letter named, the last option quoted, numbers to two decimals.
 
-As lmms-eval has them; MMMU's own repository knows `(X)` and ` X ` alone.
+The rules are those of lmms-eval; MMMU's own repository has `(X)` and ` X ` only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _TRIMMED = ",.!?;:'"
 # What tells a letter, in the order tried, and where of several the last one stands: a letter alone comes after one that
 # only ends a word.
 _FORMS = (("({})", "({})"), ("{} ", " {} "), ("{}.", "{}."))
-_SHORT = 5  # words; in a shorter answer an option's text is no evidence
+_SHORT = 5  # words; in a shorter answer an option's text does not count
 _KEY_WORDS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _EMPTY_KEYS = frozenset([":", ",", ".", "!", "?", ";", "'"])
 _NUMBERS = (
@@ -24,7 +24,7 @@ _SENTENCES = re.compile(r"\.\s(?=[A-Z])|\n")
 
 
 def multiple_choice_letter(answer: str, options: Mapping[str, str]) -> str | None:
-    """The letter meant, or None: `(X)`, else `X `, else `X.`, else an option's text; of several the last.
+    """The chosen letter, or None: `(X)`, else `X `, else `X.`, else an option's text; of several the last.
 
     options: letter -> text.
     """
@@ -41,7 +41,7 @@ def multiple_choice_letter(answer: str, options: Mapping[str, str]) -> str | Non
 
 
 def _last(places: Mapping[str, int]) -> str | None:
-    """The letter furthest back, the first of those equally far; None where all are -1."""
+    """The letter with the last position, the first one on ties; None where all are -1."""
     letter = max(places, key=places.__getitem__, default=None)
     return None if letter is None or places[letter] < 0 else letter
 
@@ -74,7 +74,7 @@ def _key_phrases(answer: str) -> list[str]:
         for word in words:
             if word in sentence:
                 found = sentence.split(word)[-1].strip()
-                tail = found if not tail or len(found) < len(tail) else tail  # an empty one gives way to the next
+                tail = found if not tail or len(found) < len(tail) else tail  # an empty one is skipped
         if tail and tail not in _EMPTY_KEYS:
             phrases.append(tail)
     return phrases or [answer]

@@ -1,8 +1,8 @@
 """MM-Vet: 218 open questions about 16 combinations of six capabilities, graded from 0 to 1 by a language model.
 
-The published judge is gpt-4-0613 with a table of graded examples. The table here has examples of our own: for the
-original wording give its file to `--judge-prompt`. Without a judge there is no score; "containment" is another metric,
-which only sees the reference's words.
+The published judge is gpt-4-0613 with a table of graded examples. The table here has our own examples: for the
+original prompt, give its file to `--judge-prompt`. Without a judge there is no score; "containment" is another metric,
+which only compares the reference's words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SOURCE = "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"
 ANNOTATION = "mm-vet.json"
 AND, OR = "<AND>", "<OR>"
 NOT_MMVET = "not MM-Vet"
-_MINUS = re.compile(r"(?<!\w)-(?=\d)")  # m4c drops marks, a number's sign too
+_MINUS = re.compile(r"(?<!\w)-(?=\d)")  # m4c drops punctuation, including a number's sign
 
 TABLE = f"""You grade the answers of AI models. Compare each prediction with the ground truth and give its correctness.
 {AND} in a ground truth: the prediction is fully right only if it has every element. {OR} in a ground truth: any one of
@@ -90,7 +90,7 @@ def load(folder: Path, split: Split, rows: list[Row]) -> list[Sample]:
 
 
 def samples_of(official: Mapping[str, Row]) -> list[Sample]:
-    """The questions; `extra` is their wording."""
+    """The questions; `extra` is their text."""
     return [
         Sample(
             number_of(name),
@@ -104,7 +104,7 @@ def samples_of(official: Mapping[str, Row]) -> list[Sample]:
 
 
 def messages(sample: Sample, texts: Mapping[str, str], attempt: int) -> list[Message]:
-    """The table with a last row whose grade is missing; from the second attempt on with a plainer request."""
+    """The table with a last row whose grade is missing; from the second attempt on with a simpler request."""
     truth = sample.truth.replace(AND, f" {AND} ").replace(OR, f" {OR} ")
     row = " | ".join([sample.extra, truth, sample.text or "", ""])
     return [{"role": "user", "content": f"{texts['table']}\n{row}" + (texts["again"] if attempt > 1 else "")}]
@@ -120,12 +120,12 @@ def parse(reply: str) -> float | None:
 
 
 def temperature(attempt: int) -> float:
-    """0, 0, 0.5, 1, 1.5: the first new request is as cold as the one before it."""
+    """0, 0, 0.5, 1, 1.5: the first retry has the same temperature as the first attempt."""
     return 0.5 * max(0, attempt - 2)
 
 
 def containment(text: str, truth: str) -> float:
-    """The share of the reference's elements that the answer holds word for word, of the best alternative."""
+    """The share of the reference's elements that occur verbatim in the answer, for the best alternative."""
     said = _plain(text)
     return max(_share(said, alternative.split(AND)) for alternative in truth.split(OR))
 
@@ -174,7 +174,7 @@ def aggregate(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def export(folder: Path, split: Split, samples: Sequence[Sample], stem: Path) -> Path:
-    """The answers as MM-Vet's own evaluator reads them: `v1_<question id>` -> text."""
+    """The answers in the format of MM-Vet's own evaluator: `v1_<question id>` -> text."""
     file = stem.with_name(stem.name + ".mmvet.json")
     write_json({str(one.keys[1]): one.text for one in samples if one.text is not None}, file)
     return file

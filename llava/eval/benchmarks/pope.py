@@ -1,6 +1,6 @@
-"""POPE: is an object in the picture, yes or no; the mean of three F1. Wholly offline.
+"""POPE: is an object in the picture, yes or no; the mean of three F1. Scored offline.
 
-The paper's random split is the one of POPE's commit e3e3926, of 2,910 questions; today's has 3,000.
+The paper's random split is that of POPE's commit e3e3926 with 2,910 questions; the current one has 3,000.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TEST = Split(
 
 
 def official_rows(folder: Path) -> dict[str, list[Row]]:
-    """Category -> its official rows (question_id, image, text, label), whatever else lies in the folder.
+    """Category -> its official rows (question_id, image, text, label), ignoring other files in the folder.
 
     Raises ValueError when the folder has no `coco_pope_<category>.json` at all.
     """
@@ -63,9 +63,9 @@ def bare(text: str) -> str:
 
 
 def samples_of(official: dict[str, list[Row]], rows: Sequence[Row]) -> list[Sample]:
-    """The questions with their labels, found by category, picture and wording.
+    """The questions with their labels, found by category, picture and text.
 
-    Raises ValueError for a question that the annotations do not have: the files are of different releases then.
+    Raises ValueError for a question that is not in the annotations: the files are then of different releases.
     """
     labels = {
         (category, row["image"], row["text"].strip()): row["label"]
@@ -108,7 +108,7 @@ def score(sample: Sample) -> Score:
 def measures(scores: Sequence[Score]) -> dict[str, Any]:
     """Percentages with yes as the positive class: f1, accuracy, precision, recall, yes_ratio (of answers); TP ... FN.
 
-    A ratio over nothing is None.
+    A ratio with denominator 0 is None.
     """
     pairs = [(one.parsed, one.truth) for one in scores if one.value is not None]
     hits, alarms = pairs.count(("yes", "yes")), pairs.count(("yes", "no"))

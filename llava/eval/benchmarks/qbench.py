@@ -1,6 +1,6 @@
 """Q-Bench (LLVisionQA), dev: multiple choice about picture quality, in English and Chinese.
 
-LLaVA's qbench.sh and qbench_zh.sh call a program that it does not ship; here the question file is an ordinary one, with
+LLaVA's qbench.sh and qbench_zh.sh call a program that is not published; here the question file is an ordinary one, with
 the prompt of that program. An answer is matched like MMBench's: letter, else the only option named.
 """
 
@@ -20,7 +20,7 @@ from llava.eval.sample import Sample, Score, scored
 SOURCE = "https://huggingface.co/datasets/nanyangtu/LLVisionQA-QBench"
 KINDS: dict[int | None, str] = {0: "yes-or-no", 1: "what", 2: "how"}
 CONCERNS: dict[int | None, str] = {0: "distortion", 1: "other", 2: "in-context distortion", 3: "in-context other"}
-# The second spelling is the one of LLaVA's documentation.
+# The second spelling is that of LLaVA's documentation.
 _IMAGES = ("images_llvisionqa", "images_llviqionqa")
 _ASK = {"en": "Choose between one of the options as follows:", "zh": "在下列选项中选择一个:"}
 

@@ -1,4 +1,4 @@
-"""The benchmarks by name; a module is imported when its benchmark is asked for."""
+"""The benchmarks by name; a module is imported when its benchmark is requested."""
 
 from __future__ import annotations
 

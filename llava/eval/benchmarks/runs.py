@@ -9,16 +9,16 @@ from typing import Any
 from llava.eval.benchmarks.tally import DIGITS
 from llava.eval.sample import Sample, Score
 
-NOT_JUDGED = "not judged"  # the heading of what can be said without a judge
+NOT_JUDGED = "not judged"  # the heading of metrics without a judge
 
 
 def values_of(sample: Sample) -> tuple[Any, ...]:
-    """What the judge's runs said of an answer, None for a run that failed; empty without a judge."""
+    """The verdicts of the judge's runs on an answer, None for a failed run; empty without a judge."""
     return tuple(verdict.value for verdict in sample.verdicts)
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are there; None over none."""
+    """The mean of the values that are not None; None if there are none."""
     there = [value for value in values if value is not None]
     return fmean(there) if there else None
 
@@ -26,7 +26,7 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 def over_runs(runs: Sequence[Sequence[Any]], number: Callable[[Sequence[Any]], float | None]) -> dict[str, Any]:
     """The mean of the runs' numbers as `value`, their standard deviation (over n), each of them, and n answers.
 
-    runs: an answer's verdicts, one a run, for each answer. number: of one run's verdicts, failed ones left out.
+    runs: for each answer its verdicts, one per run. number: the number of one run's verdicts, without failed ones.
     """
     judged = [own for own in runs if any(value is not None for value in own)]
     numbers = []
@@ -53,5 +53,5 @@ def offline(scores: Sequence[Score], *names: str) -> dict[str, Any]:
 
 
 def contains(text: str, words: str) -> bool:
-    """Whether normalised words stand in a normalised text one after the other, none of them as a part of another."""
+    """Whether normalised words occur consecutively in a normalised text, as whole words."""
     return f" {words} " in f" {text} "

@@ -1,4 +1,4 @@
-"""Scores for people: a table, a line a question, and what did not fit together."""
+"""Reports of scores: a table, a file with one line per question, and warnings about mismatches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from llava.eval.benchmarks.join import Join
 from llava.eval.sample import Score
 
 _SHOWN = 3
-_LONGEST_PART = 30  # rows; more names under one heading are left to the JSON file
+_LONGEST_PART = 30  # rows; longer lists are in the JSON file only
 
 
 def table(bench: Benchmark, summary: Mapping[str, Any]) -> str:
-    """The summary as text; "-" for what is missing."""
+    """The summary as text; "-" for missing values."""
     labels = f" ({'; '.join(summary['labels'])})" if summary["labels"] else ""
     lines = [f"{bench.title}, {summary['split']}: {bench.metric} {shown(summary['main'])}{labels}"]
     for heading, parts in summary["parts"].items():
@@ -31,7 +31,7 @@ def shown(value: float | None) -> str:
 
 
 def warnings(joined: Join, subset: bool) -> list[str]:
-    """What did not fit, a line each. subset: only a part was asked, so that missing answers are no surprise."""
+    """Warnings about mismatches, one line each. subset: the answers are for a subset, so missing ones are expected."""
     said = []
     for name, ids, silent in (
         ("questions have no answer", joined.missing, subset),
@@ -45,7 +45,7 @@ def warnings(joined: Join, subset: bool) -> list[str]:
 
 
 def items(joined: Join, scores: Sequence[Score]) -> str:
-    """The questions as csv: id, what was said and understood, what is right, the value (empty if missing), parts."""
+    """The questions as csv: id, answer, parsed answer, truth, score (empty if missing), parts."""
     headings = list(dict.fromkeys(heading for one in scores for heading in one.parts))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -19,7 +19,7 @@ from llava.eval.sample import Score
 
 
 class Scored(NamedTuple):
-    """summary: the JSON document, as in the file. table: the same for people. notes: what did not fit, a line each."""
+    """summary: the JSON document, as in the file. table: the same as text. notes: warnings, one line each."""
 
     summary: dict[str, Any]
     table: str
@@ -37,8 +37,8 @@ def score_answers(
 ) -> Scored:
     """Score an answers file; write `<answers>.scores.csv`, `<answers>.scores.json` and, for servers, an upload file.
 
-    folder: the benchmark's. judge: who scores answers that need a judge; None leaves them without a score. subset: only
-    a part was asked. progress: show a bar on stderr while a judge is asked.
+    folder: the benchmark's. judge: for answers that need a judge; with None they have no score. subset: the answers are
+    for a subset. progress: show a bar on stderr during judging.
 
     Raises ValueError, one line, for files that are missing or do not belong together, and when the judge failed.
     """
@@ -71,7 +71,7 @@ def score_answers(
 def _document(
     bench: Benchmark, split: Split, joined: Join, number: Mapping[str, Any], ends: Mapping[str, Any], subset: bool
 ) -> dict[str, Any]:
-    """The benchmark's summary with where it comes from and what to say with it."""
+    """The benchmark's summary with its origin and labels."""
     labels = bench.labels(split, len(joined.samples), len(joined.missing), number, subset)
     if joined.samples and all(sample.truth is None for sample in joined.samples):
         labels.append("no public answers: upload the file")
@@ -100,10 +100,10 @@ def interval(
     number: Mapping[str, Any],
     judged: bool = False,
 ) -> dict[str, Any]:
-    """`ci95`, the ends of the 95 % interval, and `ci95_over`, what was drawn: scenes, pictures or questions.
+    """`ci95`, the ends of the 95 % interval, and `ci95_over`, the resampled items: scenes, pictures or questions.
 
-    number: the benchmark's aggregate of the scores, whose own interval is taken where it has one. judged: the number
-    follows from a judge's verdicts too, which the interval would leave out. Both values are None without an interval.
+    number: the benchmark's aggregate of the scores, whose own interval is used if it has one. judged: the number
+    depends on a judge's verdicts, whose variance the interval would ignore. Both values are None without an interval.
     """
     if "ci95" in number:
         return {"ci95": number["ci95"], "ci95_over": "scenes"}

@@ -1,6 +1,6 @@
 """SEED-Bench (v1): multiple choice over pictures and middle frames of videos; exact equality of answer and letter.
 
-The published number is the total over both. Without the frames, take the split `image`. Wholly offline.
+The published number is the total over both. Without the frames, use the split `image`. Scored offline.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def build(folder: Path, split: Split) -> list[Row]:
 
 
 def _number(question_id: Any) -> Any:
-    """As LLaVA has it: a number where the id is one."""
+    """As in LLaVA: a number if the id is one."""
     return int(question_id) if str(question_id).isdecimal() else question_id
 
 
@@ -93,12 +93,12 @@ def aggregate(scores: Sequence[Score]) -> dict[str, Any]:
     summary = accuracy(scores, "kind", "type")
     answered = {kind for kind, part in summary["parts"]["kind"].items() if part["n"]}
     asked = set(summary["parts"]["kind"])
-    # A split of pictures alone says so itself; here the frames were asked about and nobody answered.
+    # A split with pictures only has its own label; here answers about frames are missing.
     return {**summary, "labels": [f"{kind} only" for kind in sorted(answered) if answered != asked]}
 
 
 def upload_rows(samples: Sequence[Sample]) -> list[Row]:
-    """The leaderboard's rows, of the questions that have an answer."""
+    """The leaderboard's rows, for the questions with an answer."""
     return [{"question_id": one.question_id, "prediction": one.text} for one in samples if one.text is not None]
 
 

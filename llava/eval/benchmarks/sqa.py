@@ -1,6 +1,6 @@
-"""ScienceQA: multiple choice; the paper's number is the accuracy of the questions that come with a picture.
+"""ScienceQA: multiple choice; the paper's number is the accuracy on the questions with a picture.
 
-All questions of the split are asked, those without a picture as text alone. Wholly offline.
+All questions of the split are answered, those without a picture as text only. Scored offline.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SOURCE = "https://github.com/lupantech/ScienceQA (data/scienceqa)"
 OPTIONS = tuple("ABCDE")
 FAILED = "FAILED"
 IMAGE = "<image>"
-# The reference leaves the period unescaped, so that any character after the letter will do.
+# The reference does not escape the period, so any character after the letter matches.
 _ANSWER_IS = re.compile(r"The answer is ([A-Z]).")
 
 
@@ -78,7 +78,7 @@ def load(folder: Path, split: Split, rows: list[Row]) -> list[Sample]:
 
 
 def parse(text: str, options: Sequence[str] = OPTIONS) -> str:
-    """The letter that an answer gives: alone, as `X. ...`, or as the only "The answer is X."; else FAILED."""
+    """The letter of an answer: alone, as `X. ...`, or as the only "The answer is X."; else FAILED."""
     if text in options:
         return text
     if text[:1] in options and text[1:3] == ". ":
@@ -94,7 +94,7 @@ def choice(letter: str, choices: int, options: Sequence[str] = OPTIONS) -> int:
 
 
 def has_image(sample: Sample) -> bool:
-    """Whether the question was asked with a picture: what the prompt says, the problem where there is no prompt."""
+    """Whether the question has a picture: according to the prompt, or to the problem if there is no prompt."""
     return sample.extra["image"] if sample.prompt is None else IMAGE in sample.prompt
 
 

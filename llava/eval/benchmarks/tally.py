@@ -1,4 +1,4 @@
-"""From scores to means: overall and under each heading, with what is missing counted and never averaged in."""
+"""Means of scores, overall and by category; missing scores are counted and excluded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ DIGITS = 4
 
 
 def percent(scores: Iterable[Score]) -> dict[str, Any]:
-    """100 times the mean value of those that have one (None over none), and how many those are."""
+    """100 times the mean of the existing values (None if there are none), and their number."""
     values = [score.value for score in scores if score.value is not None]
     return {"value": round(100 * sum(values) / len(values), DIGITS) if values else None, "n": len(values)}
 
 
 def by_part(scores: Iterable[Score], heading: str) -> dict[str, list[Score]]:
-    """The scores under each name of a heading, names in order; scores without the heading are left out."""
+    """The scores of each category under a heading, categories in order; scores without the heading are left out."""
     groups = defaultdict(list)
     for score in scores:
         if score.parts.get(heading) is not None:

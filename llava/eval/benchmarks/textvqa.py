@@ -1,4 +1,4 @@
-"""TextVQA, val: short answers to questions about text in pictures, ten human answers each. Wholly offline.
+"""TextVQA, val: short answers to questions about text in pictures, ten human answers each. Scored offline.
 
 The published number is with Rosetta's OCR tokens in the prompt; the split `val-no-ocr` leaves them out and scores about
 12 points lower.
@@ -58,7 +58,7 @@ def build(folder: Path, split: Split) -> list[Row]:
 
 
 def ocr_tokens(file: Path) -> dict[str, list[str]]:
-    """Image id -> what Rosetta read in it. White space inside a token is folded: a newline would break the prompt."""
+    """Image id -> Rosetta's OCR tokens. White space in a token is folded, because a newline would break the prompt."""
     return {row["image_id"]: [" ".join(token.split()) for token in row["ocr_tokens"]] for row in annotated(file)}
 
 
@@ -69,7 +69,7 @@ def _question(row: Row, tokens: dict[str, list[str]] | None) -> str:
 
 
 def samples_of(rows: Sequence[Row]) -> list[Sample]:
-    """The annotated questions; found by question id, or by picture and wording for files that have image ids."""
+    """The annotated questions; found by question id, or by picture and text for files that have image ids."""
     return [
         Sample(
             row["question_id"],
@@ -86,9 +86,9 @@ def load(folder: Path, split: Split, rows: list[Row]) -> list[Sample]:
 
 
 def question_of(prompt: str) -> str:
-    """The question, in lower case, out of a prompt of LLaVA's question file.
+    """The question, in lower case, from a prompt of LLaVA's question file.
 
-    Raises ValueError for a prompt of another form, for instance with a line break inside an OCR token.
+    Raises ValueError for a prompt of another format, for instance with a line break inside an OCR token.
     """
     lines = prompt.split("\n")
     if prompt.startswith("OCR tokens: ") and (found := _OLD_PROMPT.search(prompt)):
@@ -98,12 +98,12 @@ def question_of(prompt: str) -> str:
     if len(lines) == 2:
         return lines[0].lower()
     raise ValueError(
-        f"no question can be told from the prompt {prompt!r}; ask the question file of `llava.eval.prepare textvqa`"
+        f"no question was found in the prompt {prompt!r}; use the question file of `llava.eval.prepare textvqa`"
     )
 
 
 def answer_key(row: Row) -> Hashable:
-    """The question id as the prepared file has it; image id and wording for LLaVA's file, whose ids are image ids."""
+    """The question id of the prepared file; image id and text for LLaVA's file, whose ids are image ids."""
     if isinstance(row["question_id"], int):
         return str(row["question_id"])
     if "prompt" not in row:

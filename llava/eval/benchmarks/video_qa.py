@@ -1,10 +1,10 @@
 """Zero-shot video question answering (TGIF, MSVD, MSRVTT) as Video-ChatGPT and Video-LLaVA do it.
 
-Questions and answers are two official files that belong together by question id. A language model says of each answer
-whether it matches (accuracy = yes / (yes + no)) and how well, 0 to 5. The published judge is an unnamed version of
-gpt-3.5-turbo, and versions differ by 20 points on TGIF: compare only what one judge said. The wording is our own.
-Without a judge there is no score; "exact" and "contained" match are other metrics, which only see the right answer's
-words.
+Questions and answers are two official files that belong together by question id. A language model decides for each
+answer whether it matches (accuracy = yes / (yes + no)) and how well, 0 to 5. The published judge is an unknown version
+of gpt-3.5-turbo, and versions differ by 20 points on TGIF: compare only scores of the same judge. The prompt is our
+own. Without a judge there is no score; "exact" and "contained" match are other metrics, which only compare the right
+answer's words.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def build(folder: Path, split: Split) -> list[Row]:
 
 
 def files_by_name(places: Iterable[Path]) -> dict[str, str]:
-    """Name without ending -> file name, in the first of the folders that exists."""
+    """Name without extension -> file name, in the first of the folders that exists."""
     place = next((place for place in places if place.is_dir()), None)
     files = [file for file in place.iterdir() if file.suffix.lower() in SUFFIXES] if place else []
-    files.sort(key=lambda file: SUFFIXES.index(file.suffix.lower()), reverse=True)  # the first ending wins
+    files.sort(key=lambda file: SUFFIXES.index(file.suffix.lower()), reverse=True)  # the first extension wins
     return {file.stem: file.name for file in files}
 
 
@@ -98,7 +98,7 @@ def load(folder: Path, split: Split, rows: list[Row]) -> list[Sample]:
 
 
 def samples_of(folder: Path, answers: Sequence[Row]) -> list[Sample]:
-    """The questions with their truths, found by id. `extra`: (question, whether the answer line claims another truth).
+    """The questions with their truths, found by id. `extra`: (question, whether the answer line has another truth).
 
     Raises ValueError when the two files have no question in common.
     """
@@ -116,11 +116,13 @@ def samples_of(folder: Path, answers: Sequence[Row]) -> list[Sample]:
 
 
 def answer_line(row: Row) -> Row:
-    """A line of LLaVA's or of Video-LLaVA's as LLaVA's. Raises ValueError when it is neither."""
+    """An answer line of LLaVA or Video-LLaVA in LLaVA's format. Raises ValueError when it is neither."""
     if "pred" in row and "id" in row:
         row = {"question_id": row["id"], "prompt": row.get("question"), "text": row["pred"]}
     if not isinstance(row.get("text"), str) or "question_id" not in row:
-        raise ValueError(f"an answer has neither question_id and text nor id and pred: {str(row)[:100]}; mend the file")
+        raise ValueError(
+            f"an answer has neither question_id and text nor id and pred: {str(row)[:100]}; correct the file"
+        )
     return row
 
 
@@ -131,7 +133,7 @@ def messages(sample: Sample, texts: Mapping[str, str], attempt: int) -> list[Mes
 
 
 def parse(reply: str) -> list[Any] | None:
-    """["yes" | "no", 0..5] out of the first dictionary in the reply, Python's or JSON's; None where there is none.
+    """["yes" | "no", 0..5] from the first dictionary in the reply, Python's or JSON's; None if there is none.
 
     As in Video-ChatGPT, a `pred` that contains yes is a yes, and a score is cut to its integer part.
     """
@@ -157,8 +159,8 @@ def _dictionary(text: str) -> dict[str, Any]:
 
 
 def score(sample: Sample) -> Score:
-    """The share of the judge's runs that say yes, None without one. Among the parts: what they said, both matches, and
-    whether the answer line claims another truth than the official file."""
+    """The share of the judge's runs that say yes, None without a judge. The parts include the verdicts, both matches,
+    and whether the answer line has another truth than the official file."""
     _, wrong_claim = sample.extra
     if sample.text is None:
         return Score(sample.question_id, None, None, sample.truth, answered=False)
@@ -199,7 +201,7 @@ def aggregate(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def export(folder: Path, split: Split, samples: Sequence[Sample], stem: Path) -> Path:
-    """Video-LLaVA's lines, each with the truth that belongs to it."""
+    """Video-LLaVA's lines, each with its right answer."""
     file = stem.with_name(stem.name + ".video_qa.jsonl")
     rows = [
         {"id": one.question_id, "question": one.extra[0], "answer": one.truth, "pred": one.text}
@@ -216,13 +218,13 @@ JUDGE = JudgeProtocol(
     prompts={"user": USER, "system": SYSTEM},
     messages=messages,
     parse=parse,
-    temperature=lambda attempt: None,  # the published scripts leave it to the server
+    temperature=lambda attempt: None,  # the published scripts use the server's default
     attempts=5,
 )
 
 
 def video_benchmark(name: str, title: str, videos: tuple[str, ...], published: int, paper: float) -> VideoBenchmark:
-    """One of the sets. videos: folders where they may lie. paper: accuracy of Video-LLaVA-7B with all tokens."""
+    """One of the sets. videos: possible folders of the videos. paper: accuracy of Video-LLaVA-7B with all tokens."""
     folder = f"{name.upper()}_Zero_Shot_QA"
     needs = (
         Need((QUESTIONS,), "questions", SOURCE),

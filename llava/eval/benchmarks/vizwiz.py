@@ -70,7 +70,7 @@ def aggregate(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def upload_rows(samples: Sequence[Sample]) -> list[Row]:
-    """The server's list, of every question. Raises ValueError when one has no answer: the server refuses such files."""
+    """The server's list, of every question. Raises ValueError when one has no answer: the server rejects such files."""
     if lacking := [one for one in samples if one.text is None]:
         raise ValueError(
             f"{len(lacking)} of {len(samples)} questions have no answer (first: {lacking[0].question_id}); VizWiz' "

@@ -1,7 +1,7 @@
 """VQAv2: short answers, ten human answers each. The published number is the server's (test-dev).
 
 The split `val` (val2014, labelled) is scored here with the official rules. For the test splits, the upload file lists
-all ids of test2015; those that were not asked have the answer "".
+all ids of test2015; questions without an answer have "".
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def upload_rows(question_ids: Sequence[int], answers: Mapping[int, str]) -> list[Row]:
-    """The server's list: every id, normalised answers, "" for a question that was not asked."""
+    """The server's list: every id, normalised answers, "" for a question without an answer."""
     return [{"question_id": one, "answer": m4c(answers[one]) if one in answers else ""} for one in question_ids]
 
 

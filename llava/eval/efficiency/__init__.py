@@ -1,1 +1,1 @@
-"""What an answer costs, stage by stage: `python -m llava.eval.efficiency`."""
+"""Measures the cost of an answer by stages: `python -m llava.eval.efficiency`."""

@@ -1,20 +1,20 @@
-"""What an answer costs, stage by stage, with and without pruning: python -m llava.eval.efficiency
+"""Measures the cost of an answer by stages, with and without pruning: python -m llava.eval.efficiency
 
     python -m llava.eval.efficiency --model-path playground/embedded --pruner flowcut:budget=64 \\
         --pruner visionzip:budget=64 --batch 1 8 --attention sdpa eager --out efficiency.json
 
 A row is one variant: `none` or a pruner, a batch size, an attention implementation. All rows answer the same real
-questions with the same loaded model and take turns, batch by batch, so that whatever else the machine does falls on all
-alike; questions that do not fill a last batch are left out. Each row warms up first, which is not counted.
+questions with the same loaded model and alternate, batch by batch, so that other load on the machine affects all
+alike; questions that do not fill a last batch are left out. Each row starts with a warm-up, which is not counted.
 
 Milliseconds are a question's share of its batch. Stages: encode (vision tower), projector, prefill (the language
 model's first pass), decode (everything after the first logits); ttft is from pixels on the device to the first logits,
 total to the end of the answer. wall is the whole loop, from the picture's file to the answer's text, with the model
-loaded; pictures are read in line, so wall without reading is what a loop with enough reading workers takes. On a GPU
-stages are taken by events in its stream, which do not hold up the work.
+loaded; pictures are read in the main process, so wall minus reading is the time of a loop with enough reading workers.
+On a GPU, stages are timed by events in its stream, which do not delay the work.
 
 Speed-ups are against `none` of the same batch size and attention: the ratio of medians, and quartiles of the ratios
-over pairs of trials about the same questions. Peak memory is that of activations, in a run of its own over the first
+over pairs of trials about the same questions. Peak memory is that of activations, in a separate run over the first
 batch, as in flowcut.bench. GFLOPs are by formula (flowcut.cost) from the measured tokens, up to the first logits.
 
 The last line printed is the report as JSON; --out writes it with every trial's times (`raw`).
@@ -52,15 +52,15 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 def variants_of(args: argparse.Namespace) -> list[Variant]:
-    """The rows. Raises ValueError, one line, for flags that cannot be."""
+    """The rows. Raises ValueError, one line, for invalid flags."""
     if min(args.batch) < 1:
-        raise ValueError(f"--batch {min(args.batch)} cannot be; give whole numbers of at least 1")
+        raise ValueError(f"--batch {min(args.batch)} is invalid; give whole numbers of at least 1")
     if args.questions < max(args.batch):
         raise ValueError(f"--questions {args.questions} do not fill a batch of {max(args.batch)}; ask at least as many")
     if args.warm_up < 0:
-        raise ValueError(f"--warm-up {args.warm_up} cannot be; give a whole number of at least 0")
+        raise ValueError(f"--warm-up {args.warm_up} is invalid; give a whole number of at least 0")
     if args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {args.max_new_tokens} cannot be; give a whole number of at least 1")
+        raise ValueError(f"--max-new-tokens {args.max_new_tokens} is invalid; give a whole number of at least 1")
     if args.price_per_hour is not None and not 0 < args.price_per_hour < math.inf:
         raise ValueError(f"--price-per-hour {args.price_per_hour:g} is no price; give a number above 0")
     if args.out is not None and args.out.is_dir():
@@ -92,7 +92,7 @@ def check_attention(attention: Sequence[str], device: torch.device, dtype: torch
 
 
 def check_out(file: Path) -> None:
-    """Make the folder of the file to write. Raises ValueError, one line, where that cannot be."""
+    """Make the folder of the file to write. Raises ValueError, one line, where that is impossible."""
     if file.is_dir():
         raise ValueError(f"--out {file} is a folder; give the file to write, such as {file / 'efficiency.json'}")
     try:
@@ -148,19 +148,21 @@ def build_parser() -> argparse.ArgumentParser:
         "efficiency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model-path", default="playground/embedded", help="a LLaVA checkpoint (default: %(default)s)")
-    parser.add_argument("--model-base", help="base model under a LoRA adapter or a projector")
+    parser.add_argument("--model-base", help="base model of a LoRA adapter or a projector")
     parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else vicuna_v1)")
     parser.add_argument("--question-file", type=Path, help="JSON lines (default: the embedded benchmark)")
-    parser.add_argument("--image-folder", type=Path, help="folder the questions' image paths start from")
+    parser.add_argument("--image-folder", type=Path, help="folder that the questions' image paths are relative to")
     parser.add_argument(
         "--pruner", action="append", help="compared with none; several times (default: flowcut:budget=64)"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="questions at a time (default: 1)")
     parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=["sdpa"], help="(default: sdpa)")
-    parser.add_argument("--questions", type=int, default=64, help="so many, spread evenly over the file (default: 64)")
-    parser.add_argument("--warm-up", type=int, default=20, help="questions a row that do not count (default: 20)")
+    parser.add_argument(
+        "--questions", type=int, default=64, help="number of questions, spread evenly over the file (default: 64)"
+    )
+    parser.add_argument("--warm-up", type=int, default=20, help="warm-up questions per row (default: 20)")
     parser.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--power", action="store_true", help="measure the GPU's power too, in loops of their own")
+    parser.add_argument("--power", action="store_true", help="also measure the GPU's power, in separate loops")
     parser.add_argument(
         "--price-per-hour", type=float, help="of the machine, in any currency, for a price of 1000 questions"
     )
@@ -188,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.power and device.type == "cuda":
             check_power(device)
         elif args.power:
-            print(f"power is not measured: a {device.type} does not tell it", file=sys.stderr)
+            print(f"power is not measured: a {device.type} does not report it", file=sys.stderr)
         keep_freed_memory()
         comparison = Comparison(checkpoint, questions, images, variants, args.max_new_tokens)
         results = comparison.measure(args.warm_up, args.power and device.type == "cuda")

@@ -1,4 +1,4 @@
-"""What answers cost: FLOPs by formula from their measured tokens, means over tokens, spread of times.
+"""The cost of answers: FLOPs by formula from their measured tokens, means over tokens, spread of times.
 
 An answer is the `metadata` of an answer line: `llava.eval.models.reply.Reply` without its text.
 """
@@ -17,7 +17,7 @@ PARTS = ("encoder", "projector", "prefill", "total")
 
 
 class ModelSizes(NamedTuple):
-    """What the formulas need to know of a model: two configs, and how many linear layers its projector has."""
+    """The inputs of the formulas for a model: two configs, and the number of linear layers of its projector."""
 
     vision: Any
     language: Any
@@ -25,7 +25,7 @@ class ModelSizes(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> ModelSizes:
-        """Those of one of this repository's LLaVA models."""
+        """The sizes of one of this repository's LLaVA models."""
         depth = sum(isinstance(part, nn.Linear) for part in model.get_model().mm_projector.modules())
         return cls(model.get_vision_tower().config, model.config, depth)
 
@@ -33,7 +33,7 @@ class ModelSizes(NamedTuple):
 def flops_of(answers: Sequence[Mapping[str, Any]], sizes: ModelSizes, merges_before_mlp: bool = False) -> list[Cost]:
     """Each answer's FLOPs up to its first new token.
 
-    An answer's tokens are sums over its tiles and pictures, and taken as spread evenly over them; see `cost_of`.
+    An answer's tokens are sums over its tiles and pictures, and assumed to be spread evenly over them; see `cost_of`.
     merges_before_mlp: whether encoder layers merge ahead of their MLP (`Pruner.merges_before_mlp`).
     """
     return [_flops(answer, sizes, merges_before_mlp) for answer in answers]
@@ -41,7 +41,7 @@ def flops_of(answers: Sequence[Mapping[str, Any]], sizes: ModelSizes, merges_bef
 
 def _flops(answer: Mapping[str, Any], sizes: ModelSizes, merges_before_mlp: bool) -> Cost:
     vision, language, tokens, text = sizes.vision, sizes.language, answer["tokens"], answer["text_tokens"]
-    if not tokens:  # no picture: neither encoder nor projector ran
+    if not tokens:  # no picture: neither encoder nor projector runs
         return Cost(0.0, 0.0, prefill_flops(language, [text] * language.num_hidden_layers))
     tiles = tokens[0] // (vision.image_size // vision.patch_size) ** 2
     return cost_of(
@@ -53,13 +53,13 @@ def _flops(answer: Mapping[str, Any], sizes: ModelSizes, merges_before_mlp: bool
         sizes.projector_layers,
         tokens[1:] if merges_before_mlp else None,
         tiles,
-        # after the encoder, padding of tiles is taken off or line ends are put in
+        # after the encoder, padding of tiles is removed or newline tokens are inserted
         tokens[-1] if tiles > 1 else None,
     )
 
 
 def costs_of(answers: Sequence[Mapping[str, Any]], sizes: ModelSizes | None, merges_before_mlp: bool) -> dict[str, Any]:
-    """Means of tokens and GFLOPs over answers, and their measured times in ms; None where nothing was answered.
+    """Means of tokens and GFLOPs over answers, and their measured times in ms; None without answers.
 
     sizes: None where there is no formula for the model; GFLOPs are then None. merges_before_mlp: see `flops_of`.
     """
@@ -78,9 +78,9 @@ def mean_gflops(costs: Sequence[Cost]) -> dict[str, float]:
 
 
 def mean_tokens(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Visual and text tokens the language model read, and visual tokens of the layers of both parts.
+    """Visual and text tokens that the language model read, and visual tokens of the layers of both parts.
 
-    The two means in use are both given: SparseVLM counts what leaves a layer, FLOPs follow from what enters it. An
+    Both common means are given: SparseVLM counts the outputs of a layer, FLOPs follow from its inputs. An
     answer without a picture counts with 0 tokens; where no answer has one, those of the encoder are None.
     """
     depth = max(len(one["tokens"]) for one in answers)
@@ -99,12 +99,12 @@ def mean_tokens(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def decoder_tokens(answer: Mapping[str, Any]) -> list[int]:
-    """Visual tokens that went into each layer of the language model; one number where nothing was cut there."""
+    """Visual tokens that enter each layer of the language model; one number without cuts there."""
     return answer.get("language_tokens") or [answer["visual_tokens"]]
 
 
 def _left(entering: list[int]) -> list[int]:
-    """Those that came out of each layer: what the next one got. A cut after the last layer changes nothing any more."""
+    """Visual tokens that leave each layer, which enter the next one. A cut after the last layer has no effect."""
     return [*entering[1:], entering[-1]]
 
 

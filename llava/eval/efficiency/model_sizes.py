@@ -1,4 +1,4 @@
-"""What formulas of FLOPs need to know of a model, from its checkpoint's config alone: no weights are read."""
+"""The inputs of the FLOPs formulas for a model, from its checkpoint's config only: no weights are read."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from llava.model.source import find_source
 
 
 def sizes_in(folder: Path, base: str | None = None) -> ModelSizes | None:
-    """What the formulas need to know of a checkpoint in LLaVA's layout, or in transformers' of the same models.
+    """The inputs of the formulas for a checkpoint in LLaVA's layout, or in transformers' layout of the same models.
 
-    base: folder or Hub name under an adapter or a projector. None for transformers' other models: no formula yet.
+    base: folder or Hub name of the base of an adapter or a projector. Returns None for transformers' other models,
+    which have no formula yet.
 
     Raises ValueError, one line, when files of the checkpoint are missing.
     """

@@ -1,4 +1,4 @@
-"""Mean power of a GPU's board, sampled while the work goes on."""
+"""Mean power of a GPU, sampled during the work."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ INTERVAL = 0.05
 
 
 def check_power(device: torch.device) -> None:
-    """Raises ValueError, one line, where a GPU does not tell its power."""
+    """Raises ValueError, one line, where a GPU does not report its power."""
     try:
         torch.cuda.power_draw(device)
     except ModuleNotFoundError as error:
         raise ValueError("--power needs the package nvidia-ml-py: pip install nvidia-ml-py") from error
-    except Exception as error:  # the driver's library raises classes of its own
+    except Exception as error:  # the driver's library has its own exception classes
         reason = " ".join(str(error).split())
-        raise ValueError(f"--power: this GPU does not tell its power ({reason}); leave --power out") from error
+        raise ValueError(f"--power: this GPU does not report its power ({reason}); leave --power out") from error
 
 
 class PowerMeter:
     """Samples power in a thread while it is entered; `watts` is the mean of the samples.
 
-    draw: gives the board's power in milliwatts, as `torch.cuda.power_draw` does.
+    draw: returns the power in milliwatts, as `torch.cuda.power_draw` does.
     """
 
     def __init__(self, draw: Callable[[], float], interval: float = INTERVAL) -> None:

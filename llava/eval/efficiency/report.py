@@ -1,4 +1,4 @@
-"""From the times of batches to the rows of an efficiency report, and to a table."""
+"""Computes the rows of an efficiency report, and a table, from the times of batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIGITS = 4
 
 
 class Variant(NamedTuple):
-    """One combination that is measured. attention: transformers' name of the implementation."""
+    """One measured combination. attention: transformers' name of the implementation."""
 
     pruner: str
     batch: int
@@ -25,11 +25,12 @@ class Variant(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """Milliseconds of one batch, for each of its questions an equal share.
+    """Milliseconds per question of one batch.
 
-    encode: vision tower, up to the projector. projector, prefill (the language model's first pass), decode (all after
-    it): as said. total: from pixels on the device to the end of the answer. ttft: of it, up to the first logits.
-    reading: from the picture's file to pixels. wall: everything, from file to text, with attaching the pruner.
+    encode: vision tower, up to the projector. projector: the projector. prefill: the language model's first pass.
+    decode: everything after it. total: from pixels on the device to the end of the answer. ttft: the part of total up
+    to the first logits. reading: from the picture's file to pixels. wall: everything, from file to text, including
+    attaching the pruner.
     """
 
     encode: float
@@ -43,7 +44,7 @@ class Trial(NamedTuple):
 
     @classmethod
     def of(cls, reply: Reply, reading: float, wall: float) -> Trial:
-        """reply: any of the batch. reading, wall: milliseconds a question."""
+        """reply: any of the batch. reading, wall: milliseconds per question."""
         projector = reply.projector_ms or 0.0
         values = (reply.encode_ms - projector, projector, reply.prefill_ms, reply.decode_ms)
         times = (*values, reply.ms, reply.ms - reply.decode_ms, reading, wall)
@@ -51,7 +52,7 @@ class Trial(NamedTuple):
 
 
 class Power(NamedTuple):
-    """Of a loop over the questions, idle moments of the board included. watts: mean."""
+    """The power of a loop over the questions, including idle time of the GPU. watts: mean."""
 
     watts: float
     joules_per_question: float
@@ -66,9 +67,9 @@ class Power(NamedTuple):
 
 
 class VariantResult(NamedTuple):
-    """What was measured of a variant: a trial for each batch, a reply for each question, and what was measured apart.
+    """The measurements of a variant: a trial for each batch, a reply for each question, and separate measurements.
 
-    answer_tokens: for each question. peak_memory_mb: activations of one batch. power: None where it was not measured.
+    answer_tokens: for each question. peak_memory_mb: activations of one batch. power: None if not measured.
     """
 
     trials: list[Trial]
@@ -79,9 +80,9 @@ class VariantResult(NamedTuple):
 
 
 def speed_up(own: Sequence[float], unpruned: Sequence[float]) -> dict[str, float] | None:
-    """How many times faster: ratio of the medians, and quartiles over pairs of trials about the same questions.
+    """Speed-up: ratio of the medians, and quartiles over pairs of trials on the same questions.
 
-    None for a stage that did not take place.
+    None for a stage that did not run.
     """
     pairs = [before / after for before, after in zip(unpruned, own, strict=True) if before > 0 and after > 0]
     middle = statistics.median(own)
@@ -100,7 +101,7 @@ def row_of(
     merges_before_mlp: bool,
     price_per_hour: float | None,
 ) -> dict[str, Any]:
-    """A row of the report; `raw` holds the trials it was computed from, stage by stage."""
+    """A row of the report; `raw` has its trials, by stage."""
     raw = {stage: [getattr(trial, stage) for trial in result.trials] for stage in Trial._fields}
     before = {stage: [getattr(trial, stage) for trial in unpruned.trials] for stage in Trial._fields}
     answers = [reply.metadata() for reply in result.replies]
@@ -126,7 +127,7 @@ def row_of(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows for people: medians in milliseconds a question, speed-ups as ratios of medians."""
+    """Rows as text: medians in milliseconds per question, speed-ups as ratios of medians."""
     stages = ("encode", "projector", "prefill", "decode", "ttft", "total", "wall")
     wide = max(len(row["pruner"]) for row in rows)
     titles = [f"{'pruner':{wide}}", "batch", f"{'attention':17}", *(f"{stage:>9}" for stage in stages)]

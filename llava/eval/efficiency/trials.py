@@ -1,4 +1,4 @@
-"""Variants that answer the same questions in turn, timed batch by batch. The batch of a variant is one trial."""
+"""Variants that answer the same questions alternately, timed per batch. One batch of a variant is a trial."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from llava.eval.models.llava_checkpoint import Checkpoint
 from llava.eval.models.reply import Generation, Reply
 from llava.eval.questions import Question
 
-POWER_SECONDS = 10.0  # a loop at least this long, as the sensor averages over up to a second
+POWER_SECONDS = 10.0  # minimal duration of a loop, because the sensor averages over up to a second
 
 
 class Comparison:
-    """A loaded model with its questions, and the pruners that are compared."""
+    """A loaded model with its questions and the compared pruners."""
 
     def __init__(
         self,
@@ -45,7 +45,9 @@ class Comparison:
         self.reading = QuestionMedia(questions, images, checkpoint.reader)
 
     def measure(self, warm_up: int, power: bool) -> dict[Variant, VariantResult]:
-        """Every variant's result, with a progress bar. warm_up: questions a variant, in whole batches, not counted."""
+        """Every variant's result, with a progress bar. warm_up: questions per variant, in whole batches, not
+        counted.
+        """
         with self.attention_given_back(), self.bar(warm_up, power) as bar:
             for variant in self.variants:
                 for first in self.warming(variant, warm_up):
@@ -76,7 +78,7 @@ class Comparison:
         return tqdm(total=sum(counted) * (2 if power else 1) + sum(others), desc="questions, all rows", unit="q")
 
     def warming(self, variant: Variant, questions: int) -> list[int]:
-        """Where the batches that do not count begin; from the front again where there are not enough."""
+        """The first question of each warm-up batch; starts over if there are not enough questions."""
         trials = math.ceil(questions / variant.batch)
         return list(itertools.islice(itertools.cycle(firsts(variant, len(self.questions))), trials))
 
@@ -112,12 +114,12 @@ class Comparison:
             ) from error
 
     def peak_memory(self, variant: Variant) -> float:
-        """MB of 10^6 bytes that activations take in the first batch, at their most."""
+        """Peak memory of activations in the first batch, in MB of 10^6 bytes."""
         self.use(variant.attention)
         return peak_memory_mb(partial(self.answer, variant, *self.read(variant, 0)), self.device)
 
     def power(self, variant: Variant) -> Power:
-        """Over the whole loop, again and again until it lasted `POWER_SECONDS`."""
+        """The power over the whole loop, repeated until it has lasted `POWER_SECONDS`."""
         answered, begin = 0, perf_counter()
         with PowerMeter(partial(torch.cuda.power_draw, self.device)) as meter:
             while perf_counter() - begin < POWER_SECONDS:
@@ -128,12 +130,12 @@ class Comparison:
         return Power(meter.watts, meter.watts * seconds / answered)
 
     def lengths(self, replies: Sequence[Reply]) -> list[int]:
-        """Tokens of the answers, counted again from their text."""
+        """Tokens of the answers, re-counted from their text."""
         tokenizer = self.checkpoint.tokenizer
         return [len(tokenizer(reply.text, add_special_tokens=False).input_ids) for reply in replies]
 
     def use(self, attention: str) -> None:
-        """Switch the attention of tower and language model, where it is another one."""
+        """Set the attention implementation of tower and language model, if it differs."""
         if self.checkpoint.model.config._attn_implementation != attention:
             self.checkpoint.model.set_attn_implementation(attention)
 
@@ -151,14 +153,14 @@ class Comparison:
 
 
 def firsts(variant: Variant, questions: int) -> range:
-    """Where the batches begin, full ones only."""
+    """The first question of each batch, full batches only."""
     return range(0, questions - variant.batch + 1, variant.batch)
 
 
 def order_of_trials(variants: Sequence[Variant], questions: int) -> Iterator[tuple[int, list[Variant]]]:
-    """(first question, variants that answer from there on), every variant's batches in the end.
+    """Pairs (first question, variants that answer from there on), which cover all batches of every variant.
 
-    Variants of one batch size follow each other on the same questions, each time beginning with another. The batch
+    Variants of one batch size follow each other on the same questions, in rotating order. The batch
     sizes advance through the questions together.
     """
     groups = {
@@ -173,7 +175,7 @@ def order_of_trials(variants: Sequence[Variant], questions: int) -> Iterator[tup
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """The garbage collector does not look through what is there now, which would take time in the middle of a trial."""
+    """The garbage collector ignores existing objects, so that it takes no time during a trial."""
     gc.collect()
     gc.freeze()
     try:

@@ -1,1 +1,1 @@
-"""A language model as judge: protocols, clients, replies on disk, and the review of all answers."""
+"""A language model as judge: protocols, client, stored replies, and judging of all answers."""

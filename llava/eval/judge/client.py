@@ -1,8 +1,8 @@
-"""Asking a judge: any server that speaks OpenAI's chat-completions protocol.
+"""Client of a judge: any server with OpenAI's chat-completions protocol.
 
-Retries what may pass (no connection, silence, 408, 409, 425, 429, 5xx, garbled bodies) with growing pauses, waits as
-long as the server says, for all threads alike, and gives up at once on what will not pass (a refused key, no such
-model, no credit left).
+Retries temporary errors (no connection, timeout, 408, 409, 425, 429, 5xx, malformed bodies) with growing pauses, waits
+as long as the server requests, in all threads, and stops at once at permanent errors (a rejected key, an unknown
+model, no credit).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 from llava.eval.sample import JudgeReply
 
-LONGEST_PAUSE = 60.0  # seconds between two tries, when the server names none
-LONGEST_WAIT = 600.0  # a server that wants more of it is not waited for
+LONGEST_PAUSE = 60.0  # seconds between two attempts, if the server names none
+LONGEST_WAIT = 600.0  # a server that requests more counts as failed
 _PASSING = frozenset({408, 409, 425, 429})
 _HOPELESS = frozenset({401, 403, 404})
 _SHOWN = 200  # characters of a server's message
@@ -31,21 +31,21 @@ _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Unanswered(Exception):
-    """This request got no answer, another one may."""
+    """This request got no answer; other requests may."""
 
 
 class Stopped(Exception):
-    """The client was told to stop while this request waited."""
+    """The client was stopped while this request waited."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the judge is and how patiently it is asked.
+    """The judge's address, timeouts and retries.
 
     base_url: up to and without `/chat/completions`. key: sent as a bearer token, None for servers without keys.
-    timeout: seconds of silence before a try counts as failed. retries: further tries. pause: seconds before the first
-    of them, doubled each time up to LONGEST_PAUSE. connections: open at the same time.
-    Raises ValueError when base_url is no http(s) address.
+    timeout: seconds without data before an attempt counts as failed. retries: number of retries. pause: seconds before
+    the first retry, doubled each time up to LONGEST_PAUSE. connections: maximal number at a time.
+    Raises ValueError when base_url is not an http(s) address.
     """
 
     base_url: str
@@ -68,13 +68,13 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """Name and port alone: an address may hold a password."""
+        """Name and port only, because an address may contain a password."""
         parts = urlsplit(self.base_url)
         return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
 
 class Pace:
-    """The moment before which no thread may send anything."""
+    """The time before which no thread may send a request."""
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
@@ -87,11 +87,11 @@ class Pace:
 
     @property
     def left(self) -> float:
-        """Seconds until anybody may send; not positive when it is now."""
+        """Seconds until requests are allowed; not positive if they are."""
         return self._until - time.monotonic()
 
     def wait(self, seconds: float = 0.0) -> None:
-        """Sleep for `seconds`, and on until everybody may send. Raises Stopped when told to stop."""
+        """Sleep for `seconds`, and until requests are allowed. Raises Stopped when the client is stopped."""
         self._sleep(seconds)
         while self.left > 0:
             self._sleep(self.left)
@@ -103,7 +103,7 @@ class Pace:
 
 
 class Client:
-    """One judge, asked from several threads. Close it, or use it in a `with` block.
+    """The client of one judge, for several threads. Close it, or use it in a `with` block.
 
     Raises ValueError when httpx is not installed.
     """
@@ -130,14 +130,14 @@ class Client:
         self._http.close()
 
     def stop(self) -> None:
-        """Wake up every thread that waits for its next try, and let none send anything more."""
+        """Wake up all waiting threads, and send no more requests."""
         self.pace.stopping.set()
 
     def ask(self, body: Mapping[str, Any]) -> JudgeReply:
         """The judge's reply to one request body.
 
-        Raises Unanswered when all tries failed or this request was refused, ValueError (one line) when no request
-        will ever be answered, Stopped after `stop`.
+        Raises Unanswered when all attempts failed or this request was rejected, ValueError (one line) when all
+        requests would fail, Stopped after `stop`.
         """
         pause = 0.0
         for trial in range(self.endpoint.retries + 1):
@@ -167,20 +167,20 @@ class Client:
         self.pace.hold(min(wait, LONGEST_WAIT))
 
     def _refusal(self, status: int, text: str) -> str:
-        """What a status other than 200 means, in a line. Raises ValueError where it holds for every request."""
+        """The meaning of a status other than 200, in a line. Raises ValueError where it applies to every request."""
         message, code = _error_of(text)
         if self.endpoint.key:
             message = message.replace(self.endpoint.key, "***")
         problem = f"{self.endpoint.host} said {status}: {message}"
         if status in _HOPELESS or code == "insufficient_quota":
-            raise ValueError(f"{problem}; mend the judge's address, model, key (--judge-key-env) or credit")
+            raise ValueError(f"{problem}; correct the judge's address, model, key (--judge-key-env) or credit")
         return problem
 
 
 def reply_of(answer: Any, asked_model: str) -> JudgeReply:
     """The reply in a chat completion, dated with the server's clock. A null content (a refusal) is an empty text.
 
-    Raises ValueError, one line, when it is no chat completion.
+    Raises ValueError, one line, when it is not a chat completion.
     """
     try:
         text = answer["choices"][0]["message"]["content"]
@@ -200,7 +200,7 @@ def _date(created: Any) -> str:
 
 
 def announced_wait(headers: Mapping[str, str], status: int) -> float:
-    """Seconds that a response asks to wait before the next request; 0 for none.
+    """Seconds that a response requests to wait before the next request; 0 for none.
 
     `retry-after-ms` and `retry-after` (seconds or a date) count for responses other than 200; the
     `x-ratelimit-reset-...` of a budget whose `x-ratelimit-remaining-...` is used up counts always.
@@ -228,7 +228,7 @@ def _retry_after(text: str) -> float:
         return seconds
     try:
         moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError):  # no date either: the server said nothing that can be heeded
+    except (TypeError, ValueError):  # not a date either: the header is ignored
         return 0.0
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
@@ -239,7 +239,7 @@ def _number(text: str) -> float:
 
 
 def _error_of(text: str) -> tuple[str, str | None]:
-    """-> an error body's message in one line, and its code, in the forms that servers in use have for it."""
+    """-> an error body's message in one line, and its code, in the formats of common servers."""
     try:
         body = json.loads(text)
     except ValueError:  # a proxy's page, for instance

@@ -1,4 +1,4 @@
-"""How a benchmark is judged: what is asked, how a reply is read, what happens when it cannot be read."""
+"""How a benchmark is judged: the request, parsing of the reply, and handling of unreadable replies."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class JudgeProtocol:
     """A benchmark's rules for its judge.
 
     model: the judge of the published numbers. runs: how often they judged each answer.
-    prompts: the texts by name, the most important one first. version: the name of this wording.
+    prompts: the texts by name, the most important one first. version: the name of these texts.
     messages: sample, texts, attempt (from 1) -> chat messages.
-    parse: a reply's verdict in JSON values, None when it cannot be read; then it is asked again, `attempts` in all.
-    fallback: the verdict on an answer none of whose replies can be read; None for no verdict.
+    parse: a reply's verdict in JSON values, None when it cannot be read; then the request is repeated, `attempts` times
+    in all. fallback: the verdict on an answer without a readable reply; None for no verdict.
     temperature: by attempt; None for the server's own.
     """
 
@@ -41,7 +41,7 @@ class JudgeProtocol:
 
 
 class Prompts(NamedTuple):
-    """The texts in use, and a version that changes with every letter of them."""
+    """The texts in use, and a version that changes with their content."""
 
     texts: Mapping[str, str]
     version: str
@@ -57,16 +57,16 @@ class Ask(NamedTuple):
 
     @property
     def key(self) -> str:
-        """32 hex digits that differ when anything about the request does: replies are found again by it."""
+        """A hash of the whole request, 32 hex digits, by which replies are found again."""
         return hashlib.sha256(json.dumps(list(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def load_prompts(protocol: JudgeProtocol, file: Path | None = None) -> Prompts:
-    """The protocol's own texts, or those of a file in their place.
+    """The protocol's own texts, or replacements from a file.
 
-    file: a JSON object by name of text, the others staying as they are; LLaVA's rule files, whose values are objects
-    with a `prompt` and which may hold further rules, will do; any other file is the protocol's first text as a whole.
-    Raises ValueError, one line, when the file is missing or holds a text that the protocol does not have.
+    file: a JSON object from names to texts, other texts being unchanged; LLaVA's rule files are accepted, whose values
+    are objects with a `prompt` and which may have further rules; any other file is the protocol's first text.
+    Raises ValueError, one line, when the file is missing or has a text that the protocol does not have.
     """
     texts = dict(protocol.prompts)
     if file is None:
@@ -101,7 +101,7 @@ def _digest(texts: Mapping[str, str]) -> str:
 def fill(text: str, **fields: str) -> str:
     """A text with its $fields filled in; `$$` is a dollar.
 
-    Raises ValueError, one line, for a field that there is not.
+    Raises ValueError, one line, for an unknown field.
     """
     try:
         return Template(text).substitute(fields)
@@ -115,7 +115,7 @@ def fill(text: str, **fields: str) -> str:
 def body_of(
     protocol: JudgeProtocol, prompts: Prompts, sample: Sample, attempt: int, model: str, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The request body of an attempt. changes: fields put over the protocol's; None takes a field out."""
+    """The request body of an attempt. changes: fields that override the protocol's; None removes a field."""
     fields = {
         "model": model,
         "messages": protocol.messages(sample, prompts.texts, attempt),

@@ -1,7 +1,7 @@
 """A judge's replies on disk: a journal that survives a kill, and request and reply files for judging elsewhere.
 
-The journal is found again by a key over the whole request (question, run, attempt, model, wording, settings), so that a
-changed answer or prompt is asked anew, and nothing else is. Request and reply files have the form of OpenAI's batches.
+Replies are found by a key of the whole request (question, run, attempt, model, prompt, settings), so that only changed
+answers or prompts are requested again. Request and reply files have the format of OpenAI's batches.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from llava.eval.sample import JudgeReply
 
 
 class ReplyJournal:
-    """Replies of judges, a line each, written and flushed as they come; half a line is dropped.
+    """Replies of judges, one per line, written and flushed immediately; an incomplete line is dropped.
 
-    Every line says who was asked: model, host, wording, temperature, date. Raises ValueError when a line is damaged.
+    Every line has model, host, prompt version, temperature and date. Raises ValueError when a line is damaged.
     """
 
     def __init__(self, path: Path, host: str, prompt: str) -> None:
@@ -46,7 +46,7 @@ class ReplyJournal:
         self._file.close()
 
     def find(self, ask: Ask) -> JudgeReply | None:
-        """A reply that an earlier run wrote."""
+        """A reply of an earlier run."""
         return self._replies.get(ask.key)
 
     def write(self, ask: Ask, reply: JudgeReply) -> None:
@@ -97,15 +97,15 @@ class Filed:
 
 
 def write_requests(asks: Iterable[Ask], path: Path) -> None:
-    """A batch's input: a line a request, each with the key that its reply is to carry as `custom_id`."""
+    """A batch's input: one line per request, with its key as `custom_id`."""
     rows = [{"custom_id": ask.key, "method": "POST", "url": "/v1/chat/completions", "body": ask.body} for ask in asks]
     write_rows(rows, path)
 
 
 def read_replies(paths: Sequence[Path]) -> dict[str, JudgeReply]:
-    """Key -> reply out of batch outputs, or of lines `{"custom_id": ..., "reply": "..."}`; later ones win.
+    """Key -> reply from batch outputs, or from lines `{"custom_id": ..., "reply": "..."}`; later ones take precedence.
 
-    A batch's lines of failed requests are left out. Raises ValueError, one line, for other lines.
+    A batch's lines of failed requests are skipped. Raises ValueError, one line, for other lines.
     """
     replies = {}
     for path in paths:

@@ -1,9 +1,9 @@
-"""Judging answers by a language model: the run over all answers, and what is said about it afterwards.
+"""Judging of all answers by a language model, and the record of the judging.
 
     answers --JudgeProtocol--> requests --an OpenAI-compatible server, or files--> replies --> verdicts on the samples
 
-A run may be killed at any moment; started again, it asks only for what is missing. Too many failures are an error and
-no score. Without a judge there are no verdicts and the score is missing, never 0.
+A run may be killed at any moment; started again, it requests only missing replies. Too many failures are an error
+without a score. Without a judge there are no verdicts and the score is missing, never 0.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class JudgesFailed(ValueError):
 
 
 class Judged(NamedTuple):
-    """samples: with their verdicts. labels: to be said with the score. record: who judged, for the score's file."""
+    """samples: with their verdicts. labels: of the score. record: the judge's data, for the score's file."""
 
     samples: list[Sample]
     labels: list[str]
@@ -45,10 +45,10 @@ def apply(
     journal: Path,
     progress: bool = False,
 ) -> Judged:
-    """The samples with a verdict a run for each answer; unchanged without a judge.
+    """The samples with one verdict per run for each answer; unchanged without a judge.
 
-    protocol: None for a benchmark that needs none. journal: where replies are kept. progress: show a bar on stderr.
-    Raises JudgesFailed when too many verdicts failed, ValueError (one line) for everything a user can mend.
+    protocol: None for a benchmark without a judge. journal: file of the replies. progress: show a bar on stderr.
+    Raises JudgesFailed when too many verdicts failed, ValueError (one line) for invalid input.
     """
     if protocol is None:
         if settings.judges:
@@ -67,7 +67,7 @@ def apply(
 
 
 class _Review:
-    """The verdicts as they come in."""
+    """The verdicts so far."""
 
     def __init__(
         self, protocol: JudgeProtocol, prompts: Prompts, settings: JudgeSettings, samples: Sequence[Sample]
@@ -113,7 +113,7 @@ class _Review:
                 self._refuse_failures("; started again, it asks for what is missing")
 
     def filed(self) -> int:
-        """Take what the reply files have; returns how many requests were written for lack of a reply."""
+        """Read the reply files; returns how many requests without a reply were written."""
         source = Filed(read_replies(self.settings.replies))
         for place in self.places:
             self._settle(place, self._verdict(place, source))
@@ -124,7 +124,7 @@ class _Review:
         for place in self.places:
             if place not in self.verdicts:
                 self._settle(place, Verdict(None, None, "no reply in the files"))
-        self._refuse_failures("; --judge-requests beside --judge-replies writes what is still to be asked")
+        self._refuse_failures("; --judge-requests beside --judge-replies writes the remaining requests")
         return 0
 
     def _settle(self, place: Place, verdict: Verdict | None) -> None:
@@ -134,7 +134,7 @@ class _Review:
                 self.failed.append(place)
 
     def _verdict(self, place: Place, source: Online | Filed | ReplyJournal) -> Verdict | None:
-        """None where the source has no reply to an attempt that is needed."""
+        """None where the source has no reply to a required attempt."""
         index, run = place
         sample = self.samples[index]
         reply: JudgeReply | None = None
@@ -173,7 +173,7 @@ class _Review:
         return labels
 
     def record(self) -> dict[str, Any]:
-        """What a score must carry to be compared with another one."""
+        """The data that a score needs for comparison with others."""
         replies = [verdict.reply for verdict in self.verdicts.values() if verdict.reply is not None]
         dates = sorted(reply.date for reply in replies if reply.date)
         first = {
@@ -202,7 +202,7 @@ class _Review:
 
 @contextmanager
 def _pool(workers: int, client: Client) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are called off, also in the middle of a pause, when the block is left by an error."""
+    """Threads that are cancelled, even during a pause, when the block is left by an error."""
     pool = ThreadPoolExecutor(workers)
     try:
         yield pool

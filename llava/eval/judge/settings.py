@@ -1,4 +1,4 @@
-"""Who judges and how: the settings, and the flags for them."""
+"""The settings of judging, and their flags."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HOW = "give --judge-base-url and --judge-model, or --judge-requests FILE; see do
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Who judges, and how.
+    """Settings of judging.
 
     model: None for the protocol's. endpoint: None for judging by files. body: changes to each request's body.
-    runs: verdicts an answer. workers: requests under way at once. failures: the share of verdicts that may fail.
-    requests: where to write what has no reply yet. replies: files to take replies from.
+    runs: verdicts per answer. workers: concurrent requests. failures: the share of verdicts that may fail.
+    requests: file for requests without a reply. replies: files of replies.
     """
 
     model: str | None = None
@@ -60,22 +60,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--judge-key-env", metavar="NAME", default="OPENAI_API_KEY", help="environment variable that holds the key"
     )
     group.add_argument("--judge-runs", metavar="N", type=int, default=1, help="judge each answer N times, average")
-    group.add_argument("--judge-workers", metavar="N", type=int, default=8, help="requests at once")
-    group.add_argument("--judge-timeout", metavar="S", type=float, default=120.0, help="seconds of silence to bear")
-    group.add_argument("--judge-retries", metavar="N", type=int, default=6, help="further tries of a failed request")
+    group.add_argument("--judge-workers", metavar="N", type=int, default=8, help="concurrent requests")
+    group.add_argument("--judge-timeout", metavar="S", type=float, default=120.0, help="seconds to wait for data")
+    group.add_argument("--judge-retries", metavar="N", type=int, default=6, help="retries of a failed request")
     group.add_argument(
         "--max-judge-failures", metavar="SHARE", type=float, default=0.02, help="0..1; above it there is no score"
     )
     group.add_argument(
-        "--judge-prompt", metavar="FILE", type=Path, help="another wording: text, JSON, LLaVA's rule.json"
+        "--judge-prompt", metavar="FILE", type=Path, help="another prompt: text, JSON, LLaVA's rule.json"
     )
     group.add_argument(
         "--judge-body", metavar="JSON", type=_object, default={},
-        help='fields to put into each request, null takes one out: \'{"max_tokens": null, "temperature": 1}\'',
+        help='fields to add to each request, null removes one: \'{"max_tokens": null, "temperature": 1}\'',
     )  # fmt: skip
-    group.add_argument("--judge-requests", metavar="FILE", type=Path, help="ask nobody, write a batch's input instead")
     group.add_argument(
-        "--judge-replies", metavar="FILE", type=Path, nargs="+", default=(), help="take the replies from batch outputs"
+        "--judge-requests", metavar="FILE", type=Path, help="contact no server, write a batch's input instead"
+    )
+    group.add_argument(
+        "--judge-replies", metavar="FILE", type=Path, nargs="+", default=(), help="read the replies from batch outputs"
     )
 
 
@@ -90,7 +92,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def settings_of(args: argparse.Namespace) -> JudgeSettings:
-    """The flags of `add_arguments` as settings. Raises ValueError, one line, when they do not go together."""
+    """The flags of `add_arguments` as settings. Raises ValueError, one line, when they exclude each other."""
     endpoint = None
     if args.judge_base_url:
         endpoint = Endpoint(

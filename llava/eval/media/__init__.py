@@ -1,1 +1,1 @@
-"""Pictures and videos: fetched, decoded, and prepared ahead of the model."""
+"""Fetching, decoding and prefetching of pictures and videos."""

@@ -1,4 +1,4 @@
-"""Read a file from the web without being led where the asker could not go: only public addresses, within limits."""
+"""Read a file from the web, from public addresses only and within limits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from threading import Timer
 from time import monotonic
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-SECONDS = 30.0  # for the whole fetch: names, redirects, bytes
+SECONDS = 30.0  # for the whole fetch, with name resolution and redirects
 REDIRECTS = 3
 _MOVED = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16
-# Both carry an IPv4 address in their last 32 bits, which is where a gateway sends the bytes.
+# Both contain an IPv4 address in their last 32 bits, which is the destination.
 _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet's, the IPv4 address inside an IPv6 one included."""
+    """Whether an IP address is public, including an IPv4 address inside an IPv6 one."""
     found: Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         if any(found in network for network in _TRANSLATED):
@@ -45,11 +45,11 @@ def fetch(
 ) -> bytes:
     """The bytes at an http(s) address.
 
-    largest: most bytes to take. seconds: for everything together. allow_private: also take loopback, private and
-        link-local addresses; for servers of one's own.
+    largest: maximal number of bytes. seconds: for the whole fetch. allow_private: also permit loopback, private and
+        link-local addresses, for your own servers.
 
-    Every address that a host name has is checked, again after each redirect, and the connection goes to the checked
-    address itself: a name that answers differently the second time gains nothing. No proxy is used.
+    Every address of a host name is checked, again after each redirect, and the connection goes to the checked
+    address itself, so that a second, different resolution of the name has no effect. No proxy is used.
     Raises ValueError, one line, when a rule forbids it; OSError or http.client.HTTPException when the network fails.
     """
     deadline = monotonic() + seconds
@@ -67,7 +67,7 @@ def fetch(
 def _get(
     parts: SplitResult, largest: int, deadline: float, seconds: float, allow_private: bool
 ) -> tuple[bytes, str | None]:
-    """-> the body, or where a redirect points."""
+    """-> the body, or the target of a redirect."""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     host = parts.hostname or ""
     addresses = _addresses(host, port, deadline, seconds, allow_private)
@@ -91,7 +91,7 @@ def _get(
 
 
 def _addresses(host: str, port: int, deadline: float, seconds: float, allow_private: bool) -> list[str]:
-    """Where a name points, all of it checked. The system's resolver knows no time limit, hence the thread."""
+    """The addresses of a name, all checked. The system's resolver has no timeout, hence the thread."""
     pool = ThreadPoolExecutor(1)
     try:
         waiting = pool.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
@@ -111,9 +111,9 @@ def _addresses(host: str, port: int, deadline: float, seconds: float, allow_priv
 def _connection(
     scheme: str, host: str, port: int, addresses: list[str], deadline: float, seconds: float
 ) -> Iterator[http.client.HTTPConnection]:
-    """An open connection to the first address that takes one; cut by a timer when the time is over.
+    """An open connection to the first address that accepts one; a timer closes it after the time limit.
 
-    A time limit per read would let a server that sends a byte now and then go on for ever.
+    With a time limit per read, a server that sends a byte now and then could continue for ever.
     """
     late = ValueError(f"no answer within {seconds:g} s")
     raw = _open(addresses, port, deadline)
@@ -123,7 +123,7 @@ def _connection(
     timer.start()
     try:
         context = ssl.create_default_context() if scheme == "https" else None
-        # The name goes into the certificate's check; the wire goes to the address.
+        # The certificate is checked for the name; the connection goes to the address.
         connection.sock = context.wrap_socket(raw, server_hostname=host) if context else raw
         yield connection
     except (OSError, http.client.HTTPException):
@@ -134,7 +134,7 @@ def _connection(
         timer.cancel()
         connection.close()
         raw.close()
-    if monotonic() >= deadline:  # a body without a length ends early without a complaint when the line is cut
+    if monotonic() >= deadline:  # a body without a length ends early, without an error, when the connection is closed
         raise late
 
 

@@ -1,7 +1,7 @@
-"""Frames of a video as Video-LLaVA takes them: evenly spread from the first to the last, always the same ones.
+"""Frames of a video as in Video-LLaVA: evenly spread from the first to the last, always the same ones.
 
-Decoded from the beginning without seeking, so that a frame's number means what it says in every container. What a
-container claims about its length is only a hint: the frames are chosen again if another number comes out of it.
+Videos are decoded from the beginning without seeking, so that frame numbers are exact in every container. The length
+stated by a container is only a hint: the frames are chosen again if the actual number differs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 DECODERS = ("pyav", "torchcodec")
-# Videos by the name's ending. A GIF counts as a picture: its first frame.
+# Videos by file extension. A GIF counts as a picture: its first frame.
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
 
 
@@ -23,7 +23,7 @@ class Clip(NamedTuple):
     """Frames of a video.
 
     frames: RGB pictures in order of time. indices: their numbers in the video, from 0. total: frames the video has.
-    rate: frames a second that the container tells, None if it does not.
+    rate: frames per second as stated by the container, or None.
     """
 
     frames: list[Image.Image]
@@ -33,7 +33,7 @@ class Clip(NamedTuple):
 
     @property
     def sampled_rate(self) -> float:
-        """Sampled frames per second of video; where the rate is unknown, as if it had 24."""
+        """Sampled frames per second of video; an unknown rate counts as 24."""
         return len(self.indices) / self.total * (self.rate or 24.0)
 
 
@@ -43,9 +43,9 @@ def is_video(name: str) -> bool:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` frame numbers from the first to the last of `total`, evenly spread and cut down to whole numbers.
+    """`count` frame numbers from the first to the last of `total`, evenly spread and rounded down.
 
-    They repeat where the video has fewer frames than are asked for. Raises ValueError for a count below 1.
+    They repeat where the video has fewer frames than requested. Raises ValueError for a count below 1.
     """
     if count < 1:
         raise ValueError(f"frames={count} is no number of frames; give 1 or more")
@@ -55,11 +55,11 @@ def spread(total: int, count: int) -> list[int]:
 def sample_frames(path: str | Path, count: int = 8, decoder: str = "pyav") -> Clip:
     """`count` frames of a video, the first and the last among them.
 
-    decoder: one of DECODERS, each a package that has to be installed. Which is used does not depend on what is
-        installed, because decoders convert colours a little differently.
+    decoder: one of DECODERS, each a package that has to be installed. The choice does not depend on installed
+        packages, because decoders convert colours slightly differently.
 
-    A damaged video is an error also where its first frames could be read: an answer to half a video, or to its first
-    frame, would look like any other. Raises ValueError, one line.
+    A damaged video is an error even if its first frames can be read, because an answer to a part of a video would look
+    like any other. Raises ValueError, one line.
     """
     if decoder not in DECODERS:
         raise ValueError(f"decoder={decoder!r} is unknown; use {' or '.join(DECODERS)}")
@@ -98,7 +98,7 @@ def _decode(file: Path, wanted: Sequence[int]) -> tuple[dict[int, Image.Image], 
     import av
     from av.video.reformatter import VideoReformatter
 
-    # PyAV converts colours in several threads by default where it can, which hangs in a forked reader process.
+    # By default PyAV converts colours in several threads, which hangs in a forked reader process.
     one_thread = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
     frames: dict[int, Image.Image] = {}
     chosen, total = set(wanted), 0

@@ -12,10 +12,10 @@ from PIL import Image
 from llava.eval.media.fetch import fetch
 
 LARGEST_DOWNLOAD = 64 * 2**20  # bytes
-LARGEST_PICTURE = 89_478_485  # pixels; above that Pillow warns of a decompression bomb
-# What strangers may send. Pillow hands some others (EPS) to programs of their own.
+LARGEST_PICTURE = 89_478_485  # pixels; above this Pillow warns of a decompression bomb
+# Formats for untrusted input. Pillow passes some others (EPS) to external programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-# What Pillow and the network raise on bad data.
+# Errors of Pillow and the network on invalid data.
 _FAILURES = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, http.client.HTTPException)
 
 
@@ -38,7 +38,7 @@ def load_image(image_file: str | Path, allow_private: bool = False) -> Image.Ima
 
 
 def decode_image(content: bytes, largest: int = LARGEST_PICTURE) -> Image.Image:
-    """The picture in RGB that a stranger's bytes hold, in one of FORMATS, of at most `largest` pixels.
+    """The picture in RGB in untrusted bytes, in one of FORMATS, of at most `largest` pixels.
 
     Raises ValueError, one line.
     """
@@ -53,7 +53,7 @@ def decode_image(content: bytes, largest: int = LARGEST_PICTURE) -> Image.Image:
 def _decode(content: Path | io.BytesIO, largest: int, formats: tuple[str, ...] | None) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower, and an error
-        with Image.open(content, formats=formats) as image:  # reads the header alone
+        with Image.open(content, formats=formats) as image:  # reads the header only
             if image.width * image.height > largest:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {largest}; make it smaller")
             return image.convert("RGB")

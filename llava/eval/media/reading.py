@@ -1,4 +1,4 @@
-"""Pictures read and prepared ahead of the model, by worker processes, in the questions' order."""
+"""Prefetching of pictures by worker processes, in the questions' order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Picture(NamedTuple):
 
 
 class LoadedQuestion(NamedTuple):
-    """A question with what it shows, as a `MediaReader` prepares it; `problem` says why there is nothing."""
+    """A question with its pictures or videos, prepared by a `MediaReader`; `problem` is the reason if there are
+    none.
+    """
 
     question: Question
     pictures: list[Any]
@@ -32,7 +34,7 @@ class LoadedQuestion(NamedTuple):
 
 
 class MediaReader(Protocol):
-    """Reads what a question shows, and prepares it for one kind of model. Worker processes get a copy."""
+    """Reads a question's pictures or videos and prepares them for one kind of model. Worker processes get a copy."""
 
     def __call__(self, source: str | bytes, folder: Path) -> Any:
         """source: a path relative to `folder`, or a file's bytes. Raises ValueError, one line, for bad ones."""
@@ -52,7 +54,7 @@ class PictureReader:
 
 
 class QuestionMedia(Dataset):
-    """What the questions show, and for each question the problem that kept it from being read, or None."""
+    """The questions' pictures or videos, and for each question its reading problem, or None."""
 
     def __init__(self, questions: Sequence[Question], folder: Path, reader: MediaReader) -> None:
         self.questions = list(questions)
@@ -72,13 +74,14 @@ class QuestionMedia(Dataset):
 def batches(
     questions: Sequence[Question], folder: Path, reader: MediaReader, batch_size: int, workers: int = 0
 ) -> Iterator[list[LoadedQuestion]]:
-    """All questions in order, `batch_size` at a time; what cannot be read becomes a problem, not an error.
+    """All questions in order, `batch_size` at a time; unreadable files become problems, not errors.
 
-    workers: processes that read ahead, two batches each; 0 reads when asked.
+    workers: processes that prefetch two batches each; 0 reads in the main process.
     """
     ahead: dict[str, Any] = {"worker_init_fn": _single_thread, "prefetch_factor": 2} if workers else {}
     waiting = iter(questions)
-    # Questions stay here: what a worker cannot send back (torch 2.13) would hang the loader instead of failing.
+    # Questions stay here: an object that a worker cannot send back would hang the loader (torch 2.13) instead of
+    # failing.
     for batch in DataLoader(
         QuestionMedia(questions, folder, reader), batch_size, collate_fn=list, num_workers=workers, **ahead
     ):
@@ -86,4 +89,4 @@ def batches(
 
 
 def _single_thread(_: int) -> None:
-    torch.set_num_threads(1)  # as many workers as threads would only get in each other's way
+    torch.set_num_threads(1)  # more threads than cores would slow the workers down

@@ -1,1 +1,1 @@
-"""How answers are compared with the truth, and how sure a mean is."""
+"""Comparison of answers with the truth, and confidence intervals."""

@@ -1,4 +1,4 @@
-"""How sure a mean is, when questions come in groups (several about one scene) and so are not independent."""
+"""Confidence intervals of means over questions in groups (several about one scene), which are not independent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_KEPT = 2**24  # numbers of draws times groups that are made at once and remembered
+_KEPT = 2**24  # maximal number of draws times groups that are computed at once and cached
 
 
 class Interval(NamedTuple):
@@ -19,11 +19,11 @@ class Interval(NamedTuple):
 def bootstrap_interval(
     values: Sequence[float], groups: Sequence[Hashable], level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Interval:
-    """The percentile interval of the mean of `values`, whole groups drawn with replacement.
+    """The percentile interval of the mean of `values`, by drawing whole groups with replacement.
 
     values, groups: one per question. For the difference of two methods on the same questions, pass the differences.
 
-    Raises ValueError when there is nothing to draw from.
+    Raises ValueError for empty or unequal lists.
     """
     if not len(values) or len(values) != len(groups):
         raise ValueError(f"{len(values)} values with {len(groups)} groups; give one group per value, and at least one")
@@ -48,13 +48,15 @@ def _draws(groups: int, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 @lru_cache(maxsize=4)
 def _drawn(groups: int, draws: int, seed: int) -> np.ndarray:
-    """[draws, groups]: how often each group is drawn. Kept: tables take hundreds of intervals over the same groups."""
+    """[draws, groups]: how often each group is drawn. Cached, because tables need hundreds of intervals over the same
+    groups.
+    """
     rng = np.random.default_rng(seed)
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
 
 
 def mean_with_interval(values: Sequence[float], groups: Sequence[int]) -> tuple[float, float, float] | None:
-    """Mean and the ends of its 95 % interval (see `bootstrap_interval`); None over nothing."""
+    """Mean and the ends of its 95 % interval (see `bootstrap_interval`); None without values."""
     if not values:
         return None
     return sum(values) / len(values), *bootstrap_interval(values, groups)

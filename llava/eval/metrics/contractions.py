@@ -1,6 +1,6 @@
-"""Contractions as the public VQA evaluation writes them, each with the spellings it replaces.
+"""Contractions of the public VQA evaluation, each with the spellings that it replaces.
 
-The list is data that every VQA scorer carries, odd entries included: `somebody'd` becomes `somebodyd`, and spellings
+Every VQA scorer has this list, with its odd entries: `somebody'd` becomes `somebodyd`, and spellings
 with a capital never match, because answers are lower-cased first.
 """
 

@@ -1,4 +1,4 @@
-"""95 % intervals of a benchmark's number, whatever it is: a mean, F1, points of pairs of questions."""
+"""95 % intervals of a benchmark's number: a mean, F1, or points of pairs of questions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava.eval.metrics.bootstrap import Interval, bootstrap_interval
 from llava.eval.sample import Score
 
 _BLOCKS = 100
-_NORMAL = 1.959964  # of the normal distribution, 95 % lie within so many standard deviations
+_NORMAL = 1.959964  # 95 % of the normal distribution are within this number of standard deviations
 _ROUNDING = 1e-3
 
 
@@ -19,12 +19,12 @@ def interval_of(
     value: float | None,
     aggregate: Callable[[Sequence[Score]], float | None],
 ) -> Interval | None:
-    """The interval of `value`, which is `aggregate(scores)`, when whole groups were drawn.
+    """The interval of `value`, which is `aggregate(scores)`, over whole groups.
 
-    A percentage of the questions is bootstrapped; any other number is jackknifed, as a group drawn twice would count as
-    one question where questions are counted together.
+    A percentage of the questions is bootstrapped; for any other number the jackknife is used, because a group that is
+    drawn twice would count as one question where questions are counted together.
 
-    groups: one a score, such as its picture. None where there are fewer than two groups, or a part has no number.
+    groups: one per score, such as its picture. None where there are fewer than two groups, or a part has no number.
     """
     known = [(one.value, group) for one, group in zip(scores, groups, strict=True) if one.value is not None]
     if value is None or len({group for _, group in known}) < 2:
@@ -45,7 +45,7 @@ def jackknife_interval(
 ) -> Interval | None:
     """Normal interval from the numbers without one block of groups at a time; None where one of them is None.
 
-    Groups are dealt out to the blocks in turn, so that each block is alike.
+    Groups are assigned to the blocks in turn, so that blocks are similar.
     """
     order = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     count = min(blocks, len(order))

@@ -1,4 +1,4 @@
-"""Which option an answer means: MMBench's rule, used where a benchmark has none of its own."""
+"""The option that an answer chooses: MMBench's rule, also for benchmarks without their own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BARE = "ABCDE"
-# Around the letter, in the order in which they are tried.
+# Decorations of the letter, in the order in which they are tried.
 _DECORATIONS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 
 
 def infer_option(answer: str, options: Mapping[str, str]) -> str | None:
-    """The letter that an answer means, or None.
+    """The letter that an answer chooses, or None.
 
     options: letter -> text. First a word that is a letter, or a decorated letter, if it is the only one of its kind;
-    then the only option whose text occurs in the answer, whatever the case. A bare `A` in more than three words is
-    taken for an article. A letter may come back that is no option of the question: such an answer is wrong.
+    then the only option whose text occurs in the answer, ignoring case. A bare `A` in more than three words counts as
+    an article. The returned letter may not be an option of the question: such an answer is wrong.
     """
     return _letter(answer.split()) or _by_text(answer.lower(), options)
 

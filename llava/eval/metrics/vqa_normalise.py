@@ -1,8 +1,8 @@
-"""How answers are brought into one form before they are compared, and what a human consensus is worth.
+"""Normalisation of answers before comparison, and accuracy against human answers.
 
-Two cleaners that differ in small ways: `m4c` (TextVQA, and what VQAv2's and VizWiz' servers are sent) and VQAv2's own
-(`official_answer`, `official_reference`). Both are reproduced with their oddities, because published numbers contain
-them. The lists of marks, numbers and contractions are the public VQA evaluation's.
+There are two normalisations with small differences: `m4c` (TextVQA, and uploads to VQAv2's and VizWiz' servers) and
+VQAv2's own (`official_answer`, `official_reference`). Both are reproduced with their oddities, because published
+numbers depend on them. The lists of punctuation, numbers and contractions are the public VQA evaluation's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HUMANS = 10
 
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-# The reference passes re.UNICODE where the number of replacements belongs.
+# The reference passes re.UNICODE as the number of replacements.
 _MOST_PERIODS = int(re.UNICODE)
 
 
@@ -32,19 +32,19 @@ def m4c(text: str) -> str:
 
 
 def official_answer(text: str) -> str:
-    """A prediction as VQAv2's own scorer compares it: commas decide, and no `'s` is split off."""
+    """A prediction normalised by VQAv2's own scorer: depends on commas, and `'s` is not split off."""
     return _digits_and_articles(_punctuation(_one_line(text)))
 
 
 def official_reference(text: str) -> str:
-    """A human answer as VQAv2's own scorer compares it when the ten are not all alike: punctuation alone."""
+    """A human answer normalised by VQAv2's own scorer if the ten are not all equal: punctuation only."""
     return _punctuation(text)
 
 
 def consensus(prediction: str, references: Sequence[Any]) -> float:
     """min(1, matches / 3) against the other references, averaged over leaving out each: 0, 0.3, 0.6, 0.9 or 1 of ten.
 
-    references: strings, or (string, anything) pairs; those equal to the one left out are left out with it.
+    references: strings, or (string, anything) pairs; those equal to the one left out are also left out.
     """
     worth = []
     for left_out in references:
@@ -59,7 +59,9 @@ def m4c_accuracy(prediction: str, humans: Sequence[str]) -> float:
     Raises ValueError when there are not ten.
     """
     if len(humans) != HUMANS:
-        raise ValueError(f"{len(humans)} human answers; the metric is defined for {HUMANS}, mend the annotation file")
+        raise ValueError(
+            f"{len(humans)} human answers; the metric is defined for {HUMANS}, correct the annotation file"
+        )
     return consensus(m4c(prediction), [(m4c(human), index) for index, human in enumerate(humans)])
 
 
@@ -79,7 +81,7 @@ def _one_line(text: str) -> str:
 
 
 def _punctuation(text: str) -> str:
-    """Marks go; one that touches a space nowhere leaves a space, unless a number is written with commas."""
+    """Remove punctuation; a mark that touches no space becomes a space, unless a number is written with commas."""
     numbers_with_commas = _DIGIT_COMMA_DIGIT.search(text) is not None
     cleaned = text
     for mark in MARKS:

@@ -1,4 +1,4 @@
-"""What an answering model is, and what all of them share: a pruner that is attached while they answer."""
+"""The interface of answering models, and their common part: a pruner that is attached while they answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llava.model.remembered_pruner import pruner_to_use
 
 
 class LoadedCheckpoint(Protocol):
-    """A loaded model with what belongs to it.
+    """A loaded model with its tokenizer and preprocessing.
 
     image_processor: transformers' processor of its pictures. reader: prepares pictures and videos, in any process.
     """
@@ -40,7 +40,7 @@ class LoadedCheckpoint(Protocol):
 class Answerer(Protocol):
     """A model that answers questions about pictures, and about videos where `takes_video` says so.
 
-    pruner, pruner_text: what is really attached while it answers; None and "none" without one.
+    pruner, pruner_text: the pruner that is attached while it answers; None and "none" without one.
     """
 
     pruner: Pruner | None
@@ -54,27 +54,28 @@ class Answerer(Protocol):
     def takes_video(self) -> bool: ...
 
     def settings(self) -> dict[str, Any]:
-        """What decides about the answers, apart from the questions. JSON values only."""
+        """Everything that determines the answers, except the questions. JSON values only."""
 
     def __call__(self, texts: Sequence[str], images: Sequence[Sequence[Any]]) -> list[Reply]:
         """Answer a batch: one text each, with its pictures (RGB) and, where the model takes them, files of videos."""
 
     def answer(self, texts: Sequence[str], pictures: Sequence[Sequence[Any]]) -> list[Reply]:
-        """As a call, with what the checkpoint's reader prepared. A question may show nothing, one thing or several.
+        """Like a call, with inputs from the checkpoint's reader. A question may have no, one or several pictures or
+        videos.
 
-        Raises ValueError, one line, for a question that the model cannot take.
+        Raises ValueError, one line, for a question that the model cannot process.
         """
 
 
 class PrunedAnswerer:
-    """The pruner of an answering model, and its part in answering.
+    """The pruner of an answering model.
 
-    pruner: "none", or text such as "flowcut:budget=64"; None takes the one that the checkpoint was trained with, if it
-        remembers any. A warning tells when a checkpoint's own is taken, and when the text asks for something else.
+    pruner: "none", or text such as "flowcut:budget=64"; None uses the one that the checkpoint was trained with, if
+        any. A warning reports that a checkpoint's pruner is used, or that the requested one differs from it.
 
-    A pruner that chooses by the question is told each picture's, and needs CLIP's text encoder: the one it names, or
-    one next to the vision tower. Raises ValueError for a pruner that is unknown or does not fit the model, and where
-    that text encoder is missing.
+    A pruner that uses the question gets the question of each picture, and needs CLIP's text encoder: the one it names,
+    or one next to the vision tower. Raises ValueError for a pruner that is unknown or does not fit the model, and where
+    this text encoder is missing.
     """
 
     def __init__(
@@ -86,13 +87,13 @@ class PrunedAnswerer:
         self.generation = generation or Generation()
         self.text_tower: TextTower | None = None
         if self.pruner is not None:
-            attach(checkpoint.model, self.pruner).remove()  # a misfit shows now, not after the first picture
+            attach(checkpoint.model, self.pruner).remove()  # raises errors now, not after the first picture
             if self.pruner.reads_question:
                 self.text_tower = TextTower.find(checkpoint.model, getattr(self.pruner, "text_tower", None))
 
     @contextmanager
     def pruning(self, texts: Sequence[str], pictures: Sequence[Sequence[Any]]) -> Iterator[Handle | None]:
-        """The pruner attached, and told what is asked about each of the pictures; None where there is no pruner."""
+        """The attached pruner with the question of each picture; None where there is no pruner."""
         if self.pruner is None:
             yield None
             return

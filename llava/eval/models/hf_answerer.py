@@ -23,8 +23,8 @@ from llava.eval.models.token_counts import TokenCounts
 class HFAnswerer(PrunedAnswerer):
     """A checkpoint of transformers' own classes that answers questions, with a pruner attached while it does.
 
-    Pictures and videos stand before the question, or where its text says `<image-placeholder>`. Answers are
-    greedy in the plain sense at temperature 0: a checkpoint's own `repetition_penalty` is not applied.
+    Pictures and videos precede the question, or replace `<image-placeholder>` in its text. At temperature 0, answers
+    are greedy without the checkpoint's `repetition_penalty`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class HFAnswerer(PrunedAnswerer):
         return self.checkpoint.preparation.frames is not None
 
     def settings(self) -> dict[str, Any]:
-        """What decides about the answers, apart from the questions."""
+        """Everything that determines the answers, except the questions."""
         return {
             "model": self.checkpoint.name,
             "model_hash": self.checkpoint.fingerprint,
@@ -54,7 +54,7 @@ class HFAnswerer(PrunedAnswerer):
         }
 
     def prompt(self, text: str, images: int = 1, videos: Sequence[bool] | None = None) -> str:
-        """The whole prompt of a question, with one placeholder for each picture or video it shows.
+        """The whole prompt of a question, with one placeholder for each picture or video.
 
         videos: for each of them, whether it is a video; default: `images` pictures.
         """
@@ -83,7 +83,7 @@ class HFAnswerer(PrunedAnswerer):
         return self.answer(texts, [[self.checkpoint.show(one) for one in own] for own in images])
 
     def answer(self, texts: Sequence[str], pictures: Sequence[Sequence[VisualInput]]) -> list[Reply]:
-        """As a call, with pictures and videos that were prepared before; a question may have none, one or several."""
+        """Like a call, with prepared pictures and videos; a question may have none, one or several."""
         model, preparation = self.checkpoint.model, self.checkpoint.preparation
         prompts = [
             preparation.expand(self.prompt(text, videos=[one.video for one in own]), own)
@@ -99,7 +99,7 @@ class HFAnswerer(PrunedAnswerer):
                 **batch,
                 pad_token_id=preparation.tokenizer.pad_token_id,
                 repetition_penalty=1.0,
-                suppress_tokens=placeholder_ids,  # a placeholder is no text, and would be taken for a picture
+                suppress_tokens=placeholder_ids,  # a generated placeholder would be taken for a picture
                 **self.generation.arguments(),
             )
             total = watch.stop()

@@ -1,4 +1,4 @@
-"""transformers' own models as checkpoints that answer: loading, and what is read for them."""
+"""transformers' own models as checkpoints that answer: loading, and reading their inputs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _DOWNLOADS = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.bin"]
 
 
 class HFCheckpoint(NamedTuple):
-    """A loaded model with what belongs to it.
+    """A loaded model with its tokenizer and preprocessing.
 
-    mode: the conversation template of LLaVA's to prompt with; None prompts with the checkpoint's own chat template.
-    frames: of each video. max_pixels: see `load_preparation`. prepared_by: fingerprint of the files that say how
-    pictures and prompts are prepared.
+    mode: the name of one of LLaVA's conversation templates; None uses the checkpoint's own chat template.
+    frames: of each video. max_pixels: see `load_preparation`. prepared_by: fingerprint of the files that define the
+    preparation of pictures and prompts.
     """
 
     model: Any
@@ -54,7 +54,7 @@ class HFCheckpoint(NamedTuple):
 
     @property
     def reader(self) -> VisualInputReader:
-        """Reads pictures and videos for this model, in a worker process if need be."""
+        """Reads pictures and videos for this model; works in worker processes too."""
         patch = self.model.config.vision_config.patch_size
         return VisualInputReader(self.preparation.pictures, self.preparation.frames, self.frames, patch)
 
@@ -63,7 +63,7 @@ class HFCheckpoint(NamedTuple):
         return self.reader.picture(source) if isinstance(source, Image.Image) else self.reader.video(source)
 
     def batch(self, prompts: Sequence[str], shown: Sequence[VisualInput]) -> dict[str, torch.Tensor]:
-        """What the model takes, on its device and in its type; see `Preparation.batch`."""
+        """The model's inputs, on its device and in its type; see `Preparation.batch`."""
         device, dtype = self.model.device, self.model.dtype
         inputs = self.preparation.batch(prompts, shown)
         return {
@@ -80,7 +80,7 @@ def load_hf_checkpoint(
     max_pixels: int | None = None,
     cache_dir: str | None = None,
 ) -> HFCheckpoint:
-    """Load a checkpoint of transformers' own classes for answering. No pruner is attached, remembered or not.
+    """Load a checkpoint of transformers' own classes for answering. No pruner is attached, not even one stored in it.
 
     conv_mode: a template of LLaVA's, as Video-LLaVA uses them; default: the checkpoint's own chat template.
     device: default: CUDA where there is one. dtype: default: the checkpoint's own, on a CPU float32.
@@ -89,7 +89,7 @@ def load_hf_checkpoint(
 
     Raises ValueError, one line, when files or weights are missing, or the family is not known to `flowcut.anatomy`.
     """
-    spread(1, frames)  # refuses numbers below 1
+    spread(1, frames)  # rejects numbers below 1
     mode = conversation_mode(explicit=conv_mode) if conv_mode else None
     folder = local_folder(model_path, cache_dir, _DOWNLOADS)
     read_config(folder)  # the readable message when it is missing or broken

@@ -1,7 +1,7 @@
 """Pictures and videos prepared for transformers' own models, and prompts in which each has its placeholders.
 
-Pictures always go through the Pillow variants of transformers' image processors, and so do the frames of videos: the
-others, which need torchvision, resize a little differently, and a number must not depend on what else is installed.
+Pictures and frames of videos are always processed by the Pillow variants of transformers' image processors. The other
+variants, which need torchvision, resize slightly differently, and a result must not depend on installed packages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from llava.eval.media.frames import Clip, is_video, sample_frames
 from llava.eval.media.images import decode_image, load_image
 
-# Files of a checkpoint that decide, apart from config and weights, what the model is given.
+# Files of a checkpoint that, besides config and weights, determine the model's inputs.
 FILES = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -38,7 +38,7 @@ SECONDS = "second_per_grid_ts"
 class VisualInput(NamedTuple):
     """A picture or a video, prepared.
 
-    inputs: the model's arguments for it alone, in float32 on the CPU. rows: patches of each encoder row it makes, that
+    inputs: the model's arguments for this item, in float32 on the CPU. rows: patches of each encoder row it makes, that
     is of each tile, frame, or two frames that are encoded as one.
     """
 
@@ -48,15 +48,15 @@ class VisualInput(NamedTuple):
 
     @property
     def images(self) -> int:
-        """How many images the language model is shown: frames count, tiles do not."""
+        """The number of images for the language model: frames count, tiles do not."""
         return len(self.rows) if self.video else 1
 
 
 @dataclass(frozen=True)
 class VisualInputReader:
-    """Reads and prepares what a question shows; a file is a video by its name's ending.
+    """Reads and prepares a question's pictures and videos; the file extension decides which it is.
 
-    pictures, frames: image processors, `frames` with the settings for videos and None where the model takes none.
+    pictures, frames: image processors, `frames` with the settings for videos, or None where the model takes no videos.
     count: frames of a video. patch: pixels along the side of a patch.
     """
 
@@ -76,7 +76,7 @@ class VisualInputReader:
         return VisualInput(False, inputs, self._rows(inputs["pixel_values"], inputs.get("image_grid_thw")))
 
     def video(self, path: str | Path) -> VisualInput:
-        """Frames of a video file; raises ValueError, one line, for what is none or where the model takes none."""
+        """Frames of a video file; raises ValueError, one line, for invalid files or where the model takes no videos."""
         if self.frames is None:
             raise ValueError(f"video {path} is shown to a model that takes pictures only; give a picture")
         clip = sample_frames(path, self.count)
@@ -87,7 +87,7 @@ class VisualInputReader:
         inputs = _process(self.frames, clip.frames)
         pixels, grids = inputs["pixel_values"], inputs.get("image_grid_thw")
         if grids is None:
-            # Of an image cut in tiles the first is the whole.
+            # The first tile is the whole image.
             return {"pixel_values_videos": (pixels[:, 0] if pixels.ndim == 5 else pixels)[None]}
         depth = self.frames.temporal_patch_size
         joined = join_frames(pixels.view(len(clip.frames), -1, pixels.shape[-1]), depth)
@@ -103,7 +103,7 @@ class VisualInputReader:
 
 
 def join_frames(patches: Tensor, depth: int) -> Tensor:
-    """Patches of single frames as patches through `depth` frames each; the last frame is repeated to fill up.
+    """Patches of single frames as patches through `depth` frames each; the last frame is repeated if necessary.
 
     patches: [F, P, C * depth * S], each frame repeated `depth` times, as Qwen2-VL's image processor makes
     them. -> [F / depth, P, C * depth * S].
@@ -141,7 +141,7 @@ class Preparation(NamedTuple):
     def expand(self, prompt: str, shown: Sequence[VisualInput]) -> str:
         """The prompt with as many placeholders for each picture and video as it has tokens.
 
-        Raises ValueError, one line, when the prompt does not name as many as are shown.
+        Raises ValueError, one line, when the numbers of placeholders and of pictures or videos differ.
         """
         for video in (False, True):
             token = getattr(self.processor, "video_token" if video else "image_token", None)
@@ -158,7 +158,7 @@ class Preparation(NamedTuple):
         return prompt
 
     def batch(self, prompts: Sequence[str], shown: Sequence[VisualInput]) -> dict[str, Tensor]:
-        """The model's arguments for expanded prompts, padded on the left, and all they show, in order."""
+        """The model's arguments for expanded prompts, padded on the left, with all pictures and videos in order."""
         tokenizer = self.tokenizer
         begun = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
         batch = dict(
@@ -181,18 +181,18 @@ class Preparation(NamedTuple):
 
 
 def _join(values: Sequence[Tensor]) -> Tensor:
-    """Concatenated; images cut into different numbers of tiles [1, T, 3, H, W] are filled up with zeros."""
+    """Concatenated; images with different numbers of tiles [1, T, 3, H, W] are padded with zeros."""
     if values[0].ndim == 5 and len({value.shape[1] for value in values}) > 1:
         return pad_sequence([value[0] for value in values], batch_first=True)
     return torch.cat(list(values))
 
 
 def load_preparation(folder: Path, config: Any, max_pixels: int | None = None) -> Preparation:
-    """What prepares pictures, videos and text for the model in a folder.
+    """The preparation of pictures, videos and text for the model in a folder.
 
-    max_pixels: for models whose pictures keep their size (Qwen2-VL), the largest one; larger pictures are made smaller.
+    max_pixels: for models whose pictures keep their size (Qwen2-VL), the maximum; larger pictures are resized.
 
-    Raises ValueError, one line, when files are missing or the model takes no such limit.
+    Raises ValueError, one line, when files are missing or the model has no such limit.
     """
     if type(config) not in PROCESSOR_MAPPING:
         raise ValueError(f"{folder} is a {config.model_type}, for which transformers knows no way to prepare pictures")
@@ -213,7 +213,7 @@ def load_preparation(folder: Path, config: Any, max_pixels: int | None = None) -
         for processor in filter(None, (pictures, frames)):
             _limit(processor, max_pixels, folder)
     given = {"tokenizer": tokenizer, "image_processor": pictures, "video_processor": frames}
-    # transformers checks for a video processor of its own, which needs torchvision; it is only asked for its numbers.
+    # transformers checks for its own video processor, which needs torchvision; only its settings are used.
     relaxed: Any = type(
         family.__name__, (family,), {"check_argument_for_proper_class": lambda self, name, argument: None}
     )

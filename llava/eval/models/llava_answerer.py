@@ -31,7 +31,7 @@ from llava.mm_utils import tokenizer_image_token
 class LlavaAnswerer(PrunedAnswerer):
     """A LLaVA checkpoint that answers questions about pictures, with a pruner attached while it does.
 
-    pruner, and what is raised for it: see `PrunedAnswerer`.
+    pruner, and its errors: see `PrunedAnswerer`.
     """
 
     takes_video = False
@@ -41,7 +41,7 @@ class LlavaAnswerer(PrunedAnswerer):
         self.checkpoint = checkpoint
 
     def settings(self) -> dict[str, Any]:
-        """What decides about the answers, apart from the questions."""
+        """Everything that determines the answers, except the questions."""
         return {
             "model": self.checkpoint.name,
             "model_hash": self.checkpoint.fingerprint,
@@ -52,7 +52,9 @@ class LlavaAnswerer(PrunedAnswerer):
         }
 
     def prompt(self, text: str, images: int = 1) -> str:
-        """The whole prompt of a question. `<image-placeholder>` says where the pictures stand; else they come first."""
+        """The whole prompt of a question. `<image-placeholder>` marks the positions of the pictures; else they come
+        first.
+        """
         token = DEFAULT_IMAGE_TOKEN
         if getattr(self.checkpoint.model.config, "mm_use_im_start_end", False):
             token = DEFAULT_IM_START_TOKEN + token + DEFAULT_IM_END_TOKEN
@@ -70,7 +72,7 @@ class LlavaAnswerer(PrunedAnswerer):
         return self.answer(texts, [[self.checkpoint.picture(image) for image in own] for own in images])
 
     def answer(self, texts: Sequence[str], pictures: Sequence[Sequence[Picture]]) -> list[Reply]:
-        """As a call, with pictures that were prepared before; a question may have none, one or several."""
+        """Like a call, with prepared pictures; a question may have none, one or several."""
         model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         ids, mask = self._ids([self.prompt(text, len(own)) for text, own in zip(texts, pictures, strict=True)])
         shown = [picture for own in pictures for picture in own]

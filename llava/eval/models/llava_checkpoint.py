@@ -1,4 +1,4 @@
-"""LLaVA checkpoints that answer: loading, and pictures prepared for them."""
+"""LLaVA checkpoints that answer: loading, and preparing their pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llava.model.checkpoint import local_folder
 
 
 class Checkpoint(NamedTuple):
-    """A loaded model with what belongs to it. `mode` names the conversation template."""
+    """A loaded model with its tokenizer and preprocessing. `mode` names the conversation template."""
 
     model: Any
     tokenizer: Any
@@ -29,7 +29,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def reader(self) -> PictureReader:
-        """Reads pictures for this model, in a worker process if need be."""
+        """Reads pictures for this model; works in worker processes too."""
         return PictureReader(self.image_processor, self.model.config)
 
     def picture(self, image: Image.Image) -> Picture:
@@ -38,12 +38,12 @@ class Checkpoint(NamedTuple):
         return Picture(pixels, image.size)
 
     def batch(self, pictures: Sequence[Picture]) -> Tensor | list[Tensor]:
-        """What the model takes as `images`, on its device and in its type."""
+        """The model's argument `images`, on its device and in its type."""
         tiles = [picture.pixels.to(device=self.model.device, dtype=self.model.dtype) for picture in pictures]
         return torch.stack(tiles) if len({one.shape for one in tiles}) == 1 else tiles
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor | list[Tensor]:
-        """What the model takes as `images`, of pictures as they come."""
+        """The model's argument `images`, from unprepared pictures."""
         return self.batch([self.picture(image) for image in images])
 
 
@@ -56,13 +56,13 @@ def load_checkpoint(
     default_mode: str | None = None,
     **loading: Any,
 ) -> Checkpoint:
-    """Load a LLaVA checkpoint for answering. No pruner is attached, remembered or not; `Answerer` sees to that.
+    """Load a LLaVA checkpoint for answering. No pruner is attached, not even one stored in it; `Answerer` does that.
 
     conv_mode: conversation template; else the checkpoint's own `conv_version`, else `default_mode`, else by its name.
     device: default: CUDA where there is one. dtype: one of DTYPES; default: float16, on a CPU float32.
     loading: further arguments of `load_pretrained_model`, such as `load_4bit`.
 
-    Raises ValueError, one line, when path, weights or template are not there, or the model takes no images.
+    Raises ValueError, one line, when path, weights or template do not exist, or the model takes no images.
     """
     name = get_model_name_from_path(model_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,7 +15,7 @@ BACKENDS = ("auto", "llava", "transformers")
 
 
 def fits_llava_classes(model_path: str) -> bool:
-    """Whether this project's LLaVA classes can be the model: LLaVA's own checkpoints, and those of `llava-hf`.
+    """Whether this project's LLaVA classes can load the model: LLaVA's own checkpoints, and those of `llava-hf`.
 
     Decided by config.json; a folder without one (an adapter) is LLaVA's. Raises ValueError when there is no such model.
     """
@@ -47,13 +47,13 @@ def load_answerer(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Answerer:
-    """Load whatever model a path means, ready to answer.
+    """Load the model of a path, ready to answer.
 
-    backend: one of BACKENDS, the flag --host of the programs. "auto" takes this project's LLaVA classes wherever they
-    can be the model, else transformers'. frames, max_pixels: for transformers' classes, see `load_hf_checkpoint`.
-    The rest: see `load_checkpoint` and `PrunedAnswerer`.
+    backend: one of BACKENDS, the flag --host of the programs. "auto" uses this project's LLaVA classes if they can
+    load the model, else transformers'. frames, max_pixels: for transformers' classes, see `load_hf_checkpoint`.
+    Other arguments: see `load_checkpoint` and `PrunedAnswerer`.
 
-    Raises ValueError, one line, for whatever the user has to mend.
+    Raises ValueError, one line, for invalid arguments and files.
     """
     if backend not in BACKENDS:
         raise ValueError(f"host={backend!r} is unknown; use {', '.join(BACKENDS)}")

@@ -1,4 +1,4 @@
-"""What every answering model takes and gives: how to generate, and a reply with its costs."""
+"""Input and output of all answering models: generation settings, and a reply with its costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Generation:
-    """How answers are generated. Temperature 0 is greedy; `seed` matters above that only."""
+    """Generation settings. Temperature 0 is greedy; `seed` has an effect above 0 only."""
 
     temperature: float = 0.0
     top_p: float | None = None
@@ -32,12 +32,13 @@ class Generation:
 
 
 class Reply(NamedTuple):
-    """An answer and what it cost.
+    """An answer and its cost.
 
-    tokens: visual tokens before the encoder's first layer and after each of its layers, CLS left out.
-    visual_tokens, text_tokens: what the language model read. language_tokens: visual tokens that went into each of its
-    layers, for pruners that cut there; else None. ms: from pixels to the decoded end; encode_ms, projector_ms,
-    prefill_ms, decode_ms: of it, see `Stopwatch`. The time of a batch is shared out evenly among its questions.
+    tokens: visual tokens before the encoder's first layer and after each of its layers, without CLS.
+    visual_tokens, text_tokens: tokens that the language model read. language_tokens: visual tokens that enter each of
+    its layers, for pruners that cut there; else None. ms: from pixels to the end of the answer; encode_ms,
+    projector_ms, prefill_ms, decode_ms: parts of it, see `Stopwatch`. The time of a batch is divided evenly among its
+    questions.
     """
 
     text: str

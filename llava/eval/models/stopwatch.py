@@ -1,4 +1,4 @@
-"""Times one `generate` call from the outside, stage by stage, and reads off what the language model was given."""
+"""Times the stages of one `generate` call by hooks, and counts the language model's visual tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowcut.hooks.parts import Anatomy
 
 
 class Clock(Protocol):
-    """Marks moments. What lies between two is known after `settle`."""
+    """Records times. The time between two marks is known after `settle`."""
 
     def mark(self) -> Any: ...
 
@@ -19,11 +19,11 @@ class Clock(Protocol):
         """Milliseconds."""
 
     def settle(self) -> None:
-        """Wait for what is under way."""
+        """Wait for pending work."""
 
 
 class WallClock:
-    """For devices that have done their work when a call returns."""
+    """For devices whose calls are synchronous."""
 
     def mark(self) -> float:
         return perf_counter() * 1000
@@ -35,7 +35,7 @@ class WallClock:
 
 
 class CudaClock:
-    """Events among the work of the device's stream: marking waits for nothing, so the work goes on as without."""
+    """Events in the device's stream: marking does not synchronise, so the work is not delayed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -59,17 +59,17 @@ def clock_of(device: torch.device) -> Clock:
 class Stopwatch:
     """Times LLaVA's classes, by hooks around the projector and the language model's first forward pass, while entered.
 
-    Good for one call: `start`, generate, `stop`. After `stop`, in milliseconds, 0.0 where a stage was not seen:
+    Use it for one call: `start`, generate, `stop`. After `stop`, in milliseconds, 0.0 where a stage did not run:
 
     encode_ms: from `start` to the last projector output (vision tower and projector).
-    projector_ms: of it, within the projector; None where no projector is watched.
+    projector_ms: part of it, in the projector; None where the projector is not timed.
     prefill_ms: the first forward pass of the language model, up to the logits.
-    ttft_ms: from `start` to those logits. More than encode and prefill by what lies between: the visual tokens are
-        put among the text, and generation is set up.
-    decode_ms: from there to `stop`: choosing the first token, and all later passes.
+    ttft_ms: from `start` to those logits. More than the sum of encode and prefill: it includes the insertion of visual
+        tokens into the text, and the setup of generation.
+    decode_ms: from there to `stop`: sampling the first token, and all later passes.
     visual_tokens: per row of the first pass.
 
-    On CUDA the moments are events in the stream of the model's (first) device.
+    On CUDA, marks are events in the stream of the model's (first) device.
     """
 
     def __init__(self, model: Any) -> None:
@@ -84,7 +84,7 @@ class Stopwatch:
         self._projecting: Any = None
         self._prefill_begin: Any = None
         self._prefill_end: Any = None
-        self._image_index: torch.Tensor | None = None  # counted at the end: reading it would wait for the device
+        self._image_index: torch.Tensor | None = None  # counted at the end, because reading it synchronises
         self._undo: list[Any] = []
 
     def __enter__(self) -> Stopwatch:
@@ -143,11 +143,11 @@ class Stopwatch:
 class AnatomyStopwatch(Stopwatch):
     """For any family whose parts `flowcut.anatomy` knows.
 
-    Hooks at the language model's beginning and at the end of the model around it, while it is entered.
+    While entered, it has hooks at the language model's beginning and at the end of the whole model.
 
-    encode_ms: from `start` until the language model begins, that is vision tower, projector, and putting the visual
-        tokens into the prompt. prefill_ms: from there to the first logits. Both 0.0 while nothing was seen.
-    `projector_ms` is None and `visual_tokens` stays empty: neither is watched.
+    encode_ms: from `start` until the language model begins: vision tower, projector, and insertion of the visual
+        tokens into the prompt. prefill_ms: from there to the first logits. Both are 0.0 before the first call.
+    `projector_ms` is None and `visual_tokens` stays empty: neither is measured.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:

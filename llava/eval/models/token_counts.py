@@ -1,4 +1,4 @@
-"""How many visual tokens each question of a batch had, layer by layer, from what was shown and a pruner's trace."""
+"""Visual tokens per layer of each question of a batch, from its pictures and videos and a pruner's trace."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flowcut import Trace
 
 
 class Counted(Protocol):
-    """A prepared picture or video, as far as its tokens go.
+    """The token counts of a prepared picture or video.
 
-    rows: patches of each encoder row that it makes, that is of each tile, frame, or two frames that are encoded as one.
-    images: how many images the language model is shown: frames count, tiles do not.
+    rows: patches of each of its encoder rows: of each tile, frame, or two frames that are encoded as one.
+    images: the number of images for the language model: frames count, tiles do not.
     """
 
     @property
@@ -47,10 +47,10 @@ def picture_sizes(tower: Any, pixels: Iterable[Tensor]) -> list[PictureSize]:
 
 
 class TokenCounts:
-    """Counts for a batch. A trace tells of the pictures of all questions first, then of the frames of all videos.
+    """Counts for a batch. A trace has the pictures of all questions first, then the frames of all videos.
 
-    shown: per question. layers: of the encoder. trace: what a pruner did; None where there was none, or nothing to see.
-    beams: how often the language model was shown each image.
+    shown: per question. layers: of the encoder. trace: of the pruner; None without a pruner or without pictures.
+    beams: how often each image is in the language model's batch.
     """
 
     def __init__(self, shown: Sequence[Sequence[Counted]], layers: int, trace: Trace | None, beams: int = 1) -> None:
@@ -66,19 +66,19 @@ class TokenCounts:
                 own = list(self._own(index, video))
                 rows, images = sum(len(one.rows) for one in own), sum(one.images for one in own)
                 self._rows[index, video] = range(row, row + rows)
-                # The copies for all beams of an image follow each other; the first one is counted.
+                # The copies of an image for all beams are adjacent; the first one is counted.
                 self._images[index, video] = range(image, image + images)
                 row, image = row + rows, image + images * beams
 
     def encoder_tokens(self, index: int) -> list[int]:
-        """A question's visual tokens before the encoder's first layer and after each; [] if it shows nothing."""
+        """A question's visual tokens before the encoder's first layer and after each; [] without pictures."""
         parts = [self._encoded(index, video) for video in (False, True) if any(self._own(index, video))]
         return [sum(column) for column in zip(*parts, strict=True)]
 
     def visual_tokens(self, index: int, pictures: int, videos: int = 0) -> int:
-        """What the language model read of a question, given its placeholders in the prompt before pruning.
+        """The visual tokens of a question in the language model, given its placeholders in the prompt before pruning.
 
-        OneVision's token that ends a video counts among these, and not among the tokens of a pruned video.
+        OneVision's token that ends a video is included in the latter, but not in the tokens of a pruned video.
         """
         count = 0
         for video, placeholders in ((False, pictures), (True, videos)):
@@ -88,7 +88,7 @@ class TokenCounts:
         return count
 
     def language_tokens(self, index: int) -> list[int] | None:
-        """A question's visual tokens entering each decoder layer, where the pruner watched there."""
+        """A question's visual tokens entering each decoder layer, where the pruner has hooks there."""
         images = [*self._images[index, False], *self._images[index, True]]
         columns = [self._entering[image] for image in images if image in self._entering]
         return [sum(column) for column in zip(*columns, strict=True)] or None
@@ -97,7 +97,7 @@ class TokenCounts:
         return (one for one in self.shown[index] if one.video == video)
 
     def _traced(self, index: int, video: bool) -> bool:
-        """Whether the trace tells of a question's pictures or videos. OneVision's videos may pass unpruned."""
+        """Whether the trace has a question's pictures or videos. OneVision's videos may pass unpruned."""
         return self.trace is not None and len(self.trace.entering[0]) >= self._rows[index, video].stop
 
     def _encoded(self, index: int, video: bool) -> list[int]:
@@ -108,7 +108,7 @@ class TokenCounts:
 
 
 def _language_tokens(trace: Trace | None) -> dict[int, tuple[int, ...]]:
-    """Image number -> its tokens entering each decoder layer; empty if nothing watched the language model."""
+    """Image number -> its tokens entering each decoder layer; empty if there are no hooks in the language model."""
     if trace is None or trace.language is None:
         return {}
     return dict(zip(trace.shown, zip(*trace.language.entering, strict=True), strict=True))

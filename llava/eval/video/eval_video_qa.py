@@ -3,9 +3,9 @@
     python -m llava.eval.video.eval_video_qa --pred_path merge.jsonl --output_dir judged --output_json results.json \\
         --gt_file_answers test_a.json --api_base URL
 
-Without --gt_file_answers the truths are those in the prediction file. Files that Video-LLaVA's program wrote on several
-devices hold the wrong ones, so give it. Replies are kept in `<output_dir>/judge.jsonl`, so that a killed run goes on.
-The last line of stdout is one JSON document.
+Without --gt_file_answers the truths of the prediction file are used. Files that Video-LLaVA's program wrote on several
+devices have wrong ones, so give this flag. Replies are stored in `<output_dir>/judge.jsonl`, so that a killed run can
+be continued. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pred_path", type=Path, required=True, help="JSON lines of id, question, answer, pred")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the judge's replies")
     parser.add_argument("--output_json", type=Path, required=True, help="verdicts to write: id -> [verdict, question]")
-    parser.add_argument("--gt_file_answers", type=Path, help="test_a.json; its truths count instead of the file's")
+    parser.add_argument(
+        "--gt_file_answers", type=Path, help="test_a.json; its truths replace those of the prediction file"
+    )
     parser.add_argument("--api_base", help="same as --judge-base-url")
-    parser.add_argument("--api_key", help="the key itself; --judge-key-env keeps it out of the list of processes")
+    parser.add_argument("--api_key", help="the key itself; --judge-key-env hides it from the list of processes")
     parser.add_argument("--num_tasks", type=int, help="same as --judge-workers")
     judge_settings.add_arguments(parser)
     return parser
@@ -51,9 +53,9 @@ def settings_of(args: argparse.Namespace) -> judge_settings.JudgeSettings:
 
 
 def samples_of(rows: Sequence[dict[str, Any]], truths: dict[str, str | None] | None = None) -> list[Sample]:
-    """Prediction lines as answered questions. truths: by question id, in place of the lines' own.
+    """Prediction lines as answered questions. truths: by question id, instead of the lines' own.
 
-    Raises ValueError, one line, for a line that lacks something, and for an id with two different answers.
+    Raises ValueError, one line, for an incomplete line, and for an id with two different answers.
     """
     samples: dict[str, Sample] = {}
     for row in rows:
@@ -68,7 +70,7 @@ def samples_of(rows: Sequence[dict[str, Any]], truths: dict[str, str | None] | N
 
 
 def combined(samples: Sequence[Sample]) -> dict[str, list[dict[str, Any]]]:
-    """Video-LLaVA's file of verdicts; of several runs the first one."""
+    """Video-LLaVA's file of verdicts; from the first of several runs."""
     return {
         str(one.question_id): [
             {"pred": one.verdicts[0].value[0], "score": one.verdicts[0].value[1]},

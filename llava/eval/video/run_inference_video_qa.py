@@ -1,11 +1,11 @@
 """Answer questions about videos (TGIF, MSVD, MSRVTT): Video-LLaVA's program of this name, its flags and answer lines.
 
 Lines `{"id", "question", "answer", "pred"}` go to `<output_dir>/<output_name>.json` when all questions have been tried.
-Right answers are found by `question_id`, so that chunks always fit. Answers are kept at once in
-`<output_name>.answers.jsonl`, with what each cost; started again after any kind of end, what is missing is answered.
+Right answers are found by `question_id`, so they are correct in every chunk. Answers are written immediately to
+`<output_name>.answers.jsonl`, with their costs; when started again, the remaining questions are answered.
 
-Videos are shown as frames spread evenly from the first to the last, short side 224, centre crop, and never mirrored:
-the original flips each video at random, in tests too.
+Frames are spread evenly from the first to the last, with short side 224 and centre crop, and never flipped:
+the original flips each video at random, also in evaluation.
 """
 
 from __future__ import annotations
@@ -52,17 +52,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_new_tokens", type=int, default=1024)
     parser.add_argument("--pruner", help="flowcut:budget=32, ..., or none (default: the checkpoint's own, if any)")
     parser.add_argument("--batch_size", type=int, default=1, help="questions at a time; answers do not depend on it")
-    parser.add_argument("--workers", type=int, help="processes that read videos ahead (default: 4, on a CPU 0)")
-    parser.add_argument("--limit", type=int, help="ask this many questions only, spread evenly over the file")
-    parser.add_argument("--skip_bad", action="store_true", help="exit with 0 even if some questions were unanswerable")
+    parser.add_argument("--workers", type=int, help="processes that prefetch videos (default: 4, on a CPU 0)")
+    parser.add_argument("--limit", type=int, help="number of questions, spread evenly over the file (default: all)")
+    parser.add_argument(
+        "--skip_bad", action="store_true", help="exit with 0 even if some questions could not be answered"
+    )
     parser.add_argument("--fresh", action="store_true", help="start over instead of continuing")
     return parser
 
 
 def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
-    """The questions that have an answer, each with its video's name and its right answer in `extra`.
+    """The questions with a right answer, each with its video's name and its right answer in `extra`.
 
-    Raises ValueError, one line, for files that are missing or are none.
+    Raises ValueError, one line, for missing or invalid files.
     """
     answers = _answers(Path(args.gt_file_answers).expanduser())
     videos = _videos(Path(args.video_dir).expanduser())
@@ -97,20 +99,22 @@ def _answers(file: Path) -> dict[Any, str]:
     for row in _rows(file, ("question_id", "answer")):
         identity, answer = row["question_id"], str(row["answer"])
         if answers.setdefault(identity, answer) != answer:
-            raise ValueError(f"{file} answers question {identity} twice, {answers[identity]!r} and {answer!r}; mend it")
+            raise ValueError(
+                f"{file} answers question {identity} twice, {answers[identity]!r} and {answer!r}; correct it"
+            )
     return answers
 
 
 def _videos(folder: Path) -> dict[str, str]:
-    """Names of video files by their name with and without its ending."""
+    """File names of videos by their name with and without extension."""
     if not folder.is_dir():
-        raise ValueError(f"video folder {folder} does not exist; give the folder the videos lie in")
+        raise ValueError(f"video folder {folder} does not exist; give the folder of the videos")
     names = sorted(entry.name for entry in folder.iterdir() if is_video(entry.name))
     return {Path(name).stem: name for name in reversed(names)} | {name: name for name in names}
 
 
 def start(args: argparse.Namespace) -> AnswerRun:
-    """Everything up to the first answer. Raises ValueError, one line, for whatever the user has to mend."""
+    """Everything up to the first answer. Raises ValueError, one line, for invalid flags and files."""
     rows, problems = read(args)
     questions = chunk(subset(rows, args.limit), args.num_chunks, args.chunk_idx)
     checkpoint = load_hf_checkpoint(
@@ -129,7 +133,7 @@ def start(args: argparse.Namespace) -> AnswerRun:
 
 
 def run_inference(args: argparse.Namespace) -> int:
-    """Answer as the flags in `args` say; returns how many questions could not be answered."""
+    """Answer the questions with the flags in `args`; returns how many questions could not be answered."""
     run = start(args)
     failures = answer_all(run)
     lines = [json.loads(line) for line in run.journal.path.read_text("utf-8").splitlines()]

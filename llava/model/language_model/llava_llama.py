@@ -13,7 +13,7 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
 class LlavaConfig(LegacyFields, LlamaConfig):
-    """LLaMA's config plus LLaVA's `mm_*` fields, which are kept as they come."""
+    """LLaMA's config plus LLaVA's `mm_*` fields, which are kept unchanged."""
 
     model_type = "llava_llama"
 
@@ -26,7 +26,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):  # type: ig
     config_class = LlavaConfig
 
     def __init__(self, config: Any) -> None:
-        # Past LlamaForCausalLM's own constructor, which would build a second body only to throw it away.
+        # Skips LlamaForCausalLM's own constructor, which would build a second body and discard it.
         LlamaPreTrainedModel.__init__(self, config)
         self.model = LlavaLlamaModel(config)
         self.vocab_size = config.vocab_size

@@ -13,7 +13,7 @@ from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
 class LlavaMistralConfig(LegacyFields, MistralConfig):
-    """Mistral's config plus LLaVA's `mm_*` fields, which are kept as they come."""
+    """Mistral's config plus LLaVA's `mm_*` fields, which are kept unchanged."""
 
     model_type = "llava_mistral"
 
@@ -26,7 +26,7 @@ class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):  # type
     config_class = LlavaMistralConfig
 
     def __init__(self, config: Any) -> None:
-        # Past MistralForCausalLM's own constructor, which would build a second body only to throw it away.
+        # Skips MistralForCausalLM's own constructor, which would build a second body and discard it.
         MistralPreTrainedModel.__init__(self, config)
         self.model = LlavaMistralModel(config)
         self.vocab_size = config.vocab_size

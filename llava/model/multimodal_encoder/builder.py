@@ -1,4 +1,4 @@
-"""Which vision tower a config means."""
+"""Builds the vision tower of a config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVision
 def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> CLIPVisionTower:
     """Build the tower named by `mm_vision_tower` (config) or `vision_tower` (model arguments).
 
-    kwargs go to the tower: `delay_load=True` leaves the weights for later.
+    kwargs are passed to the tower: `delay_load=True` does not load the weights yet.
     Raises ValueError for a name that is neither a folder nor a CLIP repository LLaVA knows.
     """
     name = getattr(vision_tower_cfg, "mm_vision_tower", None) or getattr(vision_tower_cfg, "vision_tower", None)

@@ -1,8 +1,8 @@
 """CLIP as the vision tower: pixels in, patch features of one hidden layer out.
 
-The tower's weights arrive in one of two ways. Either they are read from `mm_vision_tower` by `load_model()`, after the
-language model was loaded; or, when the checkpoint brings its own fine-tuned tower (`unfreeze_mm_vision_tower`), the
-constructor builds the modules from their config alone and the checkpoint's loader fills them.
+The tower's weights are loaded in one of two ways. Either they are read from `mm_vision_tower` by `load_model()`, after
+the language model was loaded; or, when the checkpoint has its own fine-tuned tower (`unfreeze_mm_vision_tower`), the
+constructor builds the modules from their config only and the checkpoint's loader fills them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _VIT_LARGE: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-# Towers whose config is known here, so that a checkpoint with the weights inside needs no network.
+# Towers with a built-in config, so that a checkpoint that includes the weights needs no network.
 KNOWN_TOWERS = {
     "clip-vit-large-patch14": {**_VIT_LARGE, "image_size": 224},
     "clip-vit-large-patch14-336": {**_VIT_LARGE, "image_size": 336},
@@ -39,7 +39,7 @@ KNOWN_TOWERS = {
 
 
 def locate_tower(name: str, checkpoint: str | None = None) -> str:
-    """The folder a tower's name means, looked for in the checkpoint's folder first; a Hub name comes back as it is."""
+    """The folder of a tower's name, searched in the checkpoint's folder first; a Hub name is returned unchanged."""
     for folder in ([Path(checkpoint) / name] if checkpoint else []) + [Path(name)]:
         if folder.is_dir():
             return str(folder)
@@ -55,7 +55,7 @@ def tower_config(source: str) -> CLIPVisionConfig:
 
 
 def tower_image_processor(source: str, image_size: int) -> CLIPImageProcessorPil:
-    """The tower's image processor; without a `preprocessor_config.json` at hand, CLIP's own at the tower's size."""
+    """The tower's image processor; without a `preprocessor_config.json`, CLIP's own at the tower's size."""
     folder = Path(source)
     if (folder / "preprocessor_config.json").is_file():
         return CLIPImageProcessorPil.from_pretrained(source)
@@ -93,20 +93,20 @@ class CLIPVisionTower(nn.Module):
         if not delay_load:
             self.load_model()
         elif getattr(args, "unfreeze_mm_vision_tower", False):
-            # No from_pretrained here: transformers builds the outer model on the meta device and refuses a nested one.
+            # No from_pretrained here: transformers builds the outer model on the meta device and rejects a nested call.
             self.vision_tower = CLIPVisionModel(self.cfg_only)
             self.image_processor = tower_image_processor(self.source, self.config.image_size)
             self.is_loaded = True
 
     @property
     def cfg_only(self) -> CLIPVisionConfig:
-        """The tower's config while the weights are not there."""
+        """The tower's config before the weights are loaded."""
         if self._own_config:
             return CLIPVisionConfig.from_dict(self._own_config)
         return tower_config(self.source)
 
     def load_model(self, device_map: Any = None) -> None:
-        """Read the weights from `vision_tower`, frozen. Does nothing when they are there already.
+        """Read the weights from `vision_tower`, frozen. Does nothing when they are loaded already.
 
         Raises ValueError when nothing can be loaded under that name.
         """
@@ -139,17 +139,17 @@ class CLIPVisionTower(nn.Module):
 
         A list of [3, H, W] gives a list of [1, n_i, hidden_size]. n is `num_patches` unless a pruner shortens it.
         Gradients flow only when some parameter of the tower is trainable.
-        Raises ValueError while the weights are not there.
+        Raises ValueError before the weights are loaded.
         """
         if isinstance(images, list):
             return [self.encode(image[None]).features for image in images]
         return self.encode(images).features
 
     def encode(self, images: Tensor, groups: list[int] | None = None) -> TowerFeatures:
-        """Features of images [B, 3, H, W], and which of their patches were kept.
+        """Features of images [B, 3, H, W], and their kept patches.
 
-        groups: number of the picture each row is a tile of; a pruner lets the tiles of one picture decide together.
-        Raises ValueError while the weights are not there.
+        groups: number of the picture that each row is a tile of; a pruner treats the tiles of one picture together.
+        Raises ValueError before the weights are loaded.
         """
         if not self.is_loaded:
             raise ValueError(f"vision tower {self.vision_tower_name} is not loaded yet; call load_model() first")
@@ -159,10 +159,12 @@ class CLIPVisionTower(nn.Module):
         return TowerFeatures(features.to(images.dtype), known.trace)
 
     def _hidden(self, pixels: Tensor) -> Tensor:
-        """The hidden layer that is read, [B, S, hidden_size]. Layers after it are not run and no other is kept."""
+        """The feature layer's output, [B, S, hidden_size]. Layers after it are not run, and no other output is
+        stored.
+        """
         model, needed = self.vision_tower, self.layers_run
         if any("forward" in vars(module) for module in (model, model.encoder)):
-            # accelerate put its own forward on the modules, bound to the whole encoder.
+            # accelerate has set its own forward on the modules, bound to the whole encoder.
             return model(pixels, output_hidden_states=True).hidden_states[needed]
         encoder = copy.copy(model.encoder)
         encoder._modules = {**model.encoder._modules, "layers": model.encoder.layers[:needed]}
@@ -192,7 +194,7 @@ class CLIPVisionTower(nn.Module):
 
     @property
     def layers_run(self) -> int:
-        """How many encoder layers a forward takes: those up to the one that features are read after."""
+        """The number of encoder layers that a forward runs: up to the feature layer."""
         return self.select_layer if self.select_layer >= 0 else self.config.num_hidden_layers + 1 + self.select_layer
 
     @property

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class IdentityMap(nn.Module):
-    """Hands the tower's features on unchanged; tower and language model must have the same width."""
+    """Passes the tower's features on unchanged; tower and language model must have the same width."""
 
     def forward(self, features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return features

@@ -1,4 +1,4 @@
-"""Ways to count what a method costs by its published schedule. Nothing is run."""
+"""Counting the cost of a method by its published schedule. Nothing is run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from flowcut.registry import parse_pruner
 
 PATCHES = 576
 PAPER_STEPS = {**{layer: 13 - layer // 2 for layer in range(2, 23, 2)}, 23: 1}
-"""{layer counted from 1: remaining selections, its own included}: every second layer, and the penultimate one."""
+"""{layer counted from 1: remaining selections, including this one}: every second layer, and the penultimate one."""
 RELEASED_STEPS = {layer: 22 - layer for layer in range(2, 23, 2)}
 """The same as the released code counts it: remaining layers up to the last selection, which is after layer 22."""
 
 
 def flowcut_path(layers: int, patches: int, budget: int, ratio: float, steps: Mapping[int, float]) -> list[int]:
-    """Number of tokens entering each encoder layer, if the entropy ratio is `ratio` after all of them.
+    """Number of tokens entering each encoder layer, if the entropy ratio is `ratio` in all layers.
 
-    steps: {layer counted from 1 after which tokens are dropped: L of equation 3}; the last one goes to the budget.
+    steps: {layer counted from 1 after which tokens are dropped: L of equation 3}; the last one cuts to the budget.
     """
     path, now = [], patches
     for layer in range(1, layers + 1):
@@ -34,7 +34,7 @@ def flowcut_path(layers: int, patches: int, budget: int, ratio: float, steps: Ma
 
 @dataclass(frozen=True)
 class Case:
-    """The models of a row, and what is assumed of its prompt and pictures.
+    """The models of a row, and the assumptions about its prompt and pictures.
 
     Attributes:
         vision, language: configs of the encoder and the language model.
@@ -53,7 +53,7 @@ class Case:
         """The cost of a question.
 
         visual_tokens: in the language model, one number or one for each layer. path: tokens entering each encoder
-        layer, for each tile; None for all. projected: tokens through the projector; None for as many as are shown.
+        layer, for each tile; None for all. projected: tokens through the projector; None for all visual tokens.
         """
         paths = None if path is None else [path] * self.tiles
         tiles = self.tiles if path is None else None
@@ -63,15 +63,15 @@ class Case:
 
 
 class BudgetNotMet(ValueError):
-    """A schedule that cannot come down to so few tokens on average."""
+    """A schedule that cannot reach this number of tokens on average."""
 
 
 Count = Callable[[Case, int], Cost]
-"""What a number of tokens costs, by one way of counting."""
+"""The cost of a number of tokens, by one way of counting."""
 
 
 def unpruned(case: Case, tokens: int) -> Cost:
-    """All patches through encoder and projector, that many of them (padding taken off) through the language model."""
+    """All patches through encoder and projector, `tokens` of them (without padding) through the language model."""
     return case.cost(tokens, projected=PATCHES * case.tiles)
 
 

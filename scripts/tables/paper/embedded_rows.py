@@ -1,4 +1,4 @@
-"""Rows of the paper's tables on the embedded model, where each keeps its share of the visual tokens."""
+"""Rows of the paper's tables on the embedded model, with the same fractions of visual tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ def pruner_of(table: Table, one: Row) -> str | None:
 
 
 def pruners(table: Table) -> list[str]:
-    """What is to be measured, each once."""
+    """The pruners to measure, each once."""
     texts = (pruner_of(table, one) for one in table.rows)
     return list(dict.fromkeys(text for text in texts if text is not None))

@@ -1,7 +1,7 @@
-"""What a table of the paper consists of. `table01.py` to `table11.py` in this folder fill it with data.
+"""The structure of the paper's tables. `table01.py` to `table11.py` in this folder have their data.
 
-Numbers are the paper's as printed (arXiv 2505.19536), "-" where it has none. A row names the pruner that measures it
-anew, and no pruner where nobody can: methods without public code.
+Numbers are the paper's as printed (arXiv 2505.19536), "-" where it has none. A row names the pruner to measure it with,
+or none for methods without public code.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Column:
     """One measured quantity.
 
     Attributes:
-        name: as the paper heads it.
+        name: the paper's heading.
         source: a benchmark's cell; the efficiency bench; floating point operations of any of the row's cells; a
             training run's record.
-        key: the benchmark, for cells; else what is read of the record.
-        path: where in a cell's parts the number stands; empty for the number that the benchmark is known by.
-        average: which mean of ratios to the unpruned model it takes part in; empty for none.
-        digits: after the point.
+        key: the benchmark, for cells; else the key in the record.
+        path: of the number in a cell's parts; empty for the benchmark's main number.
+        average: the mean of ratios to the unpruned model that includes it; empty for none.
+        digits: after the decimal point.
     """
 
     name: str
@@ -66,7 +66,7 @@ BENCHMARKS = {
 
 
 def benchmarks(names: str) -> tuple[Column, ...]:
-    """Columns of benchmarks, by the names above, divided by blanks."""
+    """Columns of benchmarks, by the names above, separated by spaces."""
     return tuple(BENCHMARKS[name] for name in names.split())
 
 
@@ -76,12 +76,12 @@ class Row:
 
     Attributes:
         method: as the paper names it.
-        pruner: text form of what measures it; None for "reported, not run".
+        pruner: its text form; None for "reported, not run".
         printed: the columns' numbers, in order; None where the paper has none.
         section: heading above the row, such as "192 tokens".
         average: the averages that the paper prints, by their names.
-        embedded: text form on the embedded model; None for what the budget's share of 576 makes of `pruner`.
-        checkpoint: the model where it is not the table's.
+        embedded: text form on the embedded model; None for `pruner` with the budget scaled to 576.
+        checkpoint: the model, if it is not the table's.
         of: visual tokens of a picture in that model.
         trained: folders of the training runs of a trained row, its checkpoint last.
     """
@@ -103,7 +103,7 @@ class Row:
 
 
 def row(method: str, pruner: str | None, printed: str, section: str = "", **more: object) -> Row:
-    """A row with its numbers as one text in the order of the columns; a last "Avg=95.1" is the printed average."""
+    """A row with its numbers as one text in the order of the columns; "Avg=95.1" at the end is the printed average."""
     words = printed.split()
     averages = {name: float(value) for name, _, value in (word.partition("=") for word in words if "=" in word)}
     numbers = tuple(None if word == "-" else float(word) for word in words if "=" not in word)
@@ -117,9 +117,9 @@ class Table:
     Attributes:
         family: folder of `scripts/` whose evaluation scripts measure it.
         model: the paper's.
-        tokens: visual tokens of a picture (or video frame) in the unpruned model, which budgets are shares of.
-        misprints: (section, method, column) -> what does not check out in the printed number.
-        notes: what to know about the whole table.
+        tokens: visual tokens of a picture (or video frame) in the unpruned model.
+        misprints: (section, method, column) -> the inconsistency of the printed number.
+        notes: about the whole table.
     """
 
     number: int

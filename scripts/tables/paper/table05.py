@@ -58,7 +58,7 @@ TABLE = Table(
         "The paper prints minutes and seconds for the 8,910 questions of POPE on an A800 (17:05 unpruned, 11:17 with "
         "FlowCut at 64 tokens); here they are divided by the questions. Ours are from pixels to the end of the answer; "
         "reading pictures is left out, as workers hide it. Compare speed-ups, not milliseconds.",
-        "FastV's rows are those whose FLOPs fit: 64 tokens behind one full layer, 160 behind two (docs/cost.md).",
+        "FastV's rows are those whose FLOPs fit: 64 tokens after one full layer, 160 after two (docs/cost.md).",
         "Prefill is from pixels to the first token's logits (encoder, projector, prompt); the paper does not say what "
         "its prefill time covers.",
     ),

@@ -1,1 +1,1 @@
-"""Tables and pages, rendered from the paper's numbers and from cells that are there."""
+"""Tables and pages, rendered from the paper's numbers and from existing cells."""

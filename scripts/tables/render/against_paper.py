@@ -1,4 +1,4 @@
-"""A table of the paper with what was measured: lines for paper, ours, difference and n under every row."""
+"""A table of the paper with measured numbers: lines for paper, ours, difference and n under every row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Average(NamedTuple):
 def average(
     columns: Sequence[Column], values: Sequence[float | None], upper: Sequence[float | None], name: str
 ) -> Average | None:
-    """The mean over the columns of the average `name` that have both numbers; None over nothing."""
+    """The mean over the columns of the average `name` that have both numbers; None without numbers."""
     own = [
         (column.name, value, bound)
         for column, value, bound in zip(columns, values, upper, strict=True)
@@ -33,10 +33,10 @@ def average(
 
 
 def grid(table: Table, measured: MeasuredTable, model: str) -> Grid:
-    """Four lines a row; rows without public code have the paper's alone.
+    """Four lines per row; rows without public code have the paper's line only.
 
-    An average stands twice: against the row's own unpruned model, and against the paper's unpruned numbers. The paper's
-    line repeats its average in the second place as it follows from the printed row.
+    An average has two columns: relative to our own unpruned model, and relative to the paper's unpruned numbers. In the
+    paper's line, the second column is the average recomputed from the printed row.
     """
     header = ["tokens", "method", "", *(column.name for column in table.columns)]
     for name in table.averages:

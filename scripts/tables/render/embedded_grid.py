@@ -1,4 +1,4 @@
-"""A table of the paper on the embedded model, from the cells, times and training records that are there."""
+"""A table of the paper on the embedded model, from existing cells, times and training records."""
 
 from __future__ import annotations
 

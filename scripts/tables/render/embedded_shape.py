@@ -1,7 +1,7 @@
-"""The paper's tables in the same shape on the embedded model, whose only benchmark has question types for columns.
+"""The paper's tables on the embedded model, whose only benchmark has question types as columns.
 
-A row keeps the share of visual tokens that it has in the paper. The paper's number stands last, for orientation: it is
-of another model on other questions, so no difference is taken.
+A row keeps the same fraction of visual tokens as in the paper. The paper's number is the last column, for orientation:
+it is of another model on other questions, so no difference is computed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scripts.tables.paper.spec import Row, Table
 from scripts.tables.render.grid import NOTHING, Grid
 
 SHAPE = {
-    2: "The embedded model has no tiles: rows keep the same share of one picture's tokens, cut in the encoder alone.",
+    2: "The embedded model has no tiles: rows keep the same share of a picture's tokens, cut in the encoder only.",
     3: "The embedded model is a LLaVA with a CLS token: rows keep the same share of its tokens.",
     4: "The embedded model sees no videos: rows keep the same share, an eighth, of one picture's tokens.",
 }
@@ -34,7 +34,7 @@ def accuracy(table: Table, cells: Mapping[str, CellDocument]) -> Grid:
     shared = Shared.of([cells[text] for text in texts])
     unpruned = texts.index("none")
     types = list(shared.by_type(unpruned))
-    made = _empty(table, ["all", "95 %", "less unpruned", "share, %", *types, "GFLOPs"])
+    made = _empty(table, ["all", "95 %", "vs. unpruned", "share, %", *types, "GFLOPs"])
     for one in table.rows:
         text = pruner_of(table, one)
         if text is None:
@@ -105,14 +105,14 @@ def training(table: Table, cells: Mapping[str, CellDocument], runs: Mapping[str,
         line[2:2] = [f"{own / 60:.1f}", f"{seconds[PATCHES] / own:.2f}", f"{one.printed[1]:.1f}"]
     steps, threads = runs["rows"][0]["steps"], runs["hardware"]["threads"]
     made.notes.append(
-        f"Stage 2 continued for {steps} steps of 8 scenes from the model that ships, tower frozen, {threads} threads "
-        f"of an {runs['hardware']['cpu']}; each row is asked with the pruner it was trained with."
+        f"Stage 2 continued for {steps} steps of 8 scenes from the committed embedded model, tower frozen, {threads} "
+        f"threads of an {runs['hardware']['cpu']}; each row is evaluated with the pruner it was trained with."
     )
     return made
 
 
 def _empty(table: Table, columns: Sequence[str]) -> Grid:
-    title = f"Table {table.number}: {table.title} (shape of the paper's, on the embedded model)"
+    title = f"Table {table.number}: {table.title} (the paper's layout, on the embedded model)"
     printed = table.averages[0] if table.averages else table.columns[-1].name
     made = Grid(title, ["tokens", "method", *columns, f"paper's {printed}"], left=2)
     if table.number in SHAPE:
@@ -126,11 +126,11 @@ def _paper(table: Table, one: Row) -> str:
 
 
 def _head(made: Grid, cell: CellDocument, one: Row, text: str) -> list[str]:
-    """Tokens of the language model, averaged over its layers where they are cut inside it, and the method."""
+    """Tokens of the language model, averaged over its layers for cuts inside it, and the method."""
     tokens = cell["tokens"]
     shown = f"{tokens['llm_inputs']:.0f}"
     if tokens["llm_inputs"] != tokens["llm"]:
-        shown = made.mark(shown, "mean over the language model's layers of what goes in")
+        shown = made.mark(shown, "mean over the inputs of the language model's layers")
     return [shown, one.method]
 
 

@@ -1,4 +1,4 @@
-"""A table ready to be shown: the same lines as Markdown, CSV and HTML."""
+"""A rendered table: the same lines as Markdown, CSV and HTML."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Grid:
 
     Attributes:
         notes: paragraphs below the footnotes.
-        left: number of leading columns that hold words; the others hold numbers.
+        left: number of leading columns with text; the others have numbers.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Grid:
     _marks: dict[str, int] = field(default_factory=dict)
 
     def mark(self, text: str, footnote: str | None) -> str:
-        """The text followed by the footnote's number; footnotes of the same words share a number."""
+        """The text followed by the footnote's number; equal footnotes share a number."""
         if not footnote:
             return text
         return f"{text} [{self._marks.setdefault(footnote, len(self._marks) + 1)}]"

@@ -1,4 +1,4 @@
-"""Files of the repository that follow from committed cells: regenerated, or checked for being up to date."""
+"""Regenerates files of the repository that depend on committed cells, or checks that they are up to date."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fill(text: str, marker: str, table: str) -> str:
 def keep_pages(
     module: str, about: str | None, texts: Callable[[Path], Mapping[Path, str]], argv: list[str] | None
 ) -> None:
-    """The body of a program's `main`: bring files up to date, or fail by --check if they are not.
+    """The body of a program's `main`: update files, or fail with --check if they are out of date.
 
     module: of the program. about: its help. texts: from the folder of results to each file's whole text; its ValueError
     becomes one line.

@@ -32,8 +32,8 @@ def test_every_combination_answers_alike(command, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch", "0"], "--batch 0 cannot be"),
-        (["--workers", "-1"], "--workers -1 cannot be"),
+        (["--batch", "0"], "--batch 0 is invalid"),
+        (["--workers", "-1"], "--workers -1 is invalid"),
         (["--pruner", "nonsense:budget=4"], "nonsense"),
         (["--image-folder", "/no/such"], "does not exist; the benchmark needs questions without faults"),
     ],

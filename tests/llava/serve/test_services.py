@@ -430,7 +430,7 @@ class TestCommands:
         with pytest.raises(SystemExit):
             controller_main(["--dispatch-method", "fastest"])
         assert "invalid choice: 'fastest'" in capsys.readouterr().err
-        with pytest.raises(ValueError, match="--limit-model-concurrency 0 lets nobody in"):
+        with pytest.raises(ValueError, match="--limit-model-concurrency 0 allows no question"):
             Place("", "", 0)
 
 

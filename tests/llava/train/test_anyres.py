@@ -255,8 +255,8 @@ def test_training_goes_on_with_the_grids_of_a_checkpoint(tuned, tiles_folder, tm
     assert len(trainer.train_dataset[0]["image"]) == 5
     flat = prepare(argv=start)
     assert [text.partition("--")[2] for text in warnings] == [
-        "image_aspect_ratio anyres, this run goes on with square",
-        "mm_patch_merge_type spatial_unpad, this run goes on with flat",
+        "image_aspect_ratio anyres, this run continues with square",
+        "mm_patch_merge_type spatial_unpad, this run continues with flat",
     ]
     assert not flat.model.get_model().image_newline.requires_grad  # nothing would ever reach it
 

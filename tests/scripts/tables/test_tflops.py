@@ -62,13 +62,13 @@ def ahead(projected, runs=1):
     ("method", "model", "counted", "visual", "projected"),
     [
         ("Vanilla", "LLaVA-1.5-7B", "all tokens", [576] * 32, 576),
-        ("FastV", "LLaVA-1.5-7B", "64 left in front", [576] + [64] * 31, 576),
+        ("FastV", "LLaVA-1.5-7B", "64 tokens from layer", [576] + [64] * 31, 576),
         ("FastV", "LLaVA-1.5-7B", "64 on average", [576] * 2 + [30] * 30, 576),
-        ("VisionZip", "LLaVA-1.5-7B", "cut behind", [64] * 32, 64),
+        ("VisionZip", "LLaVA-1.5-7B", "cut after", [64] * 32, 64),
         ("VTW (K=5)", "LLaVA-1.5-7B", "all tokens in five", [576] * 5 + [0] * 27, 576),
         ("Vanilla", "LLaVA-NeXT-7B", "five tiles", [2880] * 32, 2880),
         ("Vanilla", "LLaVA-NeXT-7B", "the same", [2340] * 32, 2880),
-        ("FastV", "LLaVA-NeXT-7B", "160 left", [2880] * 2 + [160] * 30, 2880),
+        ("FastV", "LLaVA-NeXT-7B", "160 tokens from", [2880] * 2 + [160] * 30, 2880),
         ("VisionZip", "LLaVA-NeXT-7B", "five tiles", [160] * 32, 160),
     ],
 )
@@ -111,7 +111,7 @@ def test_no_neighbour_comes_nearer_to_the_printed_number(line):
 
 
 def test_a_printed_number_out_of_reach_has_no_tokens():
-    [line] = [line for line in LINES if line.how == "64 on average, cut in front of layer 2"]
+    [line] = [line for line in LINES if line.how == "64 on average, cut before layer 2"]
     assert tflops.solve(line, Case(*tflops.configs(), 500, 0.95)) is None
 
 

@@ -81,7 +81,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
         Journal(path, SETTINGS)
     Journal(path, SETTINGS, fresh=True).write(line(QUESTIONS[0]))
     path.write_text("{nonsense\n" + path.read_text())
-    with pytest.raises(ValueError, match="line 1 is no answer"):
+    with pytest.raises(ValueError, match="line 1 is not an answer"):
         Journal(path, SETTINGS)
 
 

@@ -124,7 +124,7 @@ def test_damaged_files_are_named(folder_of, tmp_path):
         bench.build(folder, split)
     (root / "OCR" / "0001.txt").unlink()
     (root / "OCR" / "0009.txt").write_text("Is this it?\tYes\n")
-    with pytest.raises(ValueError, match="has no picture beside it"):
+    with pytest.raises(ValueError, match="has no picture next to it"):
         bench.build(folder, split)
     with pytest.raises(ValueError, match="holds none of MME's tasks"):
         mme.task_root(tmp_path / "MME" / mme.RELEASE / "OCR")

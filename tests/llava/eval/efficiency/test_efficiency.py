@@ -177,12 +177,12 @@ def test_power_is_sampled_and_shared_out(checkpoint, question_folder, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch", "0"], "--batch 0 cannot be; give whole numbers of at least 1"),
+        (["--batch", "0"], "--batch 0 is invalid; give whole numbers of at least 1"),
         (["--questions", "4", "--batch", "2", "8"], "--questions 4 do not fill a batch of 8; ask at least as many"),
         (["--questions", "0"], "--questions 0 do not fill a batch of 1"),
         (["--batch", "9"], "has 8 questions, not the 9 of a batch; lower --batch"),
-        (["--warm-up", "-1"], "--warm-up -1 cannot be"),
-        (["--max-new-tokens", "0"], "--max-new-tokens 0 cannot be"),
+        (["--warm-up", "-1"], "--warm-up -1 is invalid"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0 is invalid"),
         (["--price-per-hour", "-2"], "--price-per-hour -2 is no price; give a number above 0"),
         (["--price-per-hour", "nan"], "--price-per-hour nan is no price"),
         (["--pruner", "nonsense:budget=4"], "nonsense"),
@@ -202,7 +202,7 @@ def test_bad_input_is_one_line(command, flags, message):
 def test_a_bad_row_is_one_line(command, question_folder):
     with (question_folder / "questions.jsonl").open("a") as file:
         file.write('{"question_id": 9}\n')
-    with pytest.raises(SystemExit, match="line 9: has no image and no text; mend it"):
+    with pytest.raises(SystemExit, match="line 9: has no image and no text; correct it"):
         program.main(command)
 
 
@@ -230,11 +230,11 @@ def test_power_is_refused_or_left_out_where_nothing_tells_it(command, capsys, mo
     with pytest.raises(ValueError, match="pip install nvidia-ml-py"):
         check_power(cuda)
     monkeypatch.setattr(torch.cuda, "power_draw", draws(RuntimeError("not\nsupported")))
-    with pytest.raises(ValueError, match=r"does not tell its power \(not supported\); leave --power out"):
+    with pytest.raises(ValueError, match=r"does not report its power \(not supported\); leave --power out"):
         check_power(cuda)
     program.main([*command, "--power", "--questions", "1", "--warm-up", "0", "--pruner", PRUNER])
     told = capsys.readouterr()
-    assert "power is not measured: a cpu does not tell it" in told.err
+    assert "power is not measured: a cpu does not report it" in told.err
     assert [row["power"] for row in json.loads(told.out.splitlines()[-1])["rows"]] == [None, None]
 
 
