@@ -14,7 +14,7 @@ from flowcut.hooks.attention import LANGUAGE, Tap
 from flowcut.hooks.base import Stage
 from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
-from flowcut.hooks.packing import ALIGNED, GUESSES, IMAGE_INDEX, KEPT, Kept, shorten_aligned
+from flowcut.hooks.packing import AFTER, ALIGNED, IMAGE_INDEX, KEPT, Kept, shorten_aligned
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session, warn_of_embeddings
 
@@ -67,7 +67,7 @@ class LanguageStage(Stage):
             forward = DecoderForward(self.session, self.decoder, call, image_index)
             forward.wanted = wanted
             LANGUAGE.set(forward)
-        call.pop(GUESSES, None)
+        call.pop(AFTER, None)
         return (), call
 
     @torch.compiler.disable

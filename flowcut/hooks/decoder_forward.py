@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowcut.compat import CACHE, causal_mask
 from flowcut.hooks.attention import AttentionInputsCaptured
 from flowcut.hooks.cache_notes import CacheNotes, Entries, notes_on, take_notes
-from flowcut.hooks.packing import GUESSES, Kept, last_of, pack, restarts, tail_of
+from flowcut.hooks.packing import AFTER, Kept, last_of, pack, restarts, tail_of
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session
 from flowcut.hooks.shown_layer import ShownLayer
@@ -31,7 +31,7 @@ class DecoderForward:
         self.decoder = decoder
         self.cache = call.get(CACHE)
         self.past = notes_on(self.cache) or CacheNotes()
-        self.guesses: int = call.pop(GUESSES, 0)
+        self.after: int = call.pop(AFTER, 0)
         self.mask: Tensor | None = call.get("attention_mask")
         tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call["input_ids"]
         self.rows, self.length = tokens.shape[:2]
@@ -98,17 +98,17 @@ class DecoderForward:
         self.trace = StageTrace()
 
     def last_prompt_columns(self) -> Tensor:
-        """[B], the column of each row's last real token that is no guess."""
-        width = self.width - self.guesses
+        """[B], the column of the last real token of each row's prompt."""
+        width = self.width - self.after
         return last_of(None if self.real is None else self.real[:, :width], self.rows, width, self.device)
 
     def shown_entries(self, layer: int, cached: int, width: int) -> Tensor | None:
-        """`real_entries` as pruners see them: guesses of assisted decoding come after the prompt and do not count."""
+        """`real_entries` as pruners see them: what comes after the prompt does not count."""
         real = self.real_entries(layer, cached, width)
-        if self.guesses:
+        if self.after:
             real = torch.ones(self.rows, cached + width, device=self.device, dtype=torch.bool) if real is None else real
             real = real.clone()
-            real[:, cached + width - self.guesses :] = False
+            real[:, cached + width - self.after :] = False
         return real
 
     def encoded(self, image: int, count: int) -> int:
@@ -298,6 +298,11 @@ class DecoderForward:
         query, key, value = (tensor.to(hidden.device) for tensor in (seen.query, seen.key, seen.value))
         if self.cache is not None and self.cached(number):
             entry = self.cache.layers[number]
+            if entry.keys.shape[2] != self.cached(number):
+                raise ValueError(
+                    f"a method that reads the next layer needs its earlier keys, which a {type(entry).__name__} does "
+                    "not keep as they were; use a DynamicCache, or give the whole conversation in one call"
+                )
             key = torch.cat([entry.keys.to(key), key], dim=2)
             value = torch.cat([entry.values.to(value), value], dim=2)
         return query, key, value, seen.scaling, embeddings

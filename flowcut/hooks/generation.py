@@ -1,8 +1,8 @@
 """The generation stage: what `generate` counts by the KV cache, it counts by the conversation.
 
 `generate` cuts the prompt where the cache ends, and continues M-RoPE positions from there. A shortened cache would make
-it pass tokens that are cached already. It also passes guesses together with the prompt in assisted decoding, which no
-method may choose by.
+it pass tokens that are cached already. It also passes tokens after the prompt, which no method may choose by: guesses
+in assisted decoding, and without a cache the answer so far.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from torch import nn
 from flowcut.compat import CACHE, one_cache
 from flowcut.hooks.base import Stage
 from flowcut.hooks.cache_notes import notes_on
-from flowcut.hooks.packing import GUESSES, IMAGE_INDEX
+from flowcut.hooks.packing import AFTER, IMAGE_INDEX
 from flowcut.hooks.session import Session
 
-ASSISTED = "flowcut_assisted"
-"""Keyword argument of a head: the call brings the whole prompt and guesses of assisted decoding after it."""
+AFTER_PROMPT = "flowcut_after_prompt"
+"""Keyword argument of a head: how many of the call's last tokens come after the prompt; None if all but one of those
+whose logits are requested do (the first call of assisted decoding)."""
 
+_PROMPT: ContextVar[int] = ContextVar("flowcut_prompt", default=0)
 _PREFILLING: ContextVar[bool] = ContextVar("flowcut_prefilling", default=False)
 
 
@@ -101,8 +103,12 @@ class GenerationStage(Stage):
         if _PREFILLING.get() and notes is not None and new is not None:
             kwargs["next_sequence_length"] = new - notes.dropped
         call = type(self.head).prepare_inputs_for_generation(self.head, input_ids, *args, **kwargs)
-        if kwargs.get("is_first_iteration") and not _PREFILLING.get():
-            call[ASSISTED] = True
+        if _PREFILLING.get():
+            _PROMPT.set(input_ids.shape[1])
+        elif kwargs.get("is_first_iteration"):
+            call[AFTER_PROMPT] = None
+        elif kwargs.get("use_cache") is False and _PROMPT.get():
+            call[AFTER_PROMPT] = input_ids.shape[1] - _PROMPT.get()
         return call
 
     def prepare_positions(self, inputs_tensor: Any, model_kwargs: dict[str, Any]) -> Any:
@@ -113,11 +119,12 @@ class GenerationStage(Stage):
 
     @torch.compiler.disable
     def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        """Tell the decoder how many of the last tokens are guesses: those whose logits are asked for, but one."""
-        if not kwargs.get(ASSISTED):
+        """Pass on to the decoder how many of the last tokens come after the prompt."""
+        if AFTER_PROMPT not in kwargs:
             return None
-        kwargs = {name: value for name, value in kwargs.items() if name != ASSISTED}
-        guesses = int(kwargs.get("logits_to_keep") or 1) - 1
-        if guesses > 0 and self.session.watches_decoder:
-            kwargs[GUESSES] = guesses
+        kwargs = dict(kwargs)
+        after = kwargs.pop(AFTER_PROMPT)
+        after = int(kwargs.get("logits_to_keep") or 1) - 1 if after is None else after
+        if after > 0 and self.session.watches_decoder:
+            kwargs[AFTER] = after
         return args, kwargs

@@ -13,8 +13,8 @@ IGNORE_INDEX = -100
 """Label of a token that takes no part in the loss."""
 IMAGE_INDEX = "image_index"
 """Keyword argument of a decoder: [B, S], which image each token shows; -1 for text and padding."""
-GUESSES = "flowcut_guesses"
-"""Keyword argument of a decoder: how many of the last columns are guesses of assisted decoding, not prompt."""
+AFTER = "flowcut_after"
+"""Keyword argument of a decoder: how many of the last columns come after the prompt; no method chooses by them."""
 KEPT = "flowcut_kept"
 """Keyword argument by which the head hands the decoder a `Kept` to fill in."""
 
