@@ -8,10 +8,11 @@ budget. Both towers are CLIP in layout, as transformers builds LanguageBind's.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from flowcut.anatomy.reading import body_and_head, feature_layer, language_model, projector
-from flowcut.anatomy.towers import vision_encoder
+from flowcut.anatomy.reading import Projector, body_and_head, feature_layer, language_model
+from flowcut.anatomy.towers import vision_encoders
 from flowcut.hooks.call_context import rows
 from flowcut.hooks.parts import Anatomy
 from flowcut.hooks.placeholders import Modality, row_spans
@@ -30,17 +31,15 @@ def read(model: Any) -> Anatomy | None:
     full = int(config.vision_feature_select_strategy == "full")
     read: dict[str, Any] = {
         "feature_layer": read_after,
-        "project": projector(inner.multi_modal_projector, config.vision_feature_layer),
+        "project": Projector(inner.multi_modal_projector, config.vision_feature_layer),
     }
-    encoders = (
-        vision_encoder(inner.image_tower, num_forwarded_special_tokens=full, **read),
-        vision_encoder(inner.video_tower, num_forwarded_special_tokens=1, **read),
-    )
+    images, *more = vision_encoders(inner.image_tower, num_forwarded_special_tokens=full, **read)
+    videos = vision_encoders(inner.video_tower, num_forwarded_special_tokens=1, **read)
     return Anatomy(
         "video_llava_hf",
-        encoders,
+        (images, *videos, *more),
         **language_model(inner.language_model, head),
-        stages=(lambda session: PromptStage(session, model, inner, [Images(), Videos()]),),
+        stages=(partial(PromptStage, model=model, inner=inner, modalities=[Images(), Videos()]),),
     )
 
 

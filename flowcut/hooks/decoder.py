@@ -29,6 +29,8 @@ class LanguageStage(Stage):
 
     def install(self) -> None:
         self.undo.append(tap(self.decoder.attentions))
+        for twin in self.decoder.twins:
+            self.undo.append(twin.register_forward_pre_hook(_refuse_twin).remove)
         head = self.decoder.head
         self.around(self.decoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.decoder.layers):
@@ -77,6 +79,13 @@ class LanguageStage(Stage):
         forward.finish()
         if forward.trace is not None:
             self.session.decoded(forward.trace, forward.images)
+
+
+def _refuse_twin(model: nn.Module, args: tuple) -> None:
+    raise ValueError(
+        f"the {type(model).__name__} of another PEFT adapter runs now than the one a pruner was attached to; detach, "
+        "choose the adapter, and attach again"
+    )
 
 
 class _BeforeLayer:

@@ -22,6 +22,9 @@ from flowcut.hooks.shown_layer import ShownLayer
 from flowcut.pruner import Cut, LanguageView, Layout
 from flowcut.trace import StageTrace
 
+SLIDING = "sliding_attention"
+"""Name in `config.layer_types` of layers with a window."""
+
 
 class DecoderForward:
     """One forward of a decoder: which columns remain, where the images stand in them, and how to call the layers."""
@@ -50,7 +53,7 @@ class DecoderForward:
         self.left_padded = self.mask is None or bool(self.mask[:, -1].all())
         self.index: Tensor | None = None
         self.renumber = False
-        self.given: Any = None
+        self.given: dict[str, Any] = {}
         self.call: dict[str, Any] = {}
         self.rotary: Any = None
         self.embedded: Tensor | None = None
@@ -124,10 +127,11 @@ class DecoderForward:
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the layer has to be called with, if not with what the decoder gives it."""
-        self.given, self.call = kwargs["position_embeddings"], kwargs
+        kind = _kind(self.decoder.model.config, layer)
+        self.given[kind], self.call = kwargs["position_embeddings"], kwargs
         self.embedded = args[0].detach() if layer == 0 else None
         if self.index is None and self.past_of(layer) is None:
-            self.rotary = self.given
+            self.rotary = self.given[kind]
             return None
         mask, self.rotary = self.surroundings(layer, args[0])
         return args, {**kwargs, "attention_mask": mask, "position_embeddings": self.rotary, "position_ids": None}
@@ -136,28 +140,40 @@ class DecoderForward:
         """-> mask and position embeddings of a layer that is to be given `hidden`, the remaining columns."""
         entry, cached = self.past_of(layer), self.cached(layer)
         renumber = self.renumber if self.index is not None else bool(entry and entry.renumbered)
-        sliding = _slides(self.decoder.model.config, layer)
-        key = (entry.first if entry is not None else -1, cached, hidden.shape[1], renumber, sliding)
+        kind = _kind(self.decoder.model.config, layer)
+        key = (entry.first if entry is not None else -1, cached, hidden.shape[1], renumber, kind)
         if key not in self.made:
             whole = self.real_entries(layer, cached, hidden.shape[1])
-            mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, sliding)
-            self.made[key] = mask, self.embeddings(hidden, whole, cached, renumber)
+            mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, kind == SLIDING)
+            self.made[key] = mask, self.embeddings(hidden, whole, cached, renumber, kind)
         return self.made[key]
 
-    def embeddings(self, hidden: Tensor, whole: Tensor | None, cached: int, renumber: bool) -> Any:
+    def embeddings(self, hidden: Tensor, whole: Tensor | None, cached: int, renumber: bool, kind: str) -> Any:
         """Position embeddings of the remaining columns: their own, or counted anew by the layer's own entries."""
         if not renumber:
-            if self.index is None:
-                return self.given
-            return tuple(_take(part, self.index) for part in self.given)
+            given = self.given_to(hidden, kind)
+            return given if self.index is None else tuple(_take(part, self.index) for part in given)
         if whole is None:
             positions = torch.arange(cached, cached + hidden.shape[1], device=self.device).expand(self.rows, -1)
         else:
             positions = (whole.long().cumsum(dim=1) - 1).clamp_min(0)[:, cached:]
         if self.decoder.mrope:
             positions = positions.expand(3, -1, -1)
+        return self.turns(hidden, positions, kind)
+
+    def given_to(self, hidden: Tensor, kind: str) -> Any:
+        """Position embeddings that the decoder gives layers of a kind, made here before the first of them runs."""
+        if not self.decoder.rotary_by_kind:
+            return self.call["position_embeddings"]
+        if kind not in self.given:
+            self.given[kind] = self.turns(hidden, self.call["position_ids"], kind)
+        return self.given[kind]
+
+    def turns(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+        """Position embeddings of these positions, for layers of a kind."""
+        by_kind = {"layer_type": kind} if self.decoder.rotary_by_kind else {}
         # Not through __call__: ZeRO-3 wants the same modules called on all ranks, and another may have nothing to cut.
-        return self.decoder.rotary.forward(hidden, position_ids=positions)
+        return self.decoder.rotary.forward(hidden, position_ids=positions, **by_kind)
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """The layer's output, shortened if the pruner says so."""
@@ -245,7 +261,7 @@ class DecoderForward:
         The layer is called with the remaining tokens, and stopped where its attention would begin. Its KV cache is
         read, not written; k and v hold the cached entries in front.
         """
-        embeddings = self.given
+        embeddings = self.given_to(hidden, _kind(self.decoder.model.config, number))
         if self.index is not None or self.past_of(number) is not None:
             _, embeddings = self.surroundings(number, hidden)
         call: dict[str, Any] = {**self.call, "position_embeddings": embeddings, "position_ids": None}
@@ -303,8 +319,21 @@ class ShownDecoderLayer(ShownLayer):
         self.embeddings = forward.embedded
 
     def norm(self, states: Tensor) -> Tensor:
-        norm = getattr(self.forward.decoder.model, "norm", None)
+        norm = self.forward.decoder.norm
         return states if norm is None else norm(states).to(states.device)
+
+    def turn(self, tokens: Tensor, sample: int) -> Tensor:
+        return self._turned(tokens, *(part[sample if part.shape[0] > 1 else 0].float() for part in self.rotary))
+
+    def from_start(self, keys: Tensor, sample: int, column: int) -> Tensor:
+        cosine, sine = (part[sample if part.shape[0] > 1 else 0, column].float()[None] for part in self.rotary)
+        scale = cosine.square() + sine.square()  # YaRN's is not 1
+        return self._turned(keys, cosine / scale, -sine / scale)
+
+    def _turned(self, tokens: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        width = cosine.shape[-1]
+        turned = self.forward.decoder.turn(tokens[None, ..., :width], cosine[None], sine[None])[0]
+        return torch.cat([turned, tokens[..., width:]], dim=-1)
 
     def next_layer(self, view: LanguageView) -> LanguageView:
         number, hidden = view.layer + 1, self.hidden
@@ -323,11 +352,12 @@ def last_columns(real: Tensor | None, rows: int, length: int, device: torch.devi
     return columns[:, -1] if real is None else columns.masked_fill(~real, -1).max(dim=1).values
 
 
-def _slides(config: Any, layer: int) -> bool:
+def _kind(config: Any, layer: int) -> str:
+    """How a layer attends: "full_attention" or "sliding_attention", within `config.sliding_window` only."""
     kinds = getattr(config, "layer_types", None)
     if kinds:
-        return kinds[layer] == "sliding_attention"
-    return getattr(config, "sliding_window", None) is not None
+        return str(kinds[layer])
+    return SLIDING if getattr(config, "sliding_window", None) is not None else "full_attention"
 
 
 def _take(embedding: Tensor, index: Tensor) -> Tensor:
