@@ -130,10 +130,10 @@ def running_device(module: nn.Module) -> torch.device:
 
 def language_model(body: Any, head: Any = None, mrope: bool = False) -> dict[str, Any]:
     """The fields of an `Anatomy` that describe its decoder; its parts are looked for where a pruner cuts in it."""
-    body = unwrap(body)
+    running = unwrap(body)
     return {
-        "decoder_layers": body.config.num_hidden_layers,
-        "decoder_model": body,
+        "decoder_layers": running.config.num_hidden_layers,
+        "decoder_model": running,
         "decoder_head": head,
         "find_decoder": partial(decoder_of, body, head, mrope),
     }
