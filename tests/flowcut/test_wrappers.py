@@ -1,5 +1,6 @@
 """Models inside of other libraries' wrappers, half precision, and compiled decoders."""
 
+import inspect
 import json
 import os
 import re
@@ -170,6 +171,8 @@ def test_modules_that_peft_trains_whole(hosts, name):
 
 def test_a_language_model_that_peft_trains_whole(hosts):
     peft = pytest.importorskip("peft")
+    if "x" in inspect.signature(peft.utils.ModulesToSaveWrapper.forward).parameters:
+        pytest.skip("this PEFT calls such modules with a positional argument only")
     host = hosts["llava_hf"]
     model = host.build()
     pruner = FastV.keeping(10, layer=2)
