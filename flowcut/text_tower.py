@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from flowcut.anatomy.find import anatomy_of
-from flowcut.anatomy.reading import unwrap
+from flowcut.anatomy.reading import running_device, unwrap
 
 BESIDE = "text_tower"
 """Name of the folder in which a text tower is looked for, in the vision tower's own folder and next to it."""
@@ -80,7 +80,7 @@ class TextTower:
         """
         tower = anatomy_of(model).encoders[0].model
         if source is not None:
-            return cls.load(source, tower.device)
+            return cls.load(source, running_device(tower))
         owner: Any = unwrap(model)
         known = [getattr(tower.config, "_name_or_path", None)]
         if callable(getattr(owner, "get_vision_tower", None)):  # a llava class, whose tower knows where it came from
@@ -91,7 +91,7 @@ class TextTower:
         if not found:
             raise ValueError("no CLIP text tower is known for this model's vision tower; name one with text_tower=")
         try:
-            return cls.load(found[0], tower.device)
+            return cls.load(found[0], running_device(tower))
         except ValueError as error:
             raise ValueError(f"{error}; name a whole CLIP with text_tower=") from error
 
@@ -104,7 +104,7 @@ class TextTower:
         """[M, P]: the text in M pieces of as many tokens as the encoder takes; one for most questions."""
         longest = self.text_model.config.max_position_embeddings - 2
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        device = next(self.text_model.parameters()).device
+        device = running_device(self.text_model)
         pieces = []
         for start in range(0, max(len(ids), 1), longest):
             piece = [self.tokenizer.bos_token_id, *ids[start : start + longest], self.tokenizer.eos_token_id]
@@ -124,5 +124,5 @@ class TextTower:
                 f"the vision encoder's tokens have {states.shape[-1]} entries, the text tower's {weight.shape[1]}; "
                 "name the CLIP that the vision tower was taken from with text_tower="
             )
-        states = states.to(weight.device, torch.float32)
+        states = states.to(running_device(self.visual_projection), torch.float32)
         return self.visual_projection(self.post_layernorm(states) if layer_norm else states)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from flowcut.anatomy.reading import Projector, body_and_head, feature_layer, language_model
-from flowcut.anatomy.towers import vision_encoder
+from flowcut.anatomy.towers import vision_encoder, vision_encoders
 from flowcut.hooks.call_context import rows
 from flowcut.hooks.parts import Anatomy
 from flowcut.hooks.placeholders import Modality, row_spans
@@ -24,7 +24,7 @@ def read(model: Any) -> Anatomy | None:
     encoder = vision_encoder(inner.vision_tower)
     # Without a CLS token, "full" is the way to say that there is none to drop.
     forwarded = int(config.vision_feature_select_strategy == "full" and encoder.num_prefix_tokens > 0)
-    encoder = vision_encoder(
+    encoders = vision_encoders(
         inner.vision_tower,
         num_forwarded_special_tokens=forwarded,
         feature_layer=feature_layer(encoder.depth, config.vision_feature_layer),
@@ -32,7 +32,7 @@ def read(model: Any) -> Anatomy | None:
     )
     return Anatomy(
         "llava_hf",
-        (encoder,),
+        tuple(encoders),
         **language_model(inner.language_model, head),
         stages=(partial(PromptStage, model=model, inner=inner, modalities=[Images()]),),
     )

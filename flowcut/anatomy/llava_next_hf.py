@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowcut.anatomy.reading import Projector, body_and_head, class_names, feature_layer, language_model
-from flowcut.anatomy.towers import vision_encoder
+from flowcut.anatomy.towers import vision_encoder, vision_encoders
 from flowcut.hooks.call_context import KnownRows, rows
 from flowcut.hooks.parts import Anatomy
 from flowcut.hooks.placeholders import Modality, PlaceholderSpan
@@ -39,13 +39,13 @@ def read(model: Any) -> Anatomy | None:
         raise ValueError("vision_feature_select_strategy='full' puts CLS tokens among tiles; use 'default' to prune")
     read_after = feature_layer(encoder.depth, config.vision_feature_layer)
     project = Projector(inner.multi_modal_projector, config.vision_feature_layer)
-    encoder = vision_encoder(inner.vision_tower, feature_layer=read_after, two_stage=True, project=project)
+    encoders = vision_encoders(inner.vision_tower, feature_layer=read_after, two_stage=True, project=project)
     modalities: list[Modality] = [Tiles()]
     if class_names(inner) & {"LlavaOnevisionModel"}:
         modalities = [Tiles(more=(*Tiles().more, "vision_aspect_ratio", "batch_num_images")), Frames()]
     return Anatomy(
         "llava_next_hf",
-        (encoder,),
+        tuple(encoders),
         **language_model(inner.language_model, head),
         two_stage=True,
         stages=(partial(PromptStage, model=model, inner=inner, modalities=modalities),),

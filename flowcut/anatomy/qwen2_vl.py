@@ -8,6 +8,7 @@ layer the budget is kept. Every token retains its M-RoPE position ids. A frame o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
-from flowcut.anatomy.reading import body_and_head, language_model, unwrap
+from flowcut.anatomy.reading import body_and_head, copies, language_model, unwrap
 from flowcut.hooks.attention import VISION
 from flowcut.hooks.base import Stage
 from flowcut.hooks.call_context import rows
@@ -36,9 +37,25 @@ def read(model: Any) -> Anatomy | None:
     if found is None:
         return None
     inner, head = found
-    tower = unwrap(inner.visual)
+    encoders = tuple(encoder_of(tower) for tower in copies(inner.visual))
+    images = Vision("image", "get_image_features", "pixel_values", ("image_grid_thw",))
+    videos = Vision("video", "get_video_features", "pixel_values_videos", ("video_grid_thw",), "video_token_id")
+    return Anatomy(
+        "qwen2_vl",
+        encoders,
+        **language_model(inner.language_model, head, mrope=True),
+        two_stage=True,
+        stages=(
+            partial(MergerStage, encoders=encoders),
+            partial(PromptStage, model=model, inner=inner, modalities=[images, videos], mrope=True),
+        ),
+    )
+
+
+def encoder_of(tower: Any) -> Encoder:
+    """The parts of a Qwen2VisionTransformer."""
     blocks = [unwrap(block) for block in tower.blocks]
-    encoder = Encoder(
+    return Encoder(
         tower,
         blocks,
         [block.attn for block in blocks],
@@ -51,18 +68,6 @@ def read(model: Any) -> Anatomy | None:
         windowed=hasattr(tower, "window_size"),
         forward=PackedForward,
         project=partial(_merged, tower),
-    )
-    images = Vision("image", "get_image_features", "pixel_values", ("image_grid_thw",))
-    videos = Vision("video", "get_video_features", "pixel_values_videos", ("video_grid_thw",), "video_token_id")
-    return Anatomy(
-        "qwen2_vl",
-        (encoder,),
-        **language_model(inner.language_model, head, mrope=True),
-        two_stage=True,
-        stages=(
-            partial(MergerStage, encoder=encoder),
-            partial(PromptStage, model=model, inner=inner, modalities=[images, videos], mrope=True),
-        ),
     )
 
 
@@ -157,17 +162,19 @@ class PackedForward(EncoderForward):
 class MergerStage(Stage):
     """A hook on the merger, because what follows it counts on an unpruned number of tokens."""
 
-    def __init__(self, session: Session, encoder: Encoder):
+    def __init__(self, session: Session, encoders: Sequence[Encoder]):
         super().__init__()
-        self.encoder = encoder
+        self.encoders = encoders
 
     def install(self) -> None:
-        self.undo.append(self.encoder.model.merger.register_forward_hook(self.after_merger).remove)
+        for encoder in self.encoders:
+            self.undo.append(encoder.model.merger.register_forward_hook(self.after_merger).remove)
 
     @torch.compiler.disable
     def after_merger(self, merger: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         run = VISION.get()
-        return run.spread(output) if run is not None and run.encoder is self.encoder else None
+        ours = run is not None and any(run.encoder is encoder for encoder in self.encoders)
+        return run.spread(output) if ours else None
 
 
 class Vision(Modality):

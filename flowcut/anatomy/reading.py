@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flowcut.hooks.parts import Decoder
 
+_LAYER_ARGUMENTS = {
+    *("self", "hidden_states", "attention_mask", "position_ids", "position_embeddings", "kwargs"),
+    *("cache", "past_key_values", "use_cache", "cache_position", "output_attentions", "output_router_logits"),
+}
+"""What a decoder's layers may be called with. Another argument may have an entry for each token, to be cut as well."""
+
 
 def unwrap(model: Any) -> Any:
     """The model inside of PEFT's, DDP's, DeepSpeed's and torch.compile's wrappers."""
-    while True:
-        names = class_names(model)
-        if "PeftModel" in names:
-            model = model.get_base_model()
-        elif names & {"DistributedDataParallel", "DataParallel", "DeepSpeedEngine", "FullyShardedDataParallel"}:
-            model = model.module
-        elif "OptimizedModule" in names:
-            model = model._orig_mod
-        else:
-            return model
+    return copies(model)[0]
+
+
+def copies(model: Any) -> list[Any]:
+    """What `unwrap` finds. Where PEFT keeps copies of a module (`modules_to_save`): all, first that which runs now."""
+    names = class_names(model)
+    if "PeftModel" in names:
+        inside = [model.get_base_model()]
+    elif "PeftMixedModel" in names:
+        inside = [model.base_model]
+    elif names & {"DistributedDataParallel", "DataParallel", "DeepSpeedEngine", "FullyShardedDataParallel"}:
+        inside = [model.module]
+    elif "OptimizedModule" in names:
+        inside = [model._orig_mod]
+    elif "BaseTuner" in names:
+        inside = [model.model]
+    elif "ModulesToSaveWrapper" in names:
+        saved, active = dict(model.modules_to_save), [] if model.disable_adapters else model.active_adapters
+        running = saved.get(active[0], model.original_module) if active else model.original_module
+        inside = [running, *(copy for copy in (*saved.values(), model.original_module) if copy is not running)]
+    else:
+        return [model]
+    return [copy for part in inside for copy in copies(part)]
 
 
 def class_names(model: nn.Module) -> set[str]:
@@ -69,7 +90,9 @@ class Projector:
             )
         weight = next(self.module.parameters(), None)
         if weight is not None:
-            states = states.to(weight.device, weight.dtype if weight.is_floating_point() else None)
+            # Weights that accelerate keeps elsewhere lie on "meta"; its hooks bring them and the states together.
+            device = states.device if weight.is_meta else weight.device
+            states = states.to(device, weight.dtype if weight.is_floating_point() else None)
         return self.module(states)
 
 
@@ -79,22 +102,38 @@ def decoder_of(body: Any, head: Any = None, mrope: bool = False) -> Decoder:
     Raises:
         ValueError: it is laid out in another way.
     """
-    body = unwrap(body)
+    body, *twins = copies(body)
     layers = [unwrap(layer) for layer in getattr(body, "layers", ())]
-    if not layers or not hasattr(body, "rotary_emb") or not all(hasattr(layer, "self_attn") for layer in layers):
+    kinds = set(getattr(body.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    bidirectional = getattr(body.config, "use_bidirectional_attention", None)
+    known = layers and hasattr(body, "rotary_emb") and all(hasattr(layer, "self_attn") for layer in layers)
+    given = {name for layer in layers for name in inspect.signature(type(layer).forward).parameters}
+    if not known or kinds or bidirectional or given - _LAYER_ARGUMENTS:
         raise ValueError(
             f"a {type(body).__name__} as language model cannot be cut in; known are those whose layers all have a "
-            "self_attn, with one rotary_emb, such as Llama, Mistral and Qwen2; use a method that cuts in the encoder"
+            "causal self_attn, full or sliding, with one rotary_emb, such as Llama, Mistral and Qwen2; use a method "
+            "that cuts in the encoder"
         )
-    return Decoder(body, layers, [layer.self_attn for layer in layers], body.rotary_emb, head, mrope)
+    return Decoder(body, layers, [layer.self_attn for layer in layers], body.rotary_emb, head, mrope, twins)
+
+
+def running_device(module: nn.Module) -> torch.device:
+    """Where a module computes, also when accelerate keeps its weights elsewhere until they are needed."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for each in getattr(hook, "hooks", [hook]):
+            if getattr(each, "execution_device", None) is not None:
+                return torch.device(each.execution_device)
+    weight = next(module.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
 
 
 def language_model(body: Any, head: Any = None, mrope: bool = False) -> dict[str, Any]:
     """The fields of an `Anatomy` that describe its decoder; its parts are looked for where a pruner cuts in it."""
-    body = unwrap(body)
+    running = unwrap(body)
     return {
-        "decoder_layers": body.config.num_hidden_layers,
-        "decoder_model": body,
+        "decoder_layers": running.config.num_hidden_layers,
+        "decoder_model": running,
         "decoder_head": head,
         "find_decoder": partial(decoder_of, body, head, mrope),
     }

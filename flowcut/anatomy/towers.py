@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowcut.anatomy import clip, dinov2, siglip
-from flowcut.anatomy.reading import class_names, unwrap
+from flowcut.anatomy.reading import class_names, copies, unwrap
 from flowcut.hooks.parts import Encoder
 
 
@@ -21,3 +21,8 @@ def vision_encoder(tower: Any, **fields: Any) -> Encoder:
             return kind.encoder_of(tower, **fields)
     known = "; ".join(kind.FAMILY for kind in (clip, siglip, dinov2))
     raise ValueError(f"a {type(tower).__name__} as vision tower cannot be pruned; known are: {known}")
+
+
+def vision_encoders(tower: Any, **fields: Any) -> list[Encoder]:
+    """A vision tower, and after it the copies that PEFT keeps of it, so that pruning goes on when adapters change."""
+    return [vision_encoder(copy, **fields) for copy in copies(tower)]

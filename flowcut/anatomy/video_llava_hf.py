@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from flowcut.anatomy.reading import Projector, body_and_head, feature_layer, language_model
-from flowcut.anatomy.towers import vision_encoder
+from flowcut.anatomy.towers import vision_encoders
 from flowcut.hooks.call_context import rows
 from flowcut.hooks.parts import Anatomy
 from flowcut.hooks.placeholders import Modality, row_spans
@@ -33,13 +33,11 @@ def read(model: Any) -> Anatomy | None:
         "feature_layer": read_after,
         "project": Projector(inner.multi_modal_projector, config.vision_feature_layer),
     }
-    encoders = (
-        vision_encoder(inner.image_tower, num_forwarded_special_tokens=full, **read),
-        vision_encoder(inner.video_tower, num_forwarded_special_tokens=1, **read),
-    )
+    images, *more = vision_encoders(inner.image_tower, num_forwarded_special_tokens=full, **read)
+    videos = vision_encoders(inner.video_tower, num_forwarded_special_tokens=1, **read)
     return Anatomy(
         "video_llava_hf",
-        encoders,
+        (images, *videos, *more),
         **language_model(inner.language_model, head),
         stages=(partial(PromptStage, model=model, inner=inner, modalities=[Images(), Videos()]),),
     )

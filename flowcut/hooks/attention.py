@@ -16,6 +16,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -52,54 +53,57 @@ class Segments(tuple[int, ...]):
     """In the place of an attention mask: lengths of the rows that lie one after the other in a packed sequence."""
 
 
-class Tap:
-    """Makes attention modules show q, k, v to the forward that observes them, until it is removed.
+class TappedConfig:
+    """A config as a tapped attention reads it: the model's own, as it is now, but for the attention's name.
 
-    Only these modules see another config (a copy that differs in the attention's name): configs are shared between
-    submodules and between models.
+    So `model.set_attn_implementation` takes effect at once, and stays when the tap is taken off.
+    """
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "config" or name.startswith("__"):  # asked by copy and pickle while there is no config yet
+            raise AttributeError(name)
+        return getattr(self.config, name)
+
+    @property
+    def _attn_implementation(self) -> str:
+        return _tapped_name(self.config._attn_implementation or "eager")
+
+
+def tap(attentions: Iterable[nn.Module]) -> Callable[[], None]:
+    """Make attention modules show q, k, v to the forward that observes them. Returns the function that undoes it.
+
+    Only these modules see another config: configs are shared between submodules and between models.
 
     Raises:
         ValueError: the attention implementation is one that cannot be tapped.
     """
-
-    def __init__(self, attentions: Iterable[nn.Module]):
-        self.originals: list[tuple[Any, Any]] = [(module, module.config) for module in attentions]
-        self.bases: set[str] = set()
-        copies: dict[int, Any] = {}
-        for module, config in self.originals:
-            if id(config) not in copies:
-                base = config._attn_implementation or "eager"
-                _check(base, module)
-                self.bases.add(base)
-                copies[id(config)] = copy.copy(config)
-                copies[id(config)]._attn_implementation_internal = _tapped_name(base)
-        for module, config in self.originals:
-            module.config = copies[id(config)]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        for base in self.bases:
-            _tapped_name(base)  # the process that a pickled model comes to may not know the name yet
-
-    def remove(self) -> None:
-        for module, config in self.originals:
-            module.config = config
+    originals: list[tuple[Any, Any]] = [(module, module.config) for module in attentions]
+    for module, config in originals:
+        if _tapped_name(config._attn_implementation or "eager") == "flowcut_eager":
+            _eager(module)
+    for module, config in originals:
+        module.config = TappedConfig(config)
+    return partial(_untap, originals)
 
 
-def _check(base: str, module: nn.Module) -> None:
-    if base != "eager" and base not in ALL_ATTENTION_FUNCTIONS:
-        raise ValueError(
-            f"attention implementation {base!r} cannot be tapped; load the model with attn_implementation='sdpa'"
-        )
-    if base == "eager":
-        _eager(module)
+def _untap(originals: list[tuple[Any, Any]]) -> None:
+    for module, config in originals:
+        module.config = config
 
 
 def _tapped_name(base: str) -> str:
-    """The name under which transformers finds an implementation that is tapped; registered at the first need."""
     name = f"flowcut_{base}"
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _tapped(base))
+    if name in ALL_ATTENTION_FUNCTIONS:
+        return name
+    if base != "eager" and base not in ALL_ATTENTION_FUNCTIONS:
+        raise ValueError(
+            f"attention implementation {base!r} cannot be tapped; use 'sdpa', as attn_implementation='sdpa' in "
+            "from_pretrained or with model.set_attn_implementation('sdpa')"
+        )
+    AttentionInterface.register(name, _tapped(base))
     return name
 
 
@@ -145,9 +149,9 @@ def _variable_length(segments: Segments, device: torch.device) -> dict[str, Any]
 class _Untapped:
     """An attention module as flash attention wants to see it: with the real name of its implementation."""
 
-    def __init__(self, module: nn.Module, base: str):
+    def __init__(self, module: Any, base: str):
         self.module = module
-        self.config: Any = copy.copy(module.config)
+        self.config: Any = copy.copy(module.config.config)
         self.config.__dict__["_attn_implementation_internal"] = base
 
     def __getattr__(self, name: str) -> Any:

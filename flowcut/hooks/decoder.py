@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowcut.compat import CACHE, rename_cache
-from flowcut.hooks.attention import LANGUAGE, Tap
+from flowcut.hooks.attention import LANGUAGE, tap
 from flowcut.hooks.base import Stage
 from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
@@ -28,7 +28,9 @@ class LanguageStage(Stage):
         self.decoder = decoder
 
     def install(self) -> None:
-        self.undo.append(Tap(self.decoder.attentions).remove)
+        self.undo.append(tap(self.decoder.attentions))
+        for twin in self.decoder.twins:
+            self.undo.append(twin.register_forward_pre_hook(_refuse_twin).remove)
         head = self.decoder.head
         self.around(self.decoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.decoder.layers):
@@ -83,6 +85,13 @@ class LanguageStage(Stage):
         forward.finish()
         if forward.trace is not None:
             self.session.decoded(forward.trace, forward.images)
+
+
+def _refuse_twin(model: nn.Module, args: tuple) -> None:
+    raise ValueError(
+        f"the {type(model).__name__} of another PEFT adapter runs now than the one a pruner was attached to; detach, "
+        "choose the adapter, and attach again"
+    )
 
 
 class _BeforeLayer:

@@ -6,7 +6,6 @@ and in the KV cache the layers have different lengths. What is needed to go on w
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +17,12 @@ from flowcut.hooks.cache_notes import CacheNotes, Entries, notes_on, take_notes
 from flowcut.hooks.packing import AFTER, Kept, last_of, pack, restarts, tail_of
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session
-from flowcut.hooks.shown_layer import ShownLayer
+from flowcut.hooks.shown_decoder_layer import ShownDecoderLayer
 from flowcut.pruner import Cut, LanguageView, Layout
 from flowcut.trace import StageTrace
+
+SLIDING = "sliding_attention"
+"""Name in `config.layer_types` of layers with a window."""
 
 
 class DecoderForward:
@@ -49,7 +51,7 @@ class DecoderForward:
         self.index: Tensor | None = None
         self.renumber = False
         self.position_ids = self.text_positions(call.get("position_ids"))
-        self.given: Any = None
+        self.given: dict[str, Any] = {}
         self.call: dict[str, Any] = {}
         self.rotary: Any = None
         self.embedded: Tensor | None = None
@@ -150,10 +152,11 @@ class DecoderForward:
 
     def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the layer has to be called with, if not with what the decoder gives it."""
-        self.given, self.call = kwargs["position_embeddings"], kwargs
+        kind = _kind(self.decoder.model.config, layer)
+        self.given[kind], self.call = kwargs["position_embeddings"], kwargs
         self.embedded = args[0].detach() if layer == 0 else None
         if self.index is None and self.past.of_layer(layer) is None:
-            self.rotary = self.given
+            self.rotary = self.given[kind]
             return None
         mask, self.rotary = self.surroundings(layer, args[0])
         return args, {**kwargs, "attention_mask": mask, "position_embeddings": self.rotary, "position_ids": None}
@@ -161,19 +164,20 @@ class DecoderForward:
     def surroundings(self, layer: int, hidden: Tensor) -> tuple[Any, Any]:
         """-> mask and position embeddings of a layer that is to be given `hidden`, the remaining columns."""
         past, cached = self.past.of_layer(layer), self.cached(layer)
-        sliding = _slides(self.decoder.model.config, layer)
-        key = (past.first if past is not None else -1, cached, hidden.shape[1], sliding)
+        kind = _kind(self.decoder.model.config, layer)
+        key = (past.first if past is not None else -1, cached, hidden.shape[1], kind)
         if key not in self.made:
             whole = self.real_entries(layer, cached, hidden.shape[1])
-            mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, sliding)
-            self.made[key] = mask, self.embeddings(hidden, past)
+            mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, kind == SLIDING)
+            self.made[key] = mask, self.embeddings(hidden, past, kind)
         return self.made[key]
 
-    def embeddings(self, hidden: Tensor, past: Entries | None) -> Any:
+    def embeddings(self, hidden: Tensor, past: Entries | None, kind: str) -> Any:
         """Position embeddings of the remaining columns in a layer: their own, or of positions that are counted anew."""
         shift = past.shift.to(self.device)[:, None] if past is not None and bool(past.shift.any()) else None
         if not self.renumber and shift is None:
-            return self.given if self.index is None else tuple(_take(part, self.index) for part in self.given)
+            given = self.given_to(hidden, kind)
+            return given if self.index is None else tuple(_take(part, self.index) for part in given)
         positions = self.position_ids.expand(self.rows, -1)
         if self.renumber:
             entered = torch.ones_like(positions) if self.entered is None else self.entered.long()
@@ -181,9 +185,21 @@ class DecoderForward:
             positions = positions.gather(1, entered.argmax(dim=1, keepdim=True)) + real.long().cumsum(dim=1) - 1
         elif self.index is not None:
             positions = positions.gather(1, self.index)
-        positions = (positions if shift is None else positions - shift).clamp_min(0)
+        return self.turns(hidden, (positions if shift is None else positions - shift).clamp_min(0), kind)
+
+    def given_to(self, hidden: Tensor, kind: str) -> Any:
+        """Position embeddings that the decoder gives layers of a kind, made here before the first of them runs."""
+        if not self.decoder.rotary_by_kind:
+            return self.call["position_embeddings"]
+        if kind not in self.given:
+            self.given[kind] = self.turns(hidden, self.call["position_ids"], kind)
+        return self.given[kind]
+
+    def turns(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
+        """Position embeddings of these positions, for layers of a kind."""
+        by_kind = {"layer_type": kind} if self.decoder.rotary_by_kind else {}
         # Not through __call__: ZeRO-3 wants the same modules called on all ranks, and another may have nothing to cut.
-        return self.decoder.rotary.forward(hidden, position_ids=positions)
+        return self.decoder.rotary.forward(hidden, position_ids=positions, **by_kind)
 
     @property
     def lost(self) -> Tensor:
@@ -282,7 +298,7 @@ class DecoderForward:
         The layer is called with the remaining tokens, and stopped where its attention would begin. Its KV cache is
         read, not written; k and v hold the cached entries in front.
         """
-        embeddings = self.given
+        embeddings = self.given_to(hidden, _kind(self.decoder.model.config, number))
         if self.index is not None or self.past.of_layer(number) is not None:
             _, embeddings = self.surroundings(number, hidden)
         call: dict[str, Any] = {**self.call, "position_embeddings": embeddings, "position_ids": None}
@@ -344,40 +360,12 @@ class _State(NamedTuple):
     shift: Tensor
 
 
-class ShownDecoderLayer(ShownLayer):
-    """`flowcut.pruner.source.DecoderSource`: a layer of a forward, at the moment its pruner is asked.
-
-    Attributes:
-        rotary: position embeddings with which the layer turned q and k.
-        embeddings: [B, S, D], what the language model was given; in its first layer only, else None.
-    """
-
-    def __init__(self, forward: DecoderForward, states: Tensor | None, rotary: Any):
-        super().__init__(states, forward.trace if forward.session.signals else None)
-        self.forward = forward
-        self.rotary = rotary
-        self.embeddings = forward.embedded
-
-    def norm(self, states: Tensor) -> Tensor:
-        norm = getattr(self.forward.decoder.model, "norm", None)
-        return states if norm is None else norm(states).to(states.device)
-
-    def next_layer(self, view: LanguageView) -> LanguageView:
-        number, hidden = view.layer + 1, self.hidden
-        if number >= view.layers:
-            raise ValueError(f"no layer follows layer {view.layer}, the last one of this decoder")
-        query, key, value, scaling, rotary = self.forward.attention_inputs(number, hidden)
-        real = self.forward.shown_entries(number, key.shape[2] - query.shape[2], query.shape[2])
-        source = ShownDecoderLayer(self.forward, hidden, rotary)
-        layout = replace(view.layout, real=real)
-        return replace(view, layer=number, q=query, k=key, v=value, scaling=scaling, layout=layout, source=source)
-
-
-def _slides(config: Any, layer: int) -> bool:
+def _kind(config: Any, layer: int) -> str:
+    """How a layer attends: "full_attention" or "sliding_attention", within `config.sliding_window` only."""
     kinds = getattr(config, "layer_types", None)
     if kinds:
-        return kinds[layer] == "sliding_attention"
-    return getattr(config, "sliding_window", None) is not None
+        return str(kinds[layer])
+    return SLIDING if getattr(config, "sliding_window", None) is not None else "full_attention"
 
 
 def _take(embedding: Tensor, index: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowcut.hooks.attention import VISION, Tap
+from flowcut.hooks.attention import VISION, tap
 from flowcut.hooks.base import Stage
 from flowcut.hooks.call_context import known_rows, question_about
 from flowcut.hooks.encoder_forward import EncoderForward
@@ -29,7 +29,7 @@ class EncoderStage(Stage):
         self.encoder = encoder
 
     def install(self) -> None:
-        self.undo.append(Tap(self.encoder.attentions).remove)
+        self.undo.append(tap(self.encoder.attentions))
         self.around(self.encoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)

@@ -6,6 +6,8 @@ They are copied and pickled with a model that a pruner is attached to, so what i
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +83,7 @@ class Decoder:
         rotary: the module that makes position embeddings (cos, sin) from (hidden states, position ids).
         head: the module around it that computes the loss; None where there is none.
         mrope: whether positions have axes for time, height and width.
+        twins: copies of the body that PEFT would run in its place, after a change of adapters.
     """
 
     model: Any
@@ -89,6 +92,33 @@ class Decoder:
     rotary: nn.Module
     head: Any = None
     mrope: bool = False
+    twins: Sequence[nn.Module] = ()
+
+    @property
+    def rotary_by_kind(self) -> bool:
+        """Whether position embeddings differ between full and sliding layers, as in Gemma 3."""
+        return "layer_type" in inspect.signature(type(self.rotary).forward).parameters
+
+    @property
+    def norm(self) -> Any:
+        """What the body applies after its last layer, if anything."""
+        names = ("norm", "final_layernorm", "final_layer_norm")
+        return next((getattr(self.model, name) for name in names if hasattr(self.model, name)), None)
+
+    def turn(self, tokens: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """Queries or keys [B, H, S, d], turned by position embeddings [B or 1, S or 1, d] as the family does it.
+
+        Raises:
+            ValueError: its way of doing it is not known.
+        """
+        attention = self.attentions[0]
+        function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+        if function is None or hasattr(attention, "qk_rope_head_dim"):  # whose keys are turned at their end
+            raise ValueError(
+                f"how {type(attention).__name__} turns its keys by position is not known, so places cannot be counted "
+                "anew; pass position_ids that begin with 0 in every row"
+            )
+        return function(tokens, tokens, cosine, sine)[1]
 
 
 @dataclass(frozen=True)
@@ -97,7 +127,7 @@ class Anatomy:
 
     Attributes:
         family: the family's name.
-        encoders: its vision encoders; most models have one.
+        encoders: its vision encoders; most models have one. After them, where PEFT keeps copies of one, the others.
         decoder_layers: how many layers its language model has; None for an encoder alone.
         decoder_model, decoder_head: the language model's body, and the module around it that computes logits, if any.
         find_decoder: finds the parts of the language model. Called only where a pruner cuts there, so that a language

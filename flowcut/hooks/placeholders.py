@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,19 +99,61 @@ class Encoding:
         # generate() picks its arguments by the signature.
         signature = inspect.signature(getattr(type(inner), modality.method))
         self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+        self.known = self.features_of({})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop(IMAGE_INDEX, None)
         call = self.__signature__.bind(*args, **kwargs).arguments
         call |= call.pop("kwargs", {})
         wants_tuple = call.get("return_dict") is False
-        outputs, spans, trace = self.modality.encode(self.session, self.inner, {**call, "return_dict": True})
+        self.refuse_other_features(call)
+        with loaded(self.inner):
+            outputs, spans, trace = self.modality.encode(self.session, self.inner, {**call, "return_dict": True})
         setattr(outputs, SPANS, [])  # encoded under this pruner, also where it had nothing to do
         if trace is not None:
             put_spans(outputs, spans, self.modality.joined)
             trace.place([span.tokens for span in spans if span.tokens is not None])
             setattr(outputs, TRACE, trace)
         return outputs.to_tuple() if wants_tuple else outputs
+
+    def features_of(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Which hidden states a call reads its features from; what it does not say is in the model's config."""
+        found = {}
+        for name in self.modality.more:
+            if name in ("vision_feature_layer", "vision_feature_select_strategy"):
+                value = getattr(self.inner.config, name) if call.get(name) is None else call[name]
+                depth = self.session.shape.encoders[0].layers
+                if name == "vision_feature_layer":
+                    value = [index % (depth + 1) for index in ([value] if isinstance(value, int) else value)]
+                found[name] = value
+        return found
+
+    def refuse_other_features(self, call: dict[str, Any]) -> None:
+        """The pruner was attached for the features of the config as it was then.
+
+        Raises:
+            ValueError: the call reads others.
+        """
+        for name, value in self.features_of(call).items():
+            if value != self.known[name]:
+                given = getattr(self.inner.config, name) if call.get(name) is None else call[name]
+                raise ValueError(
+                    f"{name}={given!r} is not what the pruner was attached for; detach, set model.config.{name} = "
+                    f"{given!r}, attach again, and leave it out of the call"
+                )
+
+
+@contextmanager
+def loaded(module: Any) -> Iterator[None]:
+    """Have a module's own parameters in place, where accelerate keeps them elsewhere until its forward."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.post_forward(module, None)
 
 
 def put_spans(outputs: Any, spans: list[PlaceholderSpan], joined: bool) -> None:

@@ -83,6 +83,8 @@ class PromptStage(Stage):
         rename_cache(call)
         if not call.get(CLOSED):
             self.translate(call)
+            if call.get("mm_encoder_outputs"):
+                call[CLOSED] = True
         if module is self.inner:
             call.pop(CLOSED, None)
         return (), call
@@ -212,9 +214,14 @@ class PromptStage(Stage):
         for modality in self.modalities.values():
             if modality.former is not None and call.get(modality.former) is not None:
                 call[modality.pixels] = call.pop(modality.former)
+            names = (modality.pixels, *modality.more)
             if call.get(modality.pixels) is None:
                 continue
-            names = (modality.pixels, *modality.more)
+            if len(call[modality.pixels]) == 0:  # rows of text alone: the same as without pixels
+                for name in names:
+                    if not isinstance(call.get(name), Tensor) or len(call[name]) == 0:
+                        call.pop(name, None)
+                continue
             given = {name: call[name] for name in names if call.get(name) is not None}
             outputs[modality.name] = getattr(self.inner, modality.method)(**given, return_dict=True)
         if outputs:

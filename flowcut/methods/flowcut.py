@@ -241,7 +241,7 @@ class FlowCut(Pruner):
         steps = left if self.steps_left == "layers" else left / self.interval
         drops = [
             scores.prune_number(n, goal, steps, h / math.log(n + extra)) if n > goal else 0.0
-            for n, goal, h in zip(view.counts, goals, entropy.tolist(), strict=True)
+            for n, goal, h in zip(view.counts, goals, view.numbers(entropy), strict=True)
         ]
         view.record("prune_number", torch.tensor(drops))
         together = view.rows.groups if self.batch_coupling == "none" else (0,) * len(drops)

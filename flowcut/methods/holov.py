@@ -108,16 +108,16 @@ class HoloV(OneCut):
         for number, (count, left) in enumerate(zip(view.counts, counts, strict=True)):
             whole = count // size
             raster = places[number, :whole].argsort()
-            kept = self.choose(score[number, :whole][raster], features[number, :whole][raster], left // size)
+            kept = self.choose(score[number, :whole][raster], features[number, :whole][raster], left // size, view)
             kept = raster[kept]
             rows.append(kept if self.order == "score" and size == 1 else kept.sort().values)
         return view.as_patches(Cut.rows(rows))
 
-    def choose(self, attention: Tensor, features: Tensor, tokens: int) -> Tensor:
+    def choose(self, attention: Tensor, features: Tensor, tokens: int, view: View) -> Tensor:
         """Kept tokens of one image, run by run and in each by falling attention [n]; features [n, D]."""
         sizes = [len(part) for part in attention.tensor_split(min(self.runs, len(attention)))]
         parts = list(zip(attention.split(sizes), features.split(sizes), strict=True))
-        weights = torch.stack([run_score(*part, self.alpha) for part in parts]).tolist()
+        weights = view.numbers(torch.stack([run_score(*part, self.alpha) for part in parts]))
         kept, start = [], 0
         for (weighed, _), size, number in zip(parts, sizes, allot(weights, sizes, tokens), strict=True):
             kept.append(weighed.argsort(descending=True, stable=True)[:number] + start)

@@ -63,16 +63,12 @@ def keys_from_start(view: LanguageView, sample: int) -> Tensor:
     """
     keys = view.k[sample, :, view.past :].float()
     first = 0 if view.layout.real is None else int(view.layout.real[sample, view.past :].int().argmax())
-    cosine, sine = (part[sample if part.shape[0] > 1 else 0, first].float() for part in view.source.rotary)
-    one, other = keys.chunk(2, dim=-1)
-    return keys * cosine - torch.cat([-other, one], dim=-1) * sine
+    return view.source.from_start(keys, sample, first)
 
 
 def position_prior(view: LanguageView, row: int, columns: Tensor) -> Tensor:
     """[M, n]: q·k / sqrt(d) between such tokens and the image by their places alone: if all of q and k were ones."""
-    sample = view.layout.samples[row]
-    cosine, sine = (part[sample if part.shape[0] > 1 else 0].float() for part in view.source.rotary)
-    half = cosine.shape[-1] // 2
-    turned = cosine + torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
+    length, width = view.q.shape[2:]
+    turned = view.source.turn(torch.ones(1, length, width, device=view.q.device), view.layout.samples[row])[0]
     visual = turned[view.layout.columns[row, : view.counts[row]]]
-    return turned[columns] @ visual.T * cosine.shape[-1] ** -0.5
+    return turned[columns] @ visual.T * width**-0.5

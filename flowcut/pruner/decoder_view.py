@@ -7,6 +7,7 @@ image, d entries per head, D model width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class LanguageView(LayerView):
     initial: tuple[int, ...]
     layout: Layout
     source: DecoderSource
+    stack: ClassVar[str] = "decoder"
 
     @property
     def past(self) -> int:

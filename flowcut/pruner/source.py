@@ -50,7 +50,13 @@ class DecoderSource(Source, Protocol):
 
     @property
     def rotary(self) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each [B or 1, S, d], with which the layer turned q and k; halves of a head turn together."""
+        """(cos, sin), each [B or 1, S, d'], with which the layer turned d' <= d entries of each head of q and k."""
+
+    def turn(self, tokens: Tensor, sample: int) -> Tensor:
+        """Queries or keys [H, S, d] of a sample's new tokens, turned as the layer turns them."""
+
+    def from_start(self, keys: Tensor, sample: int, column: int) -> Tensor:
+        """A sample's new keys [H', S, d], turned back as if its token in `column` stood at place 0."""
 
     def norm(self, states: Tensor) -> Tensor:
         """Hidden states after the model's last norm, for methods that compare them as its head would see them."""

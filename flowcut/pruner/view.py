@@ -6,9 +6,10 @@ d entries per head, D model width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class LayerView:
     positions: Tensor
     source: Any
     memory: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    stack: ClassVar[str] = "encoder"
+    """What the layer is of, for messages."""
 
     @property
     def valid(self) -> Tensor | None:
@@ -60,6 +63,20 @@ class LayerView:
             ValueError: the layer is the last one, or an encoder attends in pieces (Qwen2-VL).
         """
         return self.source.next_layer(self)
+
+    def numbers(self, values: Tensor) -> list[float]:
+        """Values [N] that follow from the layer's attention, as Python numbers, to count by.
+
+        Raises:
+            ValueError: one of them is not finite, because the attention is not.
+        """
+        found = values.tolist()
+        if not all(map(math.isfinite, found)):
+            raise ValueError(
+                f"the attention of {self.stack} layer {self.layer} is not finite in {self.q.dtype}; run the model in "
+                "bfloat16 or float32, or look for NaN in its weights and inputs"
+            )
+        return found
 
     def record(self, name: str, values: Tensor) -> None:
         """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""

@@ -1,14 +1,15 @@
 """attach, detach, flowcut: the handle, what it refuses, and that a refused model is left as it was."""
 
 import importlib.metadata
+import sys
 
 import pytest
 import torch
-from hosts import PATCHES, Clip, HFLlava, HFLlavaNext, HFQwen25VL, all_hosts
+from hosts import DEPTH, PATCHES, Clip, HFLlava, HFLlavaNext, HFQwen25VL, all_hosts
 from torch import nn
 
 import flowcut as package
-from flowcut import DivPrune, FastV, FlowCut, Random, VisionZip, attach, detach, flowcut, handle_of
+from flowcut import DivPrune, FastV, FlowCut, HoloV, Random, VisionZip, attach, detach, flowcut, handle_of
 from flowcut.__main__ import main
 from flowcut.hooks.attention import VISION
 
@@ -320,3 +321,83 @@ def test_hidden_states_recorded_before_and_after_attaching(model):
             pixels = torch.ones(1, 3, 24, 24)
             states = subject(pixels, output_hidden_states=True).hidden_states
         assert [state.shape[1] - 1 for state in states[1:]] == [counts[0] for counts in handle.trace.leaving]
+
+
+@pytest.mark.parametrize("name", ["llava_hf", "qwen2_vl"])
+def test_attention_that_is_set_under_a_pruner(tmp_path, name):
+    """It takes effect at once, and is what the model has after the pruner is gone. No config tells of the tap."""
+    host = all_hosts(tmp_path)[name]
+    model = host.build()
+    pruner = FastV.keeping(10, layer=2)
+    own, called = host.tower(model).config, []
+    with torch.no_grad(), attach(model, pruner) as handle:
+        inputs = host.inputs(host.samples()[:1], "left")
+        expected = model(**inputs).logits
+        module = sys.modules[type(host.decoder(model)).__module__]
+        eager = module.eager_attention_forward
+        try:
+            module.eager_attention_forward = lambda *args, **kwargs: called.append(1) or eager(*args, **kwargs)
+            model.set_attn_implementation("eager")
+            torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+            assert called
+            called.clear()
+            model.set_attn_implementation({"text_config": "sdpa", "vision_config": "eager"})
+            model(**inputs)
+            assert len(called) == (2 * DEPTH if name == "qwen2_vl" else 0)  # whose tower is in the same file
+        finally:
+            module.eager_attention_forward = eager
+        assert own._attn_implementation == model.config.vision_config._attn_implementation == "eager"
+    assert handle.trace.language is not None
+    assert host.decoder(model).config._attn_implementation == "sdpa"
+    assert all(
+        part.config._attn_implementation in ("eager", "sdpa") for part in model.modules() if hasattr(part, "config")
+    )
+
+
+@pytest.mark.parametrize("name", ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl"])
+def test_a_batch_of_text_alone_may_bring_empty_pixels(tmp_path, name):
+    host = all_hosts(tmp_path)[name]
+    model = host.build()
+    full, text = host.inputs(host.samples()[:1], "left"), host.inputs(host.samples()[2:3], "left")
+    empty = {key: full[key][:0] for key in host.media(host.samples()[:1])}
+    if name == "video_llava":
+        empty["pixel_values_images"] = empty.pop("pixel_values", torch.zeros(0, 3, 24, 24))
+    with torch.no_grad(), attach(model, FlowCut(10)):
+        assert torch.equal(model(**text, **empty).logits, model(**text).logits)
+
+
+@pytest.mark.parametrize("name", ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava"])
+def test_features_of_another_layer_in_a_call(tmp_path, name):
+    """What the pruner was attached for may be said in any way; another layer is refused before the encoder runs."""
+    host = all_hosts(tmp_path)[name]
+    model = host.build()
+    inputs = host.inputs(host.samples()[:1], "left")
+    here = model.config.vision_feature_layer
+    with torch.no_grad(), attach(model, FlowCut(10)) as handle:
+        expected = model(**inputs).logits
+        for same in (here, [here], DEPTH + 1 + here):
+            assert torch.equal(model(**inputs, vision_feature_layer=same).logits, expected)
+        ran, trace = [], handle.trace
+        host.tower(model).register_forward_pre_hook(lambda *_: ran.append(1))
+        for other in (-3, [-3, here], 0):
+            with pytest.raises(ValueError, match=r"^vision_feature_layer=.* is not what the pruner was attached for; "):
+                model(**inputs, vision_feature_layer=other)
+        with pytest.raises(ValueError, match=r"^vision_feature_layer=-3 is not"):
+            model.generate(**inputs, vision_feature_layer=-3, max_new_tokens=2)
+        other = {"full": "default", "default": "full"}[model.config.vision_feature_select_strategy]
+        if name != "video_llava":
+            with pytest.raises(ValueError, match=r"vision_feature_select_strategy='.*' is not what the pruner"):
+                model(**inputs, vision_feature_select_strategy=other)
+        assert not ran
+        assert handle.trace is trace
+
+
+@pytest.mark.parametrize("pruner", [FlowCut(7), HoloV(7)])
+def test_attention_that_is_not_finite(model, pruner):
+    model = model.to(torch.float16)
+    layer = CLIP.layers(model)[3]
+    layer.layer_norm1.weight.data.fill_(60000)
+    pixels = torch.ones(1, 3, 24, 24, dtype=torch.float16)
+    message = r"^the attention of encoder layer \d is not finite in torch.float16; run"
+    with torch.no_grad(), attach(model, pruner), pytest.raises(ValueError, match=message):
+        model(pixels)

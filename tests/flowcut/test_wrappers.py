@@ -1,5 +1,6 @@
 """Models inside of other libraries' wrappers, half precision, and compiled decoders."""
 
+import inspect
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import torch
 from hosts import SAMPLES, all_hosts
 from torch import nn
 
-from flowcut import FlowCut, attach, detach
+from flowcut import FastV, FlowCut, attach, detach
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["llava_hf", "llava_next_hf", "qwen2_vl", "llava", "llava_next"]
@@ -137,3 +138,50 @@ def train(name, folder, stage):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(next(line for line in done.stdout.splitlines() if re.fullmatch(r"\[[\d., e-]+\]", line)))
+
+
+COPIED = {
+    "llava_hf": ["vision_tower", "multi_modal_projector"],
+    "video_llava": ["image_tower", "video_tower"],
+    "qwen2_vl": ["visual"],
+    "llava": ["vision_tower.vision_tower", "mm_projector"],
+}
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_modules_that_peft_trains_whole(hosts, name):
+    """PEFT keeps a copy of them for each adapter; whichever runs is pruned."""
+    peft = pytest.importorskip("peft")
+    host = hosts[name]
+    model = host.build()
+    plain = pruned(host, model)
+    config = peft.LoraConfig(r=2, target_modules=r".*layers\.\d+\.self_attn\.q_proj", modules_to_save=COPIED[name])
+    wrapped = peft.get_peft_model(model, config, "first")
+    wrapped.add_adapter("second", config)
+    with torch.no_grad(), attach(wrapped, FlowCut(10)) as handle:
+        for adapter in ("second", "first"):
+            wrapped.set_adapter(adapter)
+            outputs = host.outputs(wrapped, host.samples(), handle)
+            alike((outputs, plain[1], handle.trace.remaining), plain)
+        with wrapped.disable_adapter():
+            outputs = host.outputs(wrapped, host.samples(), handle)
+        alike((outputs, plain[1], handle.trace.remaining), plain)
+    alike(pruned(host, wrapped), plain)
+
+
+def test_a_language_model_that_peft_trains_whole(hosts):
+    peft = pytest.importorskip("peft")
+    if "x" in inspect.signature(peft.utils.ModulesToSaveWrapper.forward).parameters:
+        pytest.skip("this PEFT calls such modules with a positional argument only")
+    host = hosts["llava_hf"]
+    model = host.build()
+    pruner = FastV.keeping(10, layer=2)
+    with torch.no_grad(), attach(model, pruner) as handle:
+        expected = host.outputs(model, SAMPLES, handle)
+    config = peft.LoraConfig(r=2, target_modules=r".*vision_tower.*q_proj", modules_to_save=["language_model"])
+    wrapped = peft.get_peft_model(model, config)
+    with torch.no_grad(), attach(wrapped, pruner) as handle:
+        for mine, theirs in zip(host.outputs(wrapped, SAMPLES, handle), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+        with wrapped.disable_adapter(), pytest.raises(ValueError, match="of another PEFT adapter runs now"):
+            host.outputs(wrapped, SAMPLES, handle)

@@ -163,8 +163,8 @@ class CLIPVisionTower(nn.Module):
         stored.
         """
         model, needed = self.vision_tower, self.layers_run
-        if any("forward" in vars(module) for module in (model, model.encoder)):
-            # accelerate has set its own forward on the modules, bound to the whole encoder.
+        if "encoder" not in model._modules or any("forward" in vars(module) for module in (model, model.encoder)):
+            # PEFT wrapped the tower, or accelerate put its own forward on the modules, bound to the whole encoder.
             return model(pixels, output_hidden_states=True).hidden_states[needed]
         encoder = copy.copy(model.encoder)
         encoder._modules = {**model.encoder._modules, "layers": model.encoder.layers[:needed]}
