@@ -26,7 +26,7 @@ class Aligned:
     Attributes:
         fill: its value on padding.
         axis: the axis of tokens: 1 for [B, S, ..], 2 for [A, B, S] (the axes of M-RoPE's position ids).
-        first: the value that column 0 gets; None for its own.
+        first: the value that each row's first real token gets; None for its own.
     """
 
     fill: Any = 0
@@ -34,7 +34,7 @@ class Aligned:
     first: Any = None
 
 
-# No token predicts the first one of a row, also where padding comes to stand in front of it.
+# No token predicts the first one of a row; where padding comes to stand in front of it, that must not either.
 ALIGNED: Mapping[str, Aligned] = {"labels": Aligned(IGNORE_INDEX, first=IGNORE_INDEX), IMAGE_INDEX: Aligned(-1)}
 """Arguments that are aligned with tokens in every family; see `shorten_aligned`."""
 
@@ -115,5 +115,6 @@ def _columns(given: Tensor, how: Aligned, index: Tensor, real: Tensor | None) ->
         taken = given.expand(rows, *given.shape[1:])[torch.arange(rows, device=device)[:, None], index]
         padding = None if real is None else real.view(*real.shape, *[1] * (given.ndim - 2))
     if how.first is not None:
-        taken = taken.masked_fill(index == 0, how.first)
+        columns = torch.ones_like(index, dtype=torch.bool) if real is None else real.to(device)
+        taken = taken.masked_fill(columns & (columns.cumsum(dim=1) == 1), how.first)
     return taken if padding is None else taken.masked_fill(~padding.to(device), how.fill)

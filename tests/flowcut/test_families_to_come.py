@@ -114,7 +114,7 @@ def test_every_aligned_argument_is_shortened():
     }
     aligned = {**ALIGNED, "token_type_ids": Aligned(9), "position_ids": Aligned(0, axis=2), "features": Aligned(-1.0)}
     shorten_aligned(call, aligned, index, real)
-    assert call["labels"].tolist() == [[-100, 2, 4], [-100, 6, 8]]  # nothing predicts a row's first token
+    assert call["labels"].tolist() == [[-100, 2, 4], [-100, -100, 8]]  # nothing predicts a row's first token
     assert call["token_type_ids"].tolist() == [[0, 0, 1], [9, 0, 1]]
     assert call["position_ids"].tolist() == [
         [[a * 8, a * 8 + 1, a * 8 + 3], [0, a * 8 + 5, a * 8 + 7]] for a in range(3)
