@@ -169,17 +169,17 @@ def with_cache(call: dict[str, Any], language: Any) -> None:
         call[CACHE] = DynamicCache(config=language.config)
 
 
-def check_earlier(mask: Tensor | None, tokens: int, cache: Any) -> None:
+def check_earlier(mask: Any, tokens: int, cache: Any) -> None:
     """Compare what a call says of earlier tokens with what its cache stands for.
 
     Args:
-        mask: [B, earlier + new], the caller's mask of the whole conversation.
+        mask: [B, earlier + new], the caller's mask of the whole conversation; one of another form says nothing.
         tokens: how many new tokens the call brings.
 
     Raises:
         ValueError: they differ.
     """
-    if mask is None or cache is None:
+    if cache is None or not isinstance(mask, Tensor) or mask.ndim != 2:
         return
     notes, cached, before = notes_on(cache), cache.get_seq_length(), mask.shape[1] - tokens
     if notes is not None and notes.prompt is not None:

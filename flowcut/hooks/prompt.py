@@ -106,6 +106,7 @@ class PromptStage(Stage):
         self.encode(call)
         self.warn_of_unpruned(call, name)
         cache, (rows, length), device = call.get(CACHE), call[name].shape[:2], call[name].device
+        check_earlier(call.get("attention_mask"), length, cache)
         notes = notes_on(cache)
         past = notes.prompt if notes is not None else None
         pruned, image_index = self.placed(call)
@@ -117,7 +118,6 @@ class PromptStage(Stage):
             return
         call[CLOSED] = True
         mask = flat_mask(call)
-        check_earlier(mask, length, cache)
         cached = cache.get_seq_length() if cache is not None else 0
         padded = mask is not None or (past is not None and past.real is not None)
         if self.mrope:
