@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from flowcut.compat import rename_cache
+from flowcut.hooks.placeholders import loaded
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.anyres import merge_tiles, read_newline
@@ -153,7 +154,11 @@ class LlavaMetaForCausalLM(_Mixin):
     def _project(self, features: Tensor) -> Tensor:
         projector = self.get_model().mm_projector
         weight = next(projector.parameters(), None)
-        return projector(features if weight is None else features.to(device=weight.device, dtype=weight.dtype))
+        if weight is None:
+            return projector(features)
+        # Weights that accelerate keeps elsewhere are on "meta"; its hooks bring them and the features together.
+        device = features.device if weight.is_meta else weight.device
+        return projector(features.to(device=device, dtype=weight.dtype))
 
     def image_features(self, images: Any, image_sizes: Any = None) -> list[Tensor]:
         """One [n_i, hidden_size] per image.
@@ -201,8 +206,9 @@ class LlavaMetaForCausalLM(_Mixin):
             grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, tower.config.image_size)
         if kept is not None and all(len(positions) == patches for positions in kept):
             kept = None  # nothing was dropped: the unpruned layout with newline tokens
-        newline = getattr(self.get_model(), "image_newline", None)
-        merged = merge_tiles(features, patches, grid, size, merge, newline, kept)
+        with loaded(self.get_model()):
+            newline = getattr(self.get_model(), "image_newline", None)
+            merged = merge_tiles(features, patches, grid, size, merge, newline, kept)
         return merged.features, merged.tokens
 
     def splice_inputs(

@@ -21,7 +21,10 @@ def results(host, model, pruner):
         return host.outputs(model, host.samples()[:2], handle)
 
 
-@pytest.mark.parametrize("name", ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl"])
+OFFLOADED = ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "llava", "llava_next"]
+
+
+@pytest.mark.parametrize("name", OFFLOADED)
 def test_offloaded_to_the_cpu(name, tmp_path):
     host = all_hosts(tmp_path)[name]
     model = host.build()

@@ -155,7 +155,8 @@ class CLIPVisionTower(nn.Module):
             raise ValueError(f"vision tower {self.vision_tower_name} is not loaded yet; call load_model() first")
         trainable = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with torch.set_grad_enabled(trainable and torch.is_grad_enabled()), rows(groups, spread=True) as known:
-            features = self._select_tokens(self._hidden(images.to(device=self.device, dtype=self.dtype)))
+            device = images.device if self.device.type == "meta" else self.device  # where accelerate keeps the weights
+            features = self._select_tokens(self._hidden(images.to(device=device, dtype=self.dtype)))
         return TowerFeatures(features.to(images.dtype), known.trace)
 
     def _hidden(self, pixels: Tensor) -> Tensor:
