@@ -49,8 +49,7 @@ class LanguageStage(Stage):
     def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before a head that is given labels: have the decoder tell which of them remain."""
         self.session.begin_forward()
-        if kwargs.get("inputs_embeds") is not None and IMAGE_INDEX not in kwargs:
-            warn_of_embeddings(kwargs)
+        warn_of_embeddings(kwargs)
         return (args, {**kwargs, KEPT: Kept()}) if kwargs.get("labels") is not None else None
 
     @torch.compiler.disable

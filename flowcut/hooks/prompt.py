@@ -104,7 +104,7 @@ class PromptStage(Stage):
         if call.get(name) is None:
             return
         self.encode(call)
-        self.warn_of_unpruned(call, name)
+        self.warn_of_unpruned(call)
         cache, (rows, length), device = call.get(CACHE), call[name].shape[:2], call[name].device
         check_earlier(call.get("attention_mask"), length, cache)
         notes = notes_on(cache)
@@ -196,7 +196,7 @@ class PromptStage(Stage):
         if kept:
             call["logits_to_keep"] = int((real & (index >= length - kept)).sum(dim=1).max())
 
-    def warn_of_unpruned(self, call: dict[str, Any], name: str) -> None:
+    def warn_of_unpruned(self, call: dict[str, Any]) -> None:
         """Warn where images reach the model in a way that leaves nothing to prune."""
         encoded = [outputs for outputs in (call.get("mm_encoder_outputs") or {}).values() if outputs is not None]
         if any(getattr(outputs, SPANS, None) is None for outputs in encoded):
@@ -205,7 +205,7 @@ class PromptStage(Stage):
                 "after attach, by the model's own get_image_features or get_video_features",
                 stacklevel=2,
             )
-        elif name == "inputs_embeds" and not encoded and not self.session.watches_decoder:
+        elif not self.session.watches_decoder:  # else its stage does so before the head
             warn_of_embeddings(call)
 
     def encode(self, call: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowcut.compat import one_cache
-from flowcut.hooks.packing import ALIGNED, shorten_aligned
+from flowcut.hooks.packing import ALIGNED, IMAGE_INDEX, shorten_aligned
 from flowcut.pruner import ModelShape, Pruner
 from flowcut.trace import StageTrace, Trace
 
@@ -109,6 +109,9 @@ class Session:
 
 def warn_of_embeddings(call: Mapping[str, Any]) -> None:
     """Warn where a prompt comes as embeddings without images, because nothing of it can be cut."""
+    seen = (name for name in call if name.startswith("pixel_values") or name in ("mm_encoder_outputs", IMAGE_INDEX))
+    if call.get("inputs_embeds") is None or any(call[name] is not None for name in seen):
+        return
     cache = one_cache(call)
     if call["inputs_embeds"].shape[1] > 1 and (cache is None or not cache.get_seq_length()):
         warnings.warn(

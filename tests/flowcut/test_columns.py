@@ -1,5 +1,7 @@
 """Columns of logits and labels: which token each one stands for, in padded and packed batches and in training."""
 
+import warnings
+
 import pytest
 import torch
 from hosts import IMAGE, IMAGE_TOKEN, HFLlava, Sample, all_hosts
@@ -215,6 +217,11 @@ def test_prompts_that_leave_nothing_to_prune_are_warned_of(hosts, pruner):
         with attach(model, PRUNERS[pruner]):
             with pytest.warns(UserWarning, match="came as inputs_embeds without images"):
                 assert torch.allclose(model(inputs_embeds=merged).logits, vanilla, atol=1e-5)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                pruned = model(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"]).logits
+                assert torch.equal(pruned, model(**inputs).logits)
+                model(inputs_embeds=embeddings[:, :1])  # a decoding step
             given = {"input_ids": inputs["input_ids"], "mm_encoder_outputs": {"image": features}}
             with pytest.warns(UserWarning, match="encoded without this pruner"):
                 assert model(**given).logits.shape == vanilla.shape

@@ -7,7 +7,7 @@ import torch
 from hosts import IMAGE_TOKEN, PATCHES, SAMPLES, VIDEO_TOKEN, HFLlava, all_hosts, noise, pixels
 from torch.nn.functional import cross_entropy
 
-from flowcut import FlowCut, attach
+from flowcut import FastV, FlowCut, attach
 from flowcut.compat import CACHE
 
 HOST = HFLlava()
@@ -232,3 +232,17 @@ def test_onevision_video(tmp_path):
         assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == len(row) + 2
         handle.budget = pooled  # as many as the unpruned model averages its patches to
         assert torch.equal(model(**inputs).logits, vanilla)
+
+
+@pytest.mark.parametrize("pruner", [FlowCut(1000), FastV.keeping(1000)], ids=["flowcut", "fastv"])
+def test_every_argument_of_the_model_reaches_it(pruner, tmp_path):
+    """Qwen2.5-VL's seconds per grid change a video's positions, also where a pruner watches and drops nothing."""
+    host = all_hosts(tmp_path)["qwen2_5_vl"]
+    model, inputs = host.build(), host.inputs(host.samples()[1:2], "left")
+    plain = model(**inputs).logits
+    for seconds in (0.5, 4.0):
+        timed = {**inputs, "second_per_grid_ts": torch.tensor([seconds])}
+        vanilla = model(**timed).logits
+        assert not torch.equal(vanilla, plain)
+        with attach(model, pruner):
+            assert torch.equal(model(**timed).logits, vanilla)
