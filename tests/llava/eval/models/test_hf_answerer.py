@@ -1,10 +1,11 @@
 """transformers' own models answer: batches as single questions, inputs as made by other code, costs as counted."""
 
 import shutil
+from threading import Thread
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, TextIteratorStreamer, pipeline
 
 from flowcut import attach, parse_pruner
 from llava.eval.models.hf_answerer import HFAnswerer
@@ -178,3 +179,25 @@ def test_a_pruner_that_does_not_fit_is_refused_at_once(hf_checkpoint):
         pytest.raises(ValueError, match="already has a pruner"),
     ):
         HFAnswerer(hf_checkpoint("llava_hf"), "flowcut:budget=5")
+
+
+@pytest.mark.parametrize("family", ["llava_hf", "llava_next_hf"])
+def test_a_pipeline_with_a_pruner(hf_checkpoint, hf_folder, family):
+    """transformers' image-text-to-text pipeline and a TextIteratorStreamer give what generate gives."""
+    model, [picture] = hf_checkpoint(family).model, pictures(1)
+    processor = AutoProcessor.from_pretrained(hf_folder(family), backend="pil")
+    prompt = f"{processor.image_token} what is in this image"
+    settings = {"max_new_tokens": 5, "do_sample": False}
+    ask = pipeline("image-text-to-text", model=model, processor=processor)
+    inputs = processor(images=picture, text=prompt, return_tensors="pt")
+    with attach(model, "flowcut:budget=6") as handle:
+        [answer] = ask(images=picture, text=prompt, generate_kwargs=settings, return_full_text=False)
+        assert handle.trace.kept
+        ids = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+        streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        thread = Thread(target=model.generate, kwargs={**inputs, **settings, "streamer": streamer})
+        thread.start()
+        streamed = "".join(streamer)
+        thread.join()
+    expected = processor.batch_decode(ids, skip_special_tokens=True)[0]
+    assert answer["generated_text"].strip() == expected.strip() == streamed.strip()
