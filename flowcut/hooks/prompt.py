@@ -128,6 +128,7 @@ class PromptStage(Stage):
         counted = self.counted(call, seen, new, lost, past)
         index = torch.arange(length, device=device).expand(rows, -1)
         if pruned is not None:
+            refuse_lengths(call)
             keep, before = new.bool() & ~pruned, new.bool()
             index, real, _ = pack(keep, before)
             self.shorten_logits(call, index, real, length)
@@ -339,3 +340,16 @@ class PromptStage(Stage):
         input_ids, kwargs = original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
         kwargs["mm_encoder_outputs"] |= encoded_here
         return input_ids, kwargs
+
+
+def refuse_lengths(call: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the call brings lengths of packed samples, made for flash attention from all of their tokens.
+    """
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
+        if call.get(name) is not None:
+            raise ValueError(
+                f"{name} counts all tokens of packed samples and cannot follow dropped ones; leave it out, position_ids "
+                "that restart say the same"
+            )

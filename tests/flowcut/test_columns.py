@@ -88,6 +88,40 @@ def test_packed_samples_keep_their_boundaries(hosts, family):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_packed_samples_with_axes_keep_their_boundaries(hosts, family):
+    """M-RoPE's position ids with the text's count as a fourth axis in front, by which transformers tells samples."""
+    host = hosts[family]
+    model = host.build()
+    prompts = [Sample([1, 5, IMAGE, 7, 8], [0]), Sample([1, 20, 21, IMAGE, 22, 23], [2])]
+    inputs, positions = [call(host, [(0, host.row(one), 0)], [one]) for one in prompts], []
+    for each in inputs:
+        counted = torch.arange(each["input_ids"].shape[1])[None, None]
+        names = ("input_ids", "image_grid_thw", "mm_token_type_ids")
+        axes, _ = model.model.get_rope_index(**{name: each[name] for name in names})
+        positions.append(torch.cat([counted, axes]))
+
+    class OneStage(FlowCut):
+        def cuts_language(self, two_stage):
+            return False
+
+    ids, places = torch.cat([each["input_ids"] for each in inputs], dim=1), torch.cat(positions, dim=2)
+    with attach(model, OneStage(BUDGET)):
+        together = model(input_ids=ids, position_ids=places, use_cache=False, **host.media(prompts)).logits[0]
+        alone = [model(**each).logits[0] for each in inputs]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_lengths_of_packed_samples_are_refused(hosts):
+    host, model = hosts["llava_hf"], hosts["llava_hf"].build()
+    inputs = host.inputs([Sample([1, 5, IMAGE, 7, 8], [0])], "left")
+    lengths = torch.tensor([0, inputs["input_ids"].shape[1]], dtype=torch.int32)
+    with attach(model, FlowCut(BUDGET)), pytest.raises(ValueError, match="cu_seq_lens_q counts all tokens"):
+        model(**inputs, cu_seq_lens_q=lengths)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("family", ["llava_hf", "llava_next_hf"])
 def test_packed_samples_are_refused_inside_the_language_model(hosts, family):
     host = hosts[family]
