@@ -350,6 +350,6 @@ def refuse_lengths(call: Mapping[str, Any]) -> None:
     for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
         if call.get(name) is not None:
             raise ValueError(
-                f"{name} counts all tokens of packed samples and cannot follow dropped ones; leave it out, position_ids "
-                "that restart say the same"
+                f"{name} counts all tokens of packed samples and cannot follow dropped ones; leave it out, "
+                "position_ids that restart say the same"
             )
