@@ -43,5 +43,5 @@ print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, transformers
 
 "$venv/bin/python" -m pytest -n "${WORKERS:-auto}" --dist worksteal -p no:cacheprovider --durations=0 --durations-min=5 \
   tests/flowcut/test_golden.py tests/flowcut/test_golden_two_stage.py tests/flowcut/test_compat.py \
-  tests/flowcut/test_laws.py tests/llava/test_doctor.py tests/llava/model/test_llama_tokenizer.py \
+  tests/flowcut/test_laws*.py tests/llava/test_doctor.py tests/llava/model/test_llama_tokenizer.py \
   -k 'not test_laws or test_cache or llava_hf or qwen2_vl or llava_mistral'

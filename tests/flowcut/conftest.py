@@ -1,4 +1,4 @@
-"""For methods that choose by the question."""
+"""For methods that choose by the question, and for the laws."""
 
 import pytest
 import torch
@@ -23,3 +23,19 @@ def tower(whole_clip):
 def no_gradients():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture
+def host(request):
+    """The family of that name."""
+    from laws import hosts
+
+    return hosts()[request.param]
+
+
+@pytest.fixture
+def pruner(request):
+    """The pruner of that name, with settings for the tiny models."""
+    from laws import PRUNERS
+
+    return PRUNERS[request.param]

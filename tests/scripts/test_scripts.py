@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -261,20 +262,31 @@ def settings(data, llama_folder, clip_folder, llava_folder):
     return make
 
 
+@pytest.fixture(scope="module")
+def projector(settings, tmp_path_factory):
+    """What a script of the first stage makes in one step; a function of the script, which is run once."""
+
+    @cache
+    def make(script: str) -> Path:
+        output = tmp_path_factory.mktemp("stage_1")
+        train(argv=flags_of(script, "--max_steps", "1", **settings(script, output)))
+        return output / "mm_projector.bin"
+
+    return make
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_trains(script, settings, tmp_path):
+def test_every_script_trains(script, settings, projector, tmp_path):
     if "qlora" in script and importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(ValueError, match="--bits 4 needs the bitsandbytes package"):
             train(argv=flags_of(script, "--max_steps", "1", **settings(script, tmp_path)))
         return
-    environment = settings(script, tmp_path / "2")
+    environment = settings(script, tmp_path)
     if "pretrain" not in script and "task" not in script:
-        stage_1 = script.replace(Path(script).name, "pretrain.sh")
-        train(argv=flags_of(stage_1, "--max_steps", "1", **settings(stage_1, tmp_path / "1")))
-        environment["PROJECTOR"] = str(tmp_path / "1" / "mm_projector.bin")
+        environment["PROJECTOR"] = str(projector(script.replace(Path(script).name, "pretrain.sh")))
     trainer = train(argv=flags_of(script, "--max_steps", "1", **environment))
     assert [math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry] == [True]
-    saved = {file.name for file in (tmp_path / "2").iterdir()}
+    saved = {file.name for file in tmp_path.iterdir()}
     wanted = (
         "mm_projector.bin"
         if "pretrain" in script
