@@ -147,16 +147,6 @@ def test_deepspeed_zero3(name, zero_losses):
     assert halved == pytest.approx(whole, rel=1e-5)
 
 
-def train(name, folder, stage):
-    worker = Path(__file__).with_name("zero3_worker.py")
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, str(worker), name, str(folder), stage]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(next(line for line in done.stdout.splitlines() if re.fullmatch(r"\[[\d., e-]+\]", line)))
-
-
 COPIED = {
     "llava_hf": ["vision_tower", "multi_modal_projector"],
     "video_llava": ["image_tower", "video_tower"],
