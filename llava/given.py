@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 BOM = b"\xef\xbb\xbf"
 _DATA_URL = re.compile(r"data:[^,]{0,200},")
 _DEEP = "its brackets are nested too deeply"
+Row = TypeVar("Row")
 Read = TypeVar("Read")
 
 
@@ -54,20 +55,26 @@ def parse_json(text: str | bytes) -> Any:
     """A JSON document, with or without a byte order mark.
 
     Raises ValueError, one line: also for other encodings than UTF-8, for brackets that are nested too deeply, and for
-    halves of surrogate pairs, which are no text and cannot be tokenised or written.
+    lone surrogates.
     """
     try:
         written = text.removeprefix(BOM).decode("utf-8") if isinstance(text, bytes) else text.removeprefix("\ufeff")
         document = json.loads(written)
         if "\\ud" in written or "\\uD" in written:
-            json.dumps(document, ensure_ascii=False).encode("utf-8")
+            refuse_surrogates(json.dumps(document, ensure_ascii=False))
     except RecursionError:
         raise ValueError(_DEEP) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8") from error
-    except UnicodeEncodeError as error:
-        raise ValueError("its text holds half of a surrogate pair, which is no character; correct it") from error
     return document
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raise ValueError, one line, for text that cannot be tokenised or written: a wrong encoding, or half a pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("its text holds a lone surrogate, which is no character; save it as UTF-8") from error
 
 
 def read_json(path: str | Path) -> Any:
@@ -98,15 +105,18 @@ def json_lines(path: str | Path, what: str = "file") -> Iterator[tuple[int, byte
             yield number, line
 
 
-def attempt(read: Callable[[], Read]) -> tuple[Read | None, str | None]:
-    """What `read` returns and None; or None and the reason, one line, whatever it raised.
+def read_each(rows: Iterable[tuple[str, Row]], read: Callable[[Row], Read]) -> tuple[list[Read], list[tuple[str, str]]]:
+    """What `read` makes of each row; and (where, reason) of those that it cannot use, whatever it raised.
 
-    For one row of many: a row that cannot be used must not stop the others. What ends a program (Ctrl-C, exit) does.
+    rows: (where, row). A row that cannot be used stops no other one.
     """
-    try:
-        return read(), None
-    except Exception as error:
-        return None, one_line(error)
+    good, bad = [], []
+    for where, row in rows:
+        try:
+            good.append(read(row))
+        except Exception as error:
+            bad.append((where, one_line(error)))
+    return good, bad
 
 
 @contextmanager

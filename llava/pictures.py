@@ -62,7 +62,7 @@ def decode_image(content: bytes, largest: int = LARGEST_PICTURE) -> Image.Image:
 
 
 def opened(content: Path | io.BytesIO, largest: int = LARGEST_PICTURE) -> Image.Image:
-    """The picture in its own mode, its pixels not read yet. Raises ValueError for too many of them, and Pillow's errors."""
+    """The picture in its own mode, its pixels not read yet. Raises ValueError for too many, and Pillow's errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower, and an error
         image = Image.open(content, formats=FORMATS)  # reads the header only

@@ -86,12 +86,18 @@ def field_of(row: Row, name: str, where: str) -> Any:
 
 
 def read_table(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a tab-separated file with a header, cells of any size. Raises ValueError when it is missing."""
+    """The rows of a tab-separated file with a header, cells of any size. Raises ValueError when it is missing.
+
+    Bytes that are not UTF-8 become lone surrogates, which `refuse_surrogates` finds in a single row.
+    """
     if not path.is_file():
         raise ValueError(f"table {path} does not exist; give the path of an existing one")
     csv.field_size_limit(_LARGEST_CELL)  # pictures in base64 are larger than the module's limit
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t")
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            yield from csv.DictReader(file, delimiter="\t")
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table ({one_line(error)}); download it again") from error
 
 
 def is_empty(cell: str | None) -> bool:

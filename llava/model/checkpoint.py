@@ -5,8 +5,8 @@ trained and is therefore part of the checkpoint, a sub-folder `vision_tower/` wi
 
 A checkpoint is written into the sub-folder `.partial`, which is renamed to `.complete` and then moved into place. If
 the process is killed before the rename, the folder is unchanged; if it is killed later, the next writer of the folder
-finishes the move, and readers refuse the folder until then. So a partial checkpoint, or a mixture of two, is never read,
-and reading a folder, which may come from a stranger, never writes.
+finishes the move, and readers refuse the folder until then. So a partial checkpoint, or a mixture of two, is never
+read, and reading a folder, which may come from a stranger, never writes.
 """
 
 from __future__ import annotations
