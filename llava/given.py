@@ -127,6 +127,7 @@ def told_in_one_line(kept: str = "") -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped" + (f"; {kept}" if kept else ""), file=sys.stderr)
         sys.exit(130)

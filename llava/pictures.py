@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import stat
 import warnings
 from pathlib import Path
@@ -49,6 +50,13 @@ def _regular_file(path: str | Path) -> Path:
     if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for, and a device may never end
         raise ValueError("it is no regular file")
     return file
+
+
+def picture_names(text: str, separator: str = ",") -> list[str]:
+    """The names in a flag's text, between separators. A file of the whole name is one picture."""
+    if os.path.isfile(text):
+        return [text]
+    return [name.strip() for name in text.split(separator) if name.strip()] if separator else [text]
 
 
 def decode_image(content: bytes, largest: int = LARGEST_PICTURE) -> Image.Image:

@@ -27,7 +27,7 @@ from llava.eval.models.hf_checkpoint import load_hf_checkpoint
 from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
-from llava.given import read_json
+from llava.given import read_json, told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -144,10 +144,8 @@ def run_inference(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    try:
+    with told_in_one_line():
         failures = run_inference(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     if failures and not args.skip_bad:
         sys.exit(1)
 
