@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LARGEST_PICTURE = 89_478_485  # pixels; above this Pillow warns of a decompression bomb
+LARGEST_SQUARE = 2**24  # pixels of a padded picture that is thin; others may have four times their own
 LARGEST_RATIO = 200  # of the sides, where the short side is resized; Qwen2-VL's processor has the same limit
 
 
@@ -110,9 +111,10 @@ def _tell_of_orientation(path: str) -> None:
         logger.warning("%s has an EXIF orientation; pictures are used as they are stored, as in LLaVA", path)
 
 
-def small_enough_for_a_square(image: Image.Image, largest: int = LARGEST_PICTURE) -> Image.Image:
-    """The picture; shrunk if a square of its long side would have more than `largest` pixels."""
-    longest, limit = max(image.size), math.isqrt(largest)
+def small_enough_for_a_square(image: Image.Image) -> Image.Image:
+    """The picture; shrunk if padding it to a square would take far more pixels than it has itself."""
+    own, longest = image.width * image.height, max(image.size)
+    limit = math.isqrt(min(max(LARGEST_SQUARE, 4 * own), LARGEST_PICTURE))
     if longest <= limit:
         return image
     width, height = (max(1, round(side * limit / longest)) for side in image.size)

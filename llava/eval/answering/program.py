@@ -134,8 +134,12 @@ def answer_all(run: AnswerRun, line: int = 0) -> int:
     total = len(run.questions)
     name = run.journal.path.name
     with tqdm(total=total, initial=total - run.remaining, desc=name, unit="question", position=line) as bar:
-        while run.remaining:
-            bar.update(run.step())
+        try:
+            while run.remaining:
+                bar.update(run.step())
+        except BaseException:  # the disk is full, Ctrl-C: the answers so far stay, and the file is free again
+            run.journal.close()
+            raise
     problems = run.finish()
     for problem in problems:
         print(f"not answered: {problem.where}: {problem.what}", file=sys.stderr)
