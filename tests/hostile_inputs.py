@@ -19,11 +19,10 @@ import numpy as np
 from PIL import Image
 
 GOOD = {"question_id": "good", "image": "good.png", "text": "what is in this image"}
-Bytes = bytes
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **settings: object) -> Bytes:
-    buffer = io.BytesIO()
+def encoded(picture: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
+    buffer = io.bytesIO()
     picture.save(buffer, kind, **settings)
     return buffer.getvalue()
 
@@ -33,7 +32,7 @@ def noise(width: int = 24, height: int = 18, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, *depth), dtype=np.uint8), mode)
 
 
-def png_of_size(width: int, height: int) -> Bytes:
+def png_of_size(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds no pixels."""
 
     def part(name: bytes, data: bytes) -> bytes:
@@ -43,7 +42,7 @@ def png_of_size(width: int, height: int) -> Bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
 
 
-def pictures() -> Iterator[tuple[str, Bytes]]:
+def pictures() -> Iterator[tuple[str, bytes]]:
     """(name, content); most of them broken."""
     rng = random.Random(1)
     whole = {kind: encoded(noise(), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")}
@@ -56,23 +55,14 @@ def pictures() -> Iterator[tuple[str, Bytes]]:
             for _ in range(rng.randrange(1, 12)):
                 changed[rng.randrange(len(changed))] = rng.randrange(256)
             yield f"changed {kind}", bytes(changed)
-    for size in (
-        (0, 1),
-        (1, 0),
-        (2**31 - 1, 1),
-        (1, 2**31 - 1),
-        (2**31 - 1, 2**31 - 1),
-        (60_000, 60_000),
-        (9_000, 9_000),
-    ):
+    most = 2**31 - 1
+    for size in ((0, 1), (1, 0), (most, 1), (1, most), (most, most), (60_000, 60_000), (9_000, 9_000)):
         yield f"claimed {size}", png_of_size(*size)
     for kind in ("EPS", "PDF", "ICO", "TGA", "PCX", "SGI"):
         yield f"other format {kind}", encoded(noise(), kind)
     yield "PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-    yield (
-        "DOS EPS",
-        b"\xc5\xd0\xd3\xc6" + struct.pack("<6IH", 32, 50, 0, 0, 0, 0, 0xFFFF) + b"%!PS-Adobe-3.0 EPSF-3.0\n",
-    )
+    dos = b"\xc5\xd0\xd3\xc6" + struct.pack("<6IH", 32, 50, 0, 0, 0, 0, 0xFFFF)
+    yield "DOS EPS", dos + b"%!PS-Adobe-3.0 EPSF-3.0\n"
     yield "SVG", b"<svg xmlns='http://www.w3.org/2000/svg'/>"
     yield "floats", encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF")
     yield "negative integers", encoded(Image.fromarray(np.full((4, 4), -5, np.int32)), "TIFF")
@@ -91,7 +81,7 @@ def pictures() -> Iterator[tuple[str, Bytes]]:
         yield f"thin {width} x {height}", encoded(Image.new("RGB", (width, height), "red"))
 
 
-def base64_forms(content: Bytes) -> Iterator[str]:
+def base64_forms(content: bytes) -> Iterator[str]:
     """One picture in every form that LLaVA's users send."""
     plain = base64.b64encode(content).decode()
     yield plain
@@ -108,7 +98,7 @@ def bad_base64() -> Iterator[object]:
     yield from ("!!!!", "a", "abcde", "data:image/png;base64,*", "ä", "\ud800", "a===b", b"\xff\xfe", 3, None, "AA\0A")
 
 
-def question_lines() -> Iterator[Bytes]:
+def question_lines() -> Iterator[bytes]:
     """Lines of a question file of which none can be used."""
     for value in (0, 1, False, True, "", {}, [""], [0], [[]], {"a": 1}, 2.5, "\ud800.png", ["good.png", None]):
         yield json.dumps(GOOD | {"image": value}).encode()
@@ -143,40 +133,12 @@ def pictures_that_fail(folder: Path) -> Iterator[object]:
 def pruner_texts() -> Iterator[str]:
     rng = random.Random(2)
     alphabet = "flowcut:budget=64,/.-+e0 \n\0ä☃[]{}()'\"%\\"
-    yield from (
-        *(
-            "",
-            ":",
-            "=",
-            ",",
-            "flowcut",
-            "flowcut:",
-            "flowcut:budget",
-            "flowcut:budget=",
-            "flowcut:budget=0",
-            "no:budget=4",
-        ),
-        *(
-            "flowcut:budget=-1",
-            "flowcut:budget=nan",
-            "flowcut:budget=inf",
-            "flowcut:budget=1e999",
-            "flowcut:budget=0.0",
-        ),
-        *(
-            "flowcut:budget=64,budget=32",
-            "flowcut:budget=64,no=1",
-            "flowcut:budget=64,interval=0",
-            "random:budget=true",
-        ),
-        *(
-            "flowcut:budget=" + "9" * 5000,
-            "pdrop:budget=64,layers=9/3",
-            "fastv:budget=64,layer=-1",
-            "flowcut:budget=６４",
-        ),
-        *("flowcut:budget=__import__('os')", "../../flowcut:budget=4", "flowcut:budget=64" + ",a=1" * 500),
-    )
+    yield from ("", ":", "=", ",", "flowcut", "flowcut:", "flowcut:budget", "flowcut:budget=", "no:budget=4")
+    for budget in ("0", "-1", "nan", "inf", "1e999", "0.0", "true", "６４", "__import__('os')", "9" * 5000):
+        yield f"flowcut:budget={budget}"
+    for more in ("budget=32", "no=1", "interval=0", "a=1," * 500, "layers=9/3", "layer=-1"):
+        yield f"flowcut:budget=64,{more}"
+    yield from ("pdrop:budget=64,layers=9/3", "fastv:budget=64,layer=-1", "../../flowcut:budget=4")
     for _ in range(60):
         yield "".join(rng.choices(alphabet, k=rng.randrange(1, 30)))
 
@@ -190,26 +152,17 @@ def flags() -> Iterator[list[str]]:
     for name in ("--num_beams", "--max_new_tokens", "--batch-size", "--limit", "--num-chunks"):
         yield [name, "0"]
         yield [name, "-3"]
-    yield from (
-        ["--seed", "-1"],
-        ["--seed", str(2**70)],
-        ["--workers", "-1"],
-        ["--chunk-idx", "5"],
-        ["--chunk-idx", "-1"],
-    )
-    for name in ("nope", "cuda:99", "meta", "cpu:x", "", " ", "cuda:-1"):
+    for name, value in (("--seed", "-1"), ("--seed", str(2**70)), ("--workers", "-1"), ("--chunk-idx", "5")):
+        yield [name, value]
+    for name in ("nope", "cuda:99", "meta", "cpu:x", " ", "cuda:-1"):
         yield ["--device", name]
     for name in ("~nosuchuser/q.jsonl", "/", "/dev/null", "gone.jsonl", "a" * 300, "a\0b"):
         yield ["--question-file", name]
     for name in ("/dev/null", "/", "/proc/no/a.jsonl", "a" * 300 + ".jsonl"):
         yield ["--answers-file", name]
         yield ["--answers-file", name, "--fresh"]
-    yield from (
-        ["--conv-mode", "nope"],
-        ["--pruner", "nope"],
-        ["--model-path", "nope"],
-        ["--model-path", "~nosuchuser/m"],
-    )
+    for name in ("--conv-mode", "--pruner", "--model-path", "--host", "--dtype"):
+        yield [name, "~nosuchuser/m"]
 
 
 def count(tmp: Path) -> int:

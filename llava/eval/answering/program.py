@@ -104,7 +104,8 @@ def start_run(args: argparse.Namespace, read: QuestionReader) -> AnswerRun:
     settings = {
         **answerer.settings(),
         "questions": fingerprint([home_path(args.question_file)]),
-        "image_folder": str(home_path(args.image_folder).resolve()),
+        # relative, so that data and answers may be moved together
+        "image_folder": os.path.relpath(home_path(args.image_folder), home_path(args.answers_file).parent),
         "chunk": [args.chunk_idx, args.num_chunks],
         **_prompt_flags(args),
     }

@@ -137,12 +137,17 @@ class Plan:
         """What a question took when the cell was measured before."""
         return self._recorded().get("ms", {}).get("mean")
 
+    def _same_origin(self, there: dict[str, Any]) -> bool:
+        """Whether a recorded cell is of this model and these data; one of others is of no use here."""
+        now = self._identity(subset(self.rows, there["limit"]))
+        return all(there["identity"].get(name) == now[name] for name in ("model_hash", "data_hash"))
+
     def _start(self) -> AnswerRun:
-        more = self._recorded().get("n", 0)
-        if more > len(self.questions):
+        there = self._recorded()
+        if there.get("n", 0) > len(self.questions) and self._same_origin(there):
             raise ValueError(
-                f"{self.file} holds {more} questions, which {len(self.questions)} would replace; ask as many, or give "
-                f"another folder for the results"
+                f"{self.file} holds {there['n']} questions, which {len(self.questions)} would replace; ask as many, or "
+                f"give another folder for the results"
             )
         fresh = self.setup.fresh or not Journal.fits(self.answers, self.identity)
         journal = Journal(self.answers, self.identity, fresh)
