@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -30,8 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             describe()
         else:
             show(args.image, args.model_path, args.pruner, args.out)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, `head` for instance, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ModuleNotFoundError as error:
+        print(f"flowcut {args.command}: it needs the package {error.name}; pip install llava-flowcut", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"flowcut {args.command}: stopped", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
-        print(f"flowcut {args.command}: {error}", file=sys.stderr)
+        print(f"flowcut {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from llava.given import told_in_one_line
+
 COMMANDS = {
     "ask": ("llava.eval.run_llava", "answer one question about pictures"),
     "chat": ("llava.serve.cli", "chat about pictures in the terminal"),
@@ -14,6 +16,7 @@ COMMANDS = {
     "convert": ("llava.convert", "convert between LLaVA's and transformers' checkpoint layout"),
     "doctor": ("llava.doctor", "report what is installed, what works, and errors"),
 }
+EXTRAS = {"demo": "serve", "chat": "serve", "train": "train", "check-data": "train"}
 
 
 def usage() -> str:
@@ -29,7 +32,14 @@ def main(argv: list[str] | None = None) -> None:
     command, *rest = arguments
     if command not in COMMANDS:
         sys.exit(f"error: no command {command!r}; use one of {', '.join(COMMANDS)}")
-    status = importlib.import_module(COMMANDS[command][0]).main(rest)
+    with told_in_one_line():
+        try:
+            module = importlib.import_module(COMMANDS[command][0])
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get(command, "eval")
+            hint = f"needs the package {error.name}; pip install 'llava-flowcut[{extra}]'"
+            raise ValueError(f"llava {command} {hint}") from error
+        status = module.main(rest)
     if isinstance(status, int) and status:
         sys.exit(status)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import base64
 import io
 import math
 from collections.abc import Sequence
@@ -16,6 +15,8 @@ from torch import Tensor
 from transformers import LlamaTokenizer, StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.given import decode_base64
+from llava.pictures import middle_of_a_thin_one, opened, small_enough_for_a_square
 
 Size = tuple[int, int]
 
@@ -76,7 +77,8 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Any
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(image)))
+    """The picture in base64, in its own mode. Raises ValueError or Pillow's errors for other formats than ours."""
+    return opened(io.BytesIO(decode_base64(image)))
 
 
 def expand2square(pil_img: Image.Image, background_color: Any) -> Image.Image:
@@ -93,7 +95,8 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
     """Pixels of several pictures, by the checkpoint's `image_aspect_ratio`.
 
     "pad" pads to a square with CLIP's mean colour, "anyres" cuts tiles ([T, 3, H, W] each), anything else resizes the
-    short side and crops the centre. One tensor when all have the same shape, else a list.
+    short side and crops the centre. One tensor when all have the same shape, else a list. Very long and thin pictures
+    are shrunk before padding, or cut to their middle before the crop, to bound memory.
     """
     aspect = getattr(model_cfg, "image_aspect_ratio", None)
     images = [image.convert("RGB") for image in images]
@@ -102,7 +105,9 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
     else:
         if aspect == "pad":
             mean_colour = tuple(int(channel * 255) for channel in image_processor.image_mean)
-            images = [expand2square(image, mean_colour) for image in images]
+            images = [expand2square(small_enough_for_a_square(image), mean_colour) for image in images]
+        else:
+            images = [middle_of_a_thin_one(image) for image in images]
         pixels = [image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0] for image in images]
     same_shape = len({one.shape for one in pixels}) == 1
     return torch.stack(pixels) if same_shape else pixels

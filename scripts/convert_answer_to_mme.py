@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llava.eval.benchmarks.mme import BENCHMARK, TEST, write_results
 from llava.eval.benchmarks.score_report import warnings
+from llava.given import told_in_one_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,10 +19,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--experiment", required=True, help="name of the answers file without .jsonl, slashes allowed")
     parser.add_argument("--dir", type=Path, default=Path("playground/data/eval/MME"), help="MME's folder")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         joined = BENCHMARK.read(args.dir, args.dir / "answers" / f"{args.experiment}.jsonl", TEST)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     for warning in warnings(joined, subset=False):
         print(f"warning: {warning}", file=sys.stderr)
     print(write_results(joined.samples, args.dir / "eval_tool" / "answers" / args.experiment))

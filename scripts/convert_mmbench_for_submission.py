@@ -6,11 +6,11 @@ Reads RESULT_DIR/EXPERIMENT.jsonl, writes UPLOAD_DIR/EXPERIMENT.xlsx.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from llava.eval.benchmarks import mmbench
 from llava.eval.benchmarks.join import read_answers
+from llava.given import told_in_one_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,12 +21,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--experiment", required=True, help="name of the answers file without .jsonl")
     args = parser.parse_args(argv)
     target = args.upload_dir / f"{args.experiment}.xlsx"
-    try:
+    with told_in_one_line():
         answers = read_answers(args.result_dir / f"{args.experiment}.jsonl")
         lines = mmbench.submission(args.annotation_file, {int(row["question_id"]): row["text"] for row in answers})
         mmbench.write_xlsx(lines, target)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     print(f"{target}: {len(lines) - 1} rows, {len(answers)} answers")
 
 

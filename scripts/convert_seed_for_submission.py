@@ -15,6 +15,7 @@ from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.score_report import shown, warnings
 from llava.eval.files import write_rows
+from llava.given import told_in_one_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,11 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--result-file", type=Path, required=True, help="JSON lines of answers")
     parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON lines to write")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         samples = seed.samples_of(args.annotation_file, "all")
         joined = join(samples, read_answers(args.result_file), by_id)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     for warning in warnings(joined, subset=False):
         print(f"warning: {warning}", file=sys.stderr)
     summary = seed.aggregate([seed.score(sample) for sample in joined.samples])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from llava.eval.benchmarks import vizwiz
@@ -11,6 +10,7 @@ from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.files import read_rows, write_rows
 from llava.eval.sample import Sample
+from llava.given import told_in_one_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,12 +19,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--result-file", type=Path, required=True, help="JSON lines of answers")
     parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON to write")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         questions = read_rows(args.annotation_file)
         samples = [Sample(row["question_id"], (by_id(row),), extra=row["image"]) for row in questions]
         upload = vizwiz.upload_rows(join(samples, read_answers(args.result_file), by_id).samples)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     write_rows(upload, args.result_upload_file)
     print(f"{args.result_upload_file}: {len(upload)} answers")
 

@@ -6,12 +6,12 @@ Reads DIR/answers/SPLIT/CKPT/merge.jsonl, writes DIR/answers_upload/SPLIT/CKPT.j
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from llava.eval.benchmarks import vqav2
 from llava.eval.benchmarks.join import read_answers
 from llava.eval.files import write_rows
+from llava.given import told_in_one_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,11 +21,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", required=True, help="llava_vqav2_mscoco_test-dev2015, for instance")
     args = parser.parse_args(argv)
     target = args.dir / "answers_upload" / args.split / f"{args.ckpt}.json"
-    try:
+    with told_in_one_line():
         ids = vqav2.upload_ids(args.dir)
         answers = read_answers(args.dir / "answers" / args.split / args.ckpt / "merge.jsonl")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     said = {row["question_id"]: row["text"] for row in answers}
     write_rows(vqav2.upload_rows(ids, said), target)
     answered = len(said.keys() & set(ids))

@@ -28,6 +28,7 @@ from llava.eval.media.images import load_image
 from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
 from llava.eval.models.reply import DTYPES
 from llava.eval.questions import subset
+from llava.given import told_in_one_line
 from llava.mm_utils import process_images
 from scripts.embedded import data
 from scripts.embedded.rows import BUDGETS
@@ -121,14 +122,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="repeat existing measurements")
     args = parser.parse_args(argv)
     command = "python -m scripts.demo " + shlex.join(sys.argv[1:] if argv is None else argv)
-    try:
+    with told_in_one_line():
         checkpoint = load_checkpoint(args.model, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
         if not (args.data / "answers.jsonl").is_file():
             data.main(["--out", str(args.data), "--split", "test"])
         setup = Setup(checkpoint, args.data, args.out, args.limit or None, 1, args.fresh, command.strip())
         plans = [Plan(setup, cell) for cell in cells()]
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     results, problems = measure(plans)
     report(problems)
     if not all(result["n"] for result in results):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
 
+from llava.given import told_in_one_line
 from llava.model.checkpoint import local_folder, read_weights
 from llava.model.transformers_layout import to_llava_name
 
@@ -40,10 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model-path", required=True, help="checkpoint: folder or Hub name")
     parser.add_argument("--output", required=True, help="file to write")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         print(f"wrote {', '.join(extract(args.model_path, args.output))} to {args.output}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ python scripts/merge_lora_weights.py --model-path LORA --model-base BASE --save-
 from __future__ import annotations
 
 import argparse
-import sys
 
+from llava.given import told_in_one_line
 from llava.model.consolidate import consolidate
 
 
@@ -17,10 +17,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model-base", help="the model it was trained on; default: the one that its config names")
     parser.add_argument("--save-model-path", required=True, help="folder to write")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         consolidate(args.model_path, args.save_model_path, args.model_base)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

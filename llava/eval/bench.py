@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
 from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import environment
 from llava.eval.questions import Question, questions_of
+from llava.given import told_in_one_line
 
 
 class LoopVariant(NamedTuple):
@@ -153,13 +153,11 @@ def main(argv: list[str] | None = None) -> None:
     """Prints a table and, as the last line, the report as JSON."""
     args = build_parser().parse_args(argv)
     args.pruner = args.pruner or ["flowcut:budget=64"]
-    try:
+    with told_in_one_line():
         variants = variants_of(args)
         questions, images, _ = questions_of(args.question_file, args.image_folder, args.limit)
         checkpoint = load_checkpoint(args.model_path, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
         results = measure(checkpoint, questions, images, variants, args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     found = report(results, len(questions), args, checkpoint.model.device)
     print(table(found["rows"]))
     print(json.dumps(found))

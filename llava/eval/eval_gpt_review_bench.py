@@ -23,6 +23,7 @@ from llava.eval.files import Row, read_rows, write_rows
 from llava.eval.judge import review
 from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
+from llava.given import told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     args.judge_prompt = args.judge_prompt or args.rule
     args.judge_body = {"max_tokens": args.max_tokens, **args.judge_body}
     output: Path = args.output.expanduser()
-    try:
+    with told_in_one_line():
         settings = judge_settings.settings_of(args)
         if not settings.judges:
             raise ValueError(f"no judge to ask; {judge_settings.HOW}")
@@ -80,8 +81,6 @@ def main(argv: list[str] | None = None) -> None:
         joined = join(samples, answers, by_id)
         journal = output.with_name(output.name + ".judge.jsonl")
         judged = review.apply(llavabench.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     lines = review_lines(judged.samples, references, answers)
     if judged.record:
         write_rows(lines, output)

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from llava.eval.benchmarks import mme
 from llava.eval.benchmarks.score_report import shown
+from llava.given import told_in_one_line
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", type=Path, required=True, help="folder written by convert_answer_to_mme.py")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         summary = mme.aggregate([mme.score(sample) for sample in mme.read_results(args.results_dir)])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     for name, members in (("perception", mme.PERCEPTION), ("cognition", mme.COGNITION)):
         print(f"{name} total score: {shown(summary['parts']['sum'][name]['value'])}")
         for task in members:

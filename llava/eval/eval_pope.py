@@ -15,6 +15,7 @@ from llava.eval.benchmarks import pope
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.score_report import shown, warnings
 from llava.eval.files import read_rows
+from llava.given import told_in_one_line
 
 
 def evaluate(annotation_dir: Path, question_file: Path, result_file: Path) -> tuple[dict[str, Any], list[str]]:
@@ -30,10 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--question-file", type=Path, required=True, help="JSON lines that were asked")
     parser.add_argument("--result-file", type=Path, required=True, help="JSON lines of answers")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         summary, said = evaluate(args.annotation_dir, args.question_file, args.result_file)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     for warning in said:
         print(f"warning: {warning}", file=sys.stderr)
     for category, part in summary["parts"]["category"].items():

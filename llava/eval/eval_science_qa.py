@@ -18,6 +18,7 @@ from llava.eval.benchmarks.contract import Split
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.files import write_json
 from llava.eval.sample import Sample
+from llava.given import told_in_one_line
 
 
 def analysis(sample: Sample, options: Sequence[str]) -> dict[str, Any]:
@@ -68,10 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--options", type=list, default=list(sqa.OPTIONS), help="letters, written together: ABCDE")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         summary = evaluate(args.base_dir, args.result_file, args.split, args.options)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     write_json(summary.pop("output"), args.output_file)
     result = summary.pop("result")
     write_json(result, args.output_result)

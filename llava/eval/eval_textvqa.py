@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks import textvqa
 from llava.eval.benchmarks.join import join, read_answers
+from llava.given import told_in_one_line
 
 
 def evaluate(annotation_file: Path, result_file: Path) -> dict[str, Any]:
@@ -39,10 +39,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("no answers: give --result-file, or --result-dir with .jsonl files in it")
     results = {}
     for file in files:
-        try:
+        with told_in_one_line():
             summary = evaluate(args.annotation_file, file)
-        except ValueError as error:
-            sys.exit(f"error: {error}")
         accuracy = "-" if summary["main"] is None else f"{summary['main']:.2f}%"
         print(f"{file.stem}\nSamples: {summary['n']}\nAccuracy: {accuracy}\n")
         results[file.stem] = {"accuracy": summary["main"], "n": summary["n"], "missing": summary["missing"]}

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llava.given import BOM, json_lines, one_line, parse_json, read_bytes
+from llava.given import read_json as read_json
+
 Row = dict[str, Any]
 _LARGEST_CELL = 2**31 - 1  # characters; the largest C long on all platforms
 # Empty cells according to pandas, which is used for the published tables.
@@ -38,41 +41,26 @@ def drop_half_line(path: Path) -> None:
             file.truncate(whole)
 
 
-def read_json(path: Path) -> Any:
-    """A whole JSON file. Raises ValueError, one line, when it is missing or damaged."""
-    try:
-        return json.loads(_text(path, "file"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}); download it again") from error
-
-
 def read_rows(path: Path, what: str = "question") -> list[Row]:
-    """The objects of a JSON-lines file, or of a JSON file that is a list. Blank lines are skipped."""
-    if path.suffix == ".json" and _text(path, what).lstrip().startswith("["):
+    """The objects of a JSON-lines file, or of a JSON file that is a list. Blank lines are skipped.
+
+    Raises ValueError, one line, for a missing file and for the first bad row.
+    """
+    if path.suffix == ".json" and read_bytes(path, f"{what} file").lstrip().removeprefix(BOM).startswith(b"["):
         rows = read_json(path)
     else:
-        rows = list(_lines(path, what))
+        rows = [_row(path, number, line) for number, line in json_lines(path, f"{what} file")]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise ValueError(f"{path} entry {number} is no JSON object; give a file of JSON lines")
     return rows
 
 
-def _lines(path: Path, what: str) -> Iterator[Any]:
-    for number, line in enumerate(_text(path, what).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path} line {number} is no JSON ({error.msg}); correct or remove the line"
-                ) from error
-
-
-def _text(path: Path, what: str) -> str:
-    if not path.is_file():
-        raise ValueError(f"{what} file {path} does not exist; give the path of an existing one")
-    return path.read_text("utf-8-sig")
+def _row(path: Path, number: int, line: bytes) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"{path} line {number} is no JSON ({one_line(error)}); correct or remove the line") from error
 
 
 def write_rows(rows: Iterable[Any], path: Path) -> None:
@@ -98,12 +86,18 @@ def field_of(row: Row, name: str, where: str) -> Any:
 
 
 def read_table(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a tab-separated file with a header, cells of any size. Raises ValueError when it is missing."""
+    """The rows of a tab-separated file with a header, cells of any size. Raises ValueError when it is missing.
+
+    Bytes that are not UTF-8 become lone surrogates, which `refuse_surrogates` finds in a single row.
+    """
     if not path.is_file():
         raise ValueError(f"table {path} does not exist; give the path of an existing one")
     csv.field_size_limit(_LARGEST_CELL)  # pictures in base64 are larger than the module's limit
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t")
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            yield from csv.DictReader(file, delimiter="\t")
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table ({one_line(error)}); download it again") from error
 
 
 def is_empty(cell: str | None) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from llava.eval.answering.evaluate import EvaluationSpec, evaluate
 from llava.eval.answering.settings import AnswerSettings
 from llava.eval.benchmarks.registry import DATA, MODULES
 from llava.eval.judge import settings as judge_settings
+from llava.given import told_in_one_line
 
 # Number of nodes and this node's index, as set by SLURM and users of torchrun.
 _NODES = ("SLURM_NNODES", "NNODES")
@@ -79,11 +79,9 @@ def spec_of(arguments: Sequence[str] | None = None, exit_on_error: bool = False)
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
+    with told_in_one_line():
         spec = spec_of(argv, exit_on_error=True)
         scored = evaluate(spec, progress=True)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     if scored is None:
         print(json.dumps({"benchmark": spec.benchmark, "waiting_for": "other nodes"}))
         return

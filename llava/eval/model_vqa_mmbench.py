@@ -6,17 +6,15 @@ Answer lines have `question_id` (the row's index), `round_id`, `options` and `op
 from __future__ import annotations
 
 import argparse
-import base64
-import binascii
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 from llava.eval.answering import program
 from llava.eval.answering.program import AnsweringProgram
 from llava.eval.benchmarks.answer_formats import OPTION_LETTER, with_options
 from llava.eval.benchmarks.mmbench import options_of
 from llava.eval.files import is_empty, read_table
-from llava.eval.questions import Problem, Question
+from llava.eval.questions import Problem, Question, read_rows
+from llava.given import decode_base64, home_path, refuse_surrogates
 
 OPTION_LETTER_CN = "请直接回答选项字母。"
 
@@ -32,22 +30,38 @@ def build_parser() -> argparse.ArgumentParser:
 
 def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
     """The questions in `args.question_file`. Raises ValueError when it is no such table."""
-    file = Path(args.question_file).expanduser()
-    questions: list[Question] = []
-    problems: list[Problem] = []
-    for number, row in enumerate(read_table(file), start=1):
-        if missing := {"index", "image", "question", "A"} - set(row):
-            raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; give MMBench's .tsv")
-        try:
-            questions += _rounds(row, args)
-        except (ValueError, TypeError, binascii.Error) as error:
-            problems.append(Problem(f"{file.name} row {number}", f"is no question: {error}"))
-    return questions, problems
+    file = home_path(args.question_file)
+    rows = list(read_table(file))
+    if rows and (missing := {"index", "image", "question", "A"} - set(rows[0])):
+        raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; give MMBench's .tsv")
+    pictures = {str(row["index"]): row["image"] for row in rows}
+    numbered = ((f"{file.name} row {number}", row) for number, row in enumerate(rows, start=1))
+    rounds, problems = read_rows(numbered, lambda row: _questions(row, pictures, args))
+    return [question for own in rounds for question in own], problems
 
 
-def _rounds(row: dict[str, str], args: argparse.Namespace) -> Iterator[Question]:
+def _questions(row: dict[str, str], pictures: Mapping[str, str], args: argparse.Namespace) -> list[Question]:
+    try:
+        return list(_rounds(row, pictures, args))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"is no question: {error}") from error
+
+
+def _picture(row: dict[str, str], pictures: Mapping[str, str]) -> bytes:
+    """The bytes of a row's picture, which may be given as the index of another row with the same picture."""
+    cell = row["image"]
+    if cell.strip().isdecimal() and cell.strip() in pictures:
+        cell = pictures[cell.strip()]
+    return decode_base64(cell)
+
+
+def _rounds(row: dict[str, str], pictures: Mapping[str, str], args: argparse.Namespace) -> Iterator[Question]:
+    for name in ("index", "image", "question", "A"):
+        if is_empty(row.get(name)):
+            raise ValueError(f"it has no {name}")
+    refuse_surrogates("".join(cell for cell in row.values() if isinstance(cell, str)))
     letters, options = (list(part) for part in zip(*options_of(row).items(), strict=True))
-    picture = base64.b64decode(row["image"], validate=True)
+    picture = _picture(row, pictures)
     asked = row["question"] if is_empty(row.get("hint")) else f"{row['hint']}\n{row['question']}"
     for number in range(len(options) if args.all_rounds else 1):
         turned = options[number:] + options[:number]

@@ -6,7 +6,7 @@ In the answers file a question with a picture begins with `<image>`, by which th
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.answering import program
 from llava.eval.answering.program import AnsweringProgram
 from llava.eval.benchmarks.answer_formats import OPTION_LETTER
-from llava.eval.questions import Problem, Question
+from llava.eval.questions import Problem, Question, image_names, read_rows
+from llava.given import read_json
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,31 +27,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
     """The questions in `args.question_file`. Raises ValueError when it is no JSON list."""
-    file = Path(args.question_file).expanduser()
-    if not file.is_file():
-        raise ValueError(f"question file {file} does not exist; give ScienceQA's llava_test_CQM-A.json")
-    try:
-        rows = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+    file = Path(args.question_file)
+    rows = read_json(file)
     if not isinstance(rows, list):
-        raise ValueError(f"{file} must hold a JSON list of questions")
-    questions, problems = [], []
-    for number, row in enumerate(rows):
-        try:
-            questions.append(_question(row, args.single_pred_prompt))
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            problems.append(Problem(f"{file.name} entry {number}", f"is no question: {error!r}"))
-    return questions, problems
+        raise ValueError(f"{file} must hold a JSON list of questions; give ScienceQA's llava_test_CQM-A.json")
+    named = ((f"{file.name} entry {number}", row) for number, row in enumerate(rows))
+    return read_rows(named, partial(_question, letter_alone=args.single_pred_prompt))
 
 
 def _question(row: dict[str, Any], letter_alone: bool) -> Question:
-    text = row["conversations"][0]["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
+    try:
+        text = row["conversations"][0]["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        identity = row["id"]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"is no question: {error!r}") from error
     if letter_alone:
         text = f"{text}\n{OPTION_LETTER}"
-    images = (row["image"],) if "image" in row else ()
+    images = image_names(row.get("image"))
     mark = DEFAULT_IMAGE_TOKEN + "\n" if images else ""
-    return Question(row["id"], images, text, prompt=mark + text)
+    return Question(identity, images, text, prompt=mark + text)
 
 
 PROGRAM = AnsweringProgram(build_parser, read)

@@ -19,6 +19,7 @@ from typing import Any
 from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Prepared, Split
 from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.files import absent
+from llava.given import told_in_one_line
 
 _SHOWN = 5
 
@@ -79,15 +80,13 @@ def document(bench: Benchmark, split: Split, prepared: Prepared) -> dict[str, An
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     bench = benchmark(args.benchmark)
-    try:
+    with told_in_one_line():
         split = bench.split(args.split)
         folder = bench.folder(args.data, split)
         complete = report_needs(bench, folder, split)
         if not complete:
             sys.exit(f"error: {bench.title} is not complete; get what is marked MISSING")
         prepared = look(bench, folder, split) if args.check else bench.prepare(folder, split, args.limit, args.rebuild)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     report_absent(prepared)
     if not args.check:
         print(f"{'built' if prepared.built else 'taken as it is'}: {prepared.question_file}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.given import json_lines, parse_json, read_each
 
 EMBEDDED = Path("playground/data/embedded")
 Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 
 class Question(NamedTuple):
@@ -48,37 +49,39 @@ class Problem(NamedTuple):
 
 def read_questions(path: str | Path) -> tuple[list[Question], list[Problem]]:
     """The valid rows in order, and the problems of the others. Raises ValueError when there is no such file."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(
-            f"question file {path} does not exist; give a JSON-lines file with question_id, image and text"
-        )
-    questions, problems = [], []
-    for number, line in enumerate(file.read_text("utf-8", errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            questions.append(_question(line))
-        except ValueError as error:  # JSON errors are a subclass
-            problems.append(Problem(f"{file.name} line {number}", str(error)))
-    return questions, problems
+    try:
+        lines = list(json_lines(path, "question file"))
+    except ValueError as error:
+        raise ValueError(f"{error}: a JSON-lines file with question_id, image and text") from error
+    return read_rows(((f"{Path(path).name} line {number}", line) for number, line in lines), _question)
 
 
-def _question(line: str) -> Question:
-    row = json.loads(line)
+def read_rows(rows: Iterable[tuple[str, Row]], read: Callable[[Row], Item]) -> tuple[list[Item], list[Problem]]:
+    """What `read` makes of the rows, given as (where, row), and the problems of those that it cannot use."""
+    good, bad = read_each(rows, read)
+    return good, [Problem(where, what) for where, what in bad]
+
+
+def _question(line: bytes) -> Question:
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise ValueError("is no JSON object")
     if missing := [key for key in ("question_id", "image", "text") if key not in row]:
         raise ValueError(f"has no {' and no '.join(missing)}")
     for key, kinds in (("question_id", (int, str)), ("text", (str,))):
-        if not isinstance(row[key], kinds) or row[key] == "":
+        if not isinstance(row[key], kinds) or isinstance(row[key], bool) or row[key] == "":
             raise ValueError(f"{key}={row[key]!r} is not {'a number or text' if len(kinds) == 2 else 'text'}")
-    images = [row["image"]] if isinstance(row["image"], str) else row["image"] or []
-    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
-        raise ValueError(f"image={row['image']!r} is not text")
     if DEFAULT_IMAGE_TOKEN in row["text"]:
         raise ValueError(f"its text holds {DEFAULT_IMAGE_TOKEN}, which is put before every question anyway")
-    return Question(row["question_id"], tuple(images), row["text"])
+    return Question(row["question_id"], image_names(row["image"]), row["text"])
+
+
+def image_names(value: Any) -> tuple[str, ...]:
+    """A row's image paths: one, a list of them, or null for none. Raises ValueError, one line, for anything else."""
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"image={str(value)[:80]!r} is not text, a list of texts, or null")
+    return tuple(names)
 
 
 def subset(items: Sequence[Item], limit: int | None) -> list[Item]:

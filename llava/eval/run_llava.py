@@ -7,8 +7,8 @@ python -m llava.eval.run_llava --model-path playground/embedded --image-file PIC
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -17,16 +17,21 @@ from llava.eval.media.images import load_image
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.eval.models.reply import DTYPES, Generation
+from llava.given import told_in_one_line
+from llava.pictures import picture_names
 
 __all__ = ["eval_model", "image_parser", "load_image", "load_images", "main"]
 
 
 def image_parser(args: argparse.Namespace) -> list[str]:
-    """The picture names in `args.image_file`, separated by `args.sep`."""
-    return args.image_file.split(args.sep)
+    """The picture names in `args.image_file`: text (see `picture_names`), a path, a list of them, or None for none."""
+    given = args.image_file
+    if isinstance(given, (list, tuple)):
+        return [str(name) for name in given]
+    return [] if given is None else [str(given)] if isinstance(given, Path) else picture_names(given, args.sep)
 
 
-def load_images(image_files: Sequence[str], allow_private: bool = False) -> list[Image.Image]:
+def load_images(image_files: Sequence[str | Path], allow_private: bool = False) -> list[Image.Image]:
     return [load_image(file, allow_private) for file in image_files]
 
 
@@ -80,10 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    try:
+    with told_in_one_line():
         eval_model(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

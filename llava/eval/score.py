@@ -18,6 +18,7 @@ from pathlib import Path
 from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.benchmarks.scoring import Scored, score_answers
 from llava.eval.judge import settings as judge_settings
+from llava.given import told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,13 +45,11 @@ def report(scored: Scored) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     bench = benchmark(args.benchmark)
-    try:
+    with told_in_one_line():
         split = bench.split(args.split)
         judge = judge_settings.settings_of(args)
         answers = args.answers_file.expanduser()
         scored = score_answers(bench, split, bench.folder(args.data, split), answers, judge, args.subset, progress=True)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     report(scored)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from llava.eval.benchmarks.llavabench import UNREADABLE
 from llava.eval.benchmarks.score_report import shown
 from llava.eval.files import read_rows
+from llava.given import told_in_one_line
 
 Pair = list[float]
 _BEGINNINGS = ("gpt4_text", "reviews_", "review_")
@@ -66,14 +66,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-i", "--ignore", type=int, nargs="*", default=(), help="question ids to leave out")
     args = parser.parse_args(argv)
     summary: dict[str, Any] = {}
-    try:
+    with told_in_one_line():
         for file in review_files(args.dir, args.files):
             pairs = pairs_of(file, args.ignore)
             name = file.name.replace("gpt4_text_", "").removesuffix(".jsonl")
             unread = sum(pair == UNREADABLE for pair in pairs.get("all", ()))
             summary[name] = {**{part: relative(own) for part, own in pairs.items()}, "unreadable": unread}
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     for name, scores in summary.items():
         print(name)
         for part, value in scores.items():

@@ -4,8 +4,9 @@ Written folders have the layout of the published ones: config, weights, tokenize
 trained and is therefore part of the checkpoint, a sub-folder `vision_tower/` with the tower's config.
 
 A checkpoint is written into the sub-folder `.partial`, which is renamed to `.complete` and then moved into place. If
-the process is killed before the rename, the folder is unchanged; if it is killed later, the next reader or writer of
-the folder finishes the move. So a partial checkpoint, or a mixture of two, is never read.
+the process is killed before the rename, the folder is unchanged; if it is killed later, the next writer of the folder
+finishes the move, and readers refuse the folder until then. So a partial checkpoint, or a mixture of two, is never
+read, and reading a folder, which may come from a stranger, never writes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The fields of config.json. Raises ValueError when it is missing or broken."""
-    finish_save(folder)
+    """The fields of config.json. Raises ValueError when it is missing or broken, or when a save is unfinished."""
+    refuse_unfinished(folder)
     file = folder / "config.json"
     if not file.is_file():
         partial = (folder / _PARTIAL).is_dir()
@@ -94,8 +95,10 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     weight_names(folder)  # raises the readable error when there are none
     index = next((folder / name for name in _WEIGHTS if name.endswith("json") and (folder / name).is_file()), None)
     whole = [folder / name for name in _WEIGHTS if not name.endswith("json") and (folder / name).is_file()]
-    shards = json.loads(index.read_text("utf-8"))["weight_map"].values() if index else []
-    files = whole[:1] or sorted({folder / name for name in shards})
+    shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index else set()
+    if elsewhere := [name for name in shards if not isinstance(name, str) or Path(name).name != name]:
+        raise ValueError(f"{index} names {elsewhere[0]!r}, which is no file of {folder}; copy the checkpoint again")
+    files = whole[:1] or sorted(folder / name for name in shards)
     for file in files:
         try:
             yield from (load_file(file) if file.suffix == ".safetensors" else read_bin(file)).items()
@@ -206,13 +209,26 @@ def _tower_name(tower: CLIPVisionTower, in_checkpoint: bool) -> str:
     return str(Path(tower.source).resolve()) if Path(tower.source).is_dir() else tower.vision_tower_name
 
 
+def refuse_unfinished(folder: Path) -> None:
+    """Raise ValueError, one line, where a save was interrupted while its files were moved into place."""
+    if (folder / _COMPLETE).is_dir():
+        raise ValueError(
+            f"{folder} holds a save that was interrupted at its last step; if you trust the folder, finish it by "
+            f"llava.model.checkpoint.finish_save(folder), or save there again"
+        )
+
+
 def finish_save(output: Path) -> None:
-    """Move a completely written checkpoint into place, config.json last; does nothing when there is none."""
+    """Move a completely written checkpoint into place, config.json last; does nothing when there is none.
+
+    For folders that this process writes. Raises ValueError, one line, when the list of files names anything outside the
+    folder, also by a symbolic link; nothing is moved then.
+    """
     complete = output / _COMPLETE
     if not complete.is_dir():
         return
     # The list, not the folder, has the files of this checkpoint: an interrupted move has moved some files already.
-    written = json.loads((complete / _LIST).read_text("utf-8"))
+    written = _listed_files(output, complete)
     if (complete / "config.json").is_file():
         (output / "config.json").unlink(missing_ok=True)  # other programs then find no checkpoint instead of a mixture
     for old in [*output.glob("model*.safetensors*"), *output.glob("pytorch_model*.bin*")]:
@@ -223,6 +239,23 @@ def finish_save(output: Path) -> None:
             (output / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(complete / name, output / name)
     shutil.rmtree(complete)
+
+
+def _listed_files(output: Path, complete: Path) -> list[str]:
+    """The names in the list of a finished save. Raises ValueError unless all are files inside `output`."""
+    try:
+        names = json.loads((complete / _LIST).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{complete} has no readable list of its files; remove it, and save again") from error
+    root, source = output.resolve(), complete.resolve()
+    for name in names if isinstance(names, list) else [names]:
+        path = PurePosixPath(name) if isinstance(name, str) and name and "\0" not in name else PurePosixPath("/")
+        plain = not path.is_absolute() and ".." not in path.parts
+        # A file in `output` may be a link, which is replaced; a folder that is one would lead elsewhere.
+        inside = plain and (output / path).parent.resolve() == (root / path).parent
+        if not inside or source != root / _COMPLETE or (complete / path).resolve() != source / path:
+            raise ValueError(f"{complete / _LIST} names {name!r}, which is no file inside {output}; remove {complete}")
+    return names
 
 
 def read_projector(path: str) -> dict[str, Tensor]:

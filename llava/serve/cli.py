@@ -16,6 +16,7 @@ from typing import TextIO
 
 from PIL import Image
 
+from llava import pictures
 from llava.conversation import conv_templates
 from llava.eval.media.images import load_image
 from llava.serve.answer_stats import AnswerStats
@@ -84,7 +85,7 @@ class Chat:
 
 
 def picture_names(given: Sequence[str]) -> list[str]:
-    return [name for part in given for name in part.split(",") if name]
+    return [name for text in given for name in pictures.picture_names(text)]
 
 
 def converse(chat: Chat, read: Callable[[str], str], out: TextIO) -> None:

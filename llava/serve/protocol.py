@@ -7,8 +7,6 @@ reason as its text, and `error` with `kind`, `type` and `message`. The last one 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
@@ -19,6 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from llava.eval.media.images import decode_image
+from llava.given import decode_base64
 
 DELIMITER = b"\0"
 MAX_NEW_TOKENS = 1024  # LLaVA's limit per request
@@ -159,9 +158,7 @@ def decode_images(texts: Iterable[str], largest_bytes: int, largest_pixels: int)
         try:
             if len(text) * 3 // 4 > largest_bytes:
                 raise ValueError(f"larger than {largest_bytes} bytes")
-            images.append(decode_image(base64.b64decode(text, validate=True), largest_pixels))
-        except binascii.Error as error:
-            raise ValueError(f"image {number}: not base64 ({error})") from None
+            images.append(decode_image(decode_base64(text), largest_pixels))
         except ValueError as error:
             raise ValueError(f"image {number}: {error}") from error
     return images

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
+from llava.pictures import read_picture
 from llava.train.preprocess import BadSample, Segment, encode, preprocess_multimodal, to_segments
 
 IMAGE_EXTENSIONS = (".jpg", ".png", ".gif", ".jpeg")
@@ -142,9 +143,8 @@ def find_image(path: Path) -> Path:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The whole picture in RGB. Raises BadSample when the file is damaged or not a picture."""
+    """The whole picture in RGB. Raises BadSample when the file is damaged, too large, or not a picture."""
     try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadSample(f"image {path} cannot be read: {error}", BAD_IMAGE) from error
+        return read_picture(path)
+    except ValueError as error:
+        raise BadSample(str(error), BAD_IMAGE) from error

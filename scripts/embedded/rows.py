@@ -10,9 +10,10 @@ results has both means for every row.
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 from flowcut.registry import parse_pruner
+from llava.given import told_in_one_line
 
 PATCHES, LAYERS = 576, 4
 BUDGETS = (192, 128, 64, 32)
@@ -72,15 +73,19 @@ def rows(budget: int) -> list[str]:
     return [fitted(method, budget) for method in (*OTHERS, *["vtw"] * (budget == 128))]
 
 
-def main(asked: list[str]) -> None:
-    for word in asked:
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("asked", nargs="*", help="budgets and methods")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    for word in build_parser().parse_args(argv).asked:
         texts = rows(int(word)) if word.isdecimal() else [fitted(word, budget) for budget in BUDGETS]
-        try:
+        with told_in_one_line():
             parse_pruner(texts[0])
-        except ValueError as error:
-            sys.exit(f"error: {error}")
-        print(*(f"--pruner {text}" for text in texts))
+            print(*(f"--pruner {text}" for text in texts))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,9 +6,9 @@ Takes about seven minutes; nothing else should run meanwhile. `results/embedded/
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from llava.given import told_in_one_line
 from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
 from scripts.tables.cells.embedded import DATA, MODEL, QUICK
 from scripts.tables.cells.times import EFFICIENCY, measure_times
@@ -21,10 +21,8 @@ def main(argv: list[str] | None = None) -> None:
     texts = [text for budget in BUDGETS for text in [*(fitted(name, budget) for name in MAIN), *rows(budget)]]
     file = args.results / "embedded" / EFFICIENCY
     file.unlink(missing_ok=True)
-    try:
+    with told_in_one_line():
         measure_times(MODEL, texts, file, DATA / "questions.jsonl", DATA / "images", QUICK)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 
 from llava.eval.files import write_atomic
 from llava.eval.provenance import environment
+from llava.given import told_in_one_line
 from scripts.tables.cells.training import training_run
 
 TOKENS = (576, 192, 128)
@@ -36,10 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/embedded"))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         write_atomic(args.out, json.dumps(record(args.runs), indent=1) + "\n")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

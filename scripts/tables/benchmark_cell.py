@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from llava.eval.benchmarks.registry import MODULES
 from llava.eval.prepare import DATA
+from llava.given import told_in_one_line
 from scripts.tables.cells.produce import make_cell
 from scripts.tables.cells.spec import FAMILIES, CellSpec
 
@@ -38,11 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args, flags = build_parser().parse_known_args(argv)
     given = (args.family, args.benchmark, args.model, args.pruner, args.out, args.limit, args.data, tuple(flags))
-    try:
+    with told_in_one_line():
         spec = CellSpec(*given)
         made = make_cell(spec)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     print(json.dumps({"file": str(spec.file), **made}, ensure_ascii=False))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from flowcut import parse_pruner
 from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.eval.models.reply import DTYPES
+from llava.given import told_in_one_line
 from scripts.tables.cells.in_process import BENCHMARKS, Cell, Plan, Setup, measure, report
 
 
@@ -44,14 +45,12 @@ def main(argv: list[str] | None = None) -> None:
     cells = [Cell(args.benchmark, pruner) for pruner in args.pruner or ["none"]]
     if args.blind:
         cells.insert(0, Cell(args.benchmark, blind=True))
-    try:
+    with told_in_one_line():
         for cell in cells:
             parse_pruner(cell.pruner)
         checkpoint = load_checkpoint(args.model, None, args.conv_mode, args.device, args.dtype, "vicuna_v1")
         setup = Setup(checkpoint, args.data, args.out, args.limit, args.batch_size, args.fresh, command)
         plans = [Plan(setup, cell) for cell in cells]
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     results, problems = measure(plans)
     report(problems)
     shown = ("pruner", "budget", "blind", "n", "missing", "accuracy", "ci95", "gflops", "ms")

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llava.given import told_in_one_line
 from llava.mm_utils import get_model_name_from_path
 from scripts.tables.cells.embedded import make_missing
 from scripts.tables.cells.table_cells import TableCells
@@ -72,8 +74,19 @@ def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, s
         flags=tuple(launch_flags),
     )
     if not args.render:
+        refuse_absent(cells.model)
         cells.make_missing()
-    return against_paper.grid(table, cells.read(), cells.model), get_model_name_from_path(cells.model), cells.problems
+    found = cells.read()
+    if not found:
+        why = "".join(f"; {problem}" for problem in cells.problems[:1])
+        raise ValueError(f"no number of {cells.model} is in {args.results}, so no table is written{why}")
+    return against_paper.grid(table, found, cells.model), get_model_name_from_path(cells.model), cells.problems
+
+
+def refuse_absent(model: str) -> None:
+    """Raise ValueError, one line, for a model that is neither a folder nor a name of the Hub."""
+    if not Path(model).expanduser().is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise ValueError(f"--model {model} is no folder; give a checkpoint's folder, a Hub name, or embedded")
 
 
 def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Sequence[str]) -> Grid:
@@ -88,10 +101,8 @@ def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Seq
 
 def main(argv: list[str] | None = None) -> None:
     args, launch_flags = build_parser().parse_known_args(argv)
-    try:
+    with told_in_one_line():
         grid, name, problems = make(args, launch_flags)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     files = grid.write(args.results / name / "tables" / f"table{args.number:02d}")
     print(grid.markdown())
     print(json.dumps({"table": args.number, "model": name, "files": [str(file) for file in files]}))

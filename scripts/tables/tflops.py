@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from flowcut.bench.synthetic import GEOMETRIES
 from flowcut.cost import Cost
+from llava.given import told_in_one_line
 from scripts.tables.paper.counting import PATCHES, BudgetNotMet, Case
 from scripts.tables.paper.printed_tflops import LINES, NEXT, ONE, Line
 from scripts.tables.render.grid import NOTHING, Grid
@@ -132,10 +133,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: --entropy-ratio {args.entropy_ratio} is not in 0 ... 1; 1 is attention spread evenly")
     grid = table(args.text_tokens, args.entropy_ratio, footnotes=not args.csv)
     if args.write:
-        try:
+        with told_in_one_line():
             PAGE.write_text(fill(PAGE.read_text("utf-8"), "tflops", grid.markdown()), "utf-8")
-        except (OSError, ValueError) as error:
-            sys.exit(f"error: {error}")
     else:
         print(grid.csv() if args.csv else grid.markdown(), end="" if args.csv else "\n")
 

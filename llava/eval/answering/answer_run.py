@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from llava.eval.media.reading import LoadedQuestion, batches
 from llava.eval.models.answerer import Answerer
 from llava.eval.models.reply import Reply
 from llava.eval.questions import Problem, Question
+from llava.given import home_path, one_line
 
 
 class AnswerRun:
@@ -34,7 +36,7 @@ class AnswerRun:
     ) -> None:
         self.answerer = answerer
         self.questions = list(questions)
-        self.image_folder = Path(image_folder).expanduser()
+        self.image_folder = home_path(image_folder)
         self.journal = journal
         self.batch_size = batch_size
         self.problems = list(problems)
@@ -52,7 +54,8 @@ class AnswerRun:
     def warm_up(self) -> None:
         """Answer the first question and discard the answer, as a warm-up for timing."""
         for batch in self._read(self._first, workers=0):
-            self._answer([read for read in batch if read.problem is None])
+            with suppress(Exception):  # it becomes the question's problem when it is asked
+                self._answer([read for read in batch if read.problem is None])
 
     def step(self) -> int:
         """Answer the next batch and write the answers; returns how many questions were tried."""
@@ -90,10 +93,10 @@ class AnswerRun:
         """
         try:
             return list(zip(batch, self._answer(batch), strict=True))
-        except ValueError as error:
+        except Exception as error:  # of the tokenizer, the model, out of memory: not only those that we foresee
             if len(batch) > 1:
                 return [pair for read in batch for pair in self._answered([read])]
-            self.problems.append(Problem(f"question {batch[0].question.question_id}", str(error)))
+            self.problems.append(Problem(f"question {batch[0].question.question_id}", one_line(error)))
             return []
 
     def _answer(self, batch: Sequence[LoadedQuestion]) -> list[Reply]:

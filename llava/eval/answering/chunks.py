@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +17,9 @@ import torch
 from llava.eval.files import write_atomic
 
 MERGED = "merge.jsonl"
+_DEVICE = re.compile(r"\d+|cpu|(GPU|MIG)-[\w/-]+")
+PARENT = "LLAVA_EVAL_PARENT"  # the variable with the number of the process that a chunk belongs to
+_SECONDS = 0.2
 _STDERR = 2
 
 
@@ -29,8 +36,10 @@ def share_of(devices: str | None = None, nodes: int = 1, node: int = 0) -> Share
 
     devices: such as "0,1" or "cpu"; None uses CUDA_VISIBLE_DEVICES, else all GPUs, else the CPU.
 
-    Raises ValueError for an invalid node.
+    Raises ValueError for an invalid node, and for devices that name none.
     """
+    if devices is not None and not all(_DEVICE.fullmatch(name.strip()) for name in devices.split(",")):
+        raise ValueError(f"--devices {devices} names no devices; give numbers of GPUs, such as 0,1, or cpu")
     if not 0 <= node < nodes:
         raise ValueError(f"--node {node} of {nodes} does not exist; it runs from 0 to {nodes - 1}")
     named = devices if devices is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -56,7 +65,7 @@ def answer_chunks(part: Share, command: Sequence[str], folder: Path) -> bool:
         done.unlink(missing_ok=True)
         chunk = ["--num-chunks", str(part.chunks), "--chunk-idx", str(number)]
         chunk += ["--answers-file", str(_chunk(folder, part.chunks, number))]
-        environment = dict(os.environ)
+        environment = {**os.environ, PARENT: str(os.getpid())}
         if device == "cpu":
             chunk += ["--device", "cpu"]
         else:
@@ -72,6 +81,22 @@ def answer_chunks(part: Share, command: Sequence[str], folder: Path) -> bool:
         if state == 0:
             write_atomic(done, "")
     return not any(states)
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that started it by `answer_chunks`, however that one ended.
+
+    Otherwise it would go on, and a second start would answer the same questions beside it.
+    """
+    parent = os.environ.pop(PARENT, "")
+    if parent.isdecimal():
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)  # answers are on the disk line by line
 
 
 def merge(folder: Path, chunks: int) -> Path | None:

@@ -1,19 +1,23 @@
 """The answers file as a journal: a run may be killed at any moment and continued without losing or repeating a line.
 
-Every answer is one line, written and flushed at once. The settings that determine the answers are next to it in
-`<name>.settings.json`; a file made with other settings is not continued.
+Every answer is one line, written at once. The settings that determine the answers are next to it in
+`<name>.settings.json`; a file made with other settings is not continued. The file is locked while it is written, so
+that two programs never write the same one; the lock ends with the process.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llava.eval.files import drop_half_line, write_atomic
 from llava.eval.questions import Problem, Question
+from llava.given import home_path
 
 Key = tuple[Any, str]
 
@@ -24,23 +28,32 @@ class Journal:
     settings: the settings that must be equal for answers of one file; JSON values only.
     fresh: discard existing answers.
 
-    Raises ValueError when the file was begun with other settings, or is damaged in its middle.
+    Raises ValueError, one line, when the file is no regular one, is written by another process, was begun with other
+    settings, or is damaged in its middle; OSError when it cannot be written.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any], fresh: bool = False) -> None:
-        self.path = Path(path).expanduser()
+        self.path = home_path(path)
         self.settings = json.loads(json.dumps(settings))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            self.path.unlink(missing_ok=True)
-        drop_half_line(self.path)
-        self._lines = self.path.read_text("utf-8").split("\n")[:-1] if self.path.exists() else []
-        if self._lines:
-            self._check_settings()
-        else:
-            write_atomic(_sidecar(self.path), json.dumps(self.settings, indent=2) + "\n")
-        self._keys = [self._key(number, line) for number, line in enumerate(self._lines, start=1)]
-        self._file = self.path.open("a", encoding="utf-8")
+        for file in (self.path, _sidecar(self.path), self.bad_file):
+            if os.path.lexists(file) and not file.is_file():
+                raise ValueError(f"{file} is no regular file, which would be lost; give another answers file")
+        self._file = self.path.open("ab", buffering=0)  # a buffer could be written later, after an error
+        try:
+            _lock(self._file, self.path)
+            if fresh:
+                self._file.truncate(0)
+            drop_half_line(self.path)
+            self._lines = self.path.read_text("utf-8").split("\n")[:-1]
+            if self._lines:
+                self._check_settings()
+            else:
+                write_atomic(_sidecar(self.path), json.dumps(self.settings, indent=2) + "\n")
+            self._keys = [self._key(number, line) for number, line in enumerate(self._lines, start=1)]
+        except BaseException:
+            self._file.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -54,7 +67,7 @@ class Journal:
     @property
     def bad_file(self) -> Path:
         """The file in which `finish` lists unanswered questions."""
-        return self.path.with_suffix(".bad.jsonl")
+        return _beside(self.path, "bad.jsonl")
 
     def _check_settings(self) -> None:
         if not _sidecar(self.path).is_file():
@@ -101,14 +114,14 @@ class Journal:
     def write(self, line: dict[str, Any]) -> None:
         """Append one answer."""
         text = json.dumps(line)
-        self._file.write(text + "\n")
-        self._file.flush()
+        rest = memoryview(f"{text}\n".encode())
+        while rest:  # on a nearly full disk a part is written; the next start drops it
+            rest = rest[self._file.write(rest) or 0 :]
         self._lines.append(text)
         self._keys.append((line["question_id"], line["prompt"]))
 
     def finish(self, questions: Sequence[Question], problems: Sequence[Problem]) -> None:
         """Close the file, with the answers in the questions' order, and list the problems in `bad_file`."""
-        self._file.close()
         by_key = defaultdict(list)
         for key, line in zip(self._keys, self._lines, strict=True):
             by_key[key].append(line)
@@ -118,7 +131,27 @@ class Journal:
         self.bad_file.unlink(missing_ok=True)
         if problems:
             write_atomic(self.bad_file, "".join(json.dumps(problem._asdict()) + "\n" for problem in problems))
+        self.close()
+
+    def close(self) -> None:
+        """Close the file as it is, and give the lock back."""
+        self._file.close()
 
 
 def _sidecar(path: Path) -> Path:
-    return path.with_suffix(".settings.json")
+    return _beside(path, "settings.json")
+
+
+def _beside(path: Path, name: str) -> Path:
+    """A file next to the answers: a.jsonl has a.settings.json, a.json has a.json-settings.json of its own."""
+    return path.with_suffix(f".{name}") if path.suffix == ".jsonl" else path.with_name(f"{path.name}-{name}")
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Lock an open file for this process. Raises ValueError, one line, where another one has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{path} is being written by another process; wait for it, or give another file") from None
+    except OSError:  # a file system without locks
+        return

@@ -12,18 +12,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from llava.eval.answering.answer_run import AnswerRun
+from llava.eval.answering.chunks import end_with_parent
 from llava.eval.answering.journal import Journal
 from llava.eval.answering.settings import add_answer_flags
 from llava.eval.models.load import load_answerer
-from llava.eval.models.reply import Generation
+from llava.eval.models.reply import Generation, check_device
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
+from llava.given import home_path, told_in_one_line
 
 QuestionReader = Callable[[argparse.Namespace], tuple[list[Question], list[Problem]]]
 
@@ -46,11 +47,10 @@ class AnsweringProgram:
     def main(self, argv: Sequence[str] | None = None) -> None:
         """The program itself: ends with one line and status 1 for invalid input and unanswered questions."""
         args = self.build_parser().parse_args(argv)
-        try:
-            run = start_run(args, self.read)
-        except ValueError as error:
-            sys.exit(f"error: {error}")
-        if answer_all(run, args.chunk_idx) and not args.skip_bad:
+        end_with_parent()
+        with told_in_one_line(kept=f"answers so far are in {args.answers_file}, and the same command continues them"):
+            unanswered = answer_all(start_run(args, self.read), args.chunk_idx)
+        if unanswered and not args.skip_bad:
             sys.exit(1)
 
 
@@ -84,9 +84,10 @@ def start_run(args: argparse.Namespace, read: QuestionReader) -> AnswerRun:
         raise ValueError(f"--batch-size {args.batch_size} is no number of questions; give 1 or more")
     if args.workers is not None and args.workers < 0:
         raise ValueError(f"--workers {args.workers} is no number of processes; give 0 or more")
+    check_device(args.device)
+    generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
     rows, problems = read(args)
     questions = chunk(subset(rows, args.limit), args.num_chunks, args.chunk_idx)
-    generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
     answerer = load_answerer(
         args.model_path,
         pruner=args.pruner,
@@ -102,7 +103,9 @@ def start_run(args: argparse.Namespace, read: QuestionReader) -> AnswerRun:
     )
     settings = {
         **answerer.settings(),
-        "questions": fingerprint([Path(args.question_file).expanduser()]),
+        "questions": fingerprint([home_path(args.question_file)]),
+        # relative, so that data and answers may be moved together
+        "image_folder": os.path.relpath(home_path(args.image_folder), home_path(args.answers_file).parent),
         "chunk": [args.chunk_idx, args.num_chunks],
         **_prompt_flags(args),
     }
@@ -132,8 +135,12 @@ def answer_all(run: AnswerRun, line: int = 0) -> int:
     total = len(run.questions)
     name = run.journal.path.name
     with tqdm(total=total, initial=total - run.remaining, desc=name, unit="question", position=line) as bar:
-        while run.remaining:
-            bar.update(run.step())
+        try:
+            while run.remaining:
+                bar.update(run.step())
+        except BaseException:  # the disk is full, Ctrl-C: the answers so far stay, and the file is free again
+            run.journal.close()
+            raise
     problems = run.finish()
     for problem in problems:
         print(f"not answered: {problem.where}: {problem.what}", file=sys.stderr)

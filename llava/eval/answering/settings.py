@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from llava.eval.models.load import BACKENDS
-from llava.eval.models.reply import DTYPES
+from llava.eval.models.reply import DTYPES, Generation, check_device
 
 # Where a field's flag is not --name with dashes. LLaVA writes some of its flags with underscores.
 _FLAGS = {"backend": "--host"} | {name: f"--{name}" for name in ("top_p", "num_beams", "max_new_tokens")}
@@ -19,6 +19,8 @@ class AnswerSettings:
 
     more: flags that only some of the programs have, such as ("--lang", "cn").
     The help of the flags of these names describes the others; `backend` is --host.
+
+    Raises ValueError, one line, for values that cannot be.
     """
 
     model_base: str | None = None
@@ -37,6 +39,15 @@ class AnswerSettings:
     frames: int = 8
     max_pixels: int | None = None
     more: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        length = 1 if self.max_new_tokens is None else self.max_new_tokens
+        Generation(self.temperature, self.top_p, self.num_beams, length, self.seed)
+        for name, least in (("batch_size", 1), ("workers", 0), ("frames", 1), ("max_pixels", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} is not possible; give {least} or more")
+        check_device(self.device)
 
     @classmethod
     def parse(cls, flags: Sequence[str], temperature: float = 0.0) -> AnswerSettings:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llava.eval.benchmarks.join import read_answers
 from llava.eval.files import Row, write_json
+from llava.given import told_in_one_line
 
 
 def convert(description: str | None, change: Callable[[list[Row]], Any], argv: list[str] | None) -> None:
@@ -18,8 +18,6 @@ def convert(description: str | None, change: Callable[[list[Row]], Any], argv: l
     parser.add_argument("--src", type=Path, required=True, help="JSON lines of answers")
     parser.add_argument("--dst", type=Path, required=True, help="JSON to write")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         answers = read_answers(args.src)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     write_json(change(answers), args.dst)

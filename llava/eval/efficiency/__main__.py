@@ -47,6 +47,7 @@ from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.eval.models.reply import DTYPES
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Question, questions_of
+from llava.given import told_in_one_line
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
@@ -177,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     args.pruner = args.pruner or ["flowcut:budget=64"]
     command = "python -m llava.eval.efficiency " + shlex.join(sys.argv[1:] if argv is None else argv)
-    try:
+    with told_in_one_line():
         variants = variants_of(args)
         if args.out is not None:
             check_out(args.out)
@@ -194,8 +195,6 @@ def main(argv: list[str] | None = None) -> None:
         keep_freed_memory()
         comparison = Comparison(checkpoint, questions, images, variants, args.max_new_tokens)
         results = comparison.measure(args.warm_up, args.power and device.type == "cuda")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     found = report(comparison, results, args, command)
     if args.out is not None:
         write_atomic(args.out, json.dumps(found, indent=1) + "\n")

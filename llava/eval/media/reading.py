@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava.eval.media.images import decode_image, load_image
 from llava.eval.questions import Question
+from llava.given import one_line
 from llava.mm_utils import process_images
 
 
@@ -67,8 +68,8 @@ class QuestionMedia(Dataset):
     def __getitem__(self, index: int) -> tuple[list[Any], str | None]:
         try:
             return [self.reader(source, self.folder) for source in self.questions[index].images], None
-        except ValueError as error:
-            return [], str(error)
+        except Exception as error:  # of a decoder or a processor, out of memory: this question's problem alone
+            return [], one_line(error)
 
 
 def batches(

@@ -13,6 +13,7 @@ from PIL import Image
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.conversation import conv_templates
 from llava.eval.models.answerer import PrunedAnswerer
+from llava.eval.models.context import context_of, refuse_long_text, refuse_tokens
 from llava.eval.models.hf_checkpoint import HFCheckpoint
 from llava.eval.models.hf_inputs import VisualInput
 from llava.eval.models.reply import Generation, Reply
@@ -85,12 +86,18 @@ class HFAnswerer(PrunedAnswerer):
     def answer(self, texts: Sequence[str], pictures: Sequence[Sequence[VisualInput]]) -> list[Reply]:
         """Like a call, with prepared pictures and videos; a question may have none, one or several."""
         model, preparation = self.checkpoint.model, self.checkpoint.preparation
+        context = context_of(model.config)
+        for text in texts:
+            refuse_long_text(text, preparation.tokenizer, context)
         prompts = [
             preparation.expand(self.prompt(text, videos=[one.video for one in own]), own)
             for text, own in zip(texts, pictures, strict=True)
         ]
         batch = self.checkpoint.batch(prompts, [one for own in pictures for one in own])
         placeholder_ids = preparation.placeholder_ids
+        real, visual = self._parts(batch)
+        # A pruner removes visual tokens, but never text.
+        refuse_tokens(int((real if self.pruner is None else real & ~visual).sum(dim=1).max()), context)
         anatomy = self.checkpoint.anatomy
         timed = AnatomyStopwatch(model, anatomy)
         with torch.inference_mode(), timed as watch, self.pruning(texts, pictures) as handle:
@@ -104,9 +111,8 @@ class HFAnswerer(PrunedAnswerer):
             )
             total = watch.stop()
         said = preparation.tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        ids, real = batch["input_ids"], batch["attention_mask"].bool()
+        ids = batch["input_ids"]
         named = [(ids == placeholder).sum(dim=1).tolist() for placeholder in placeholder_ids]
-        visual = torch.isin(ids, torch.tensor(placeholder_ids, device=ids.device))
         words = (real.sum(dim=1) - visual.sum(dim=1)).tolist()
         trace = handle.trace if handle else None
         counts = TokenCounts(pictures, len(anatomy.encoders[0].layers), trace, self.generation.num_beams)
@@ -124,3 +130,9 @@ class HFAnswerer(PrunedAnswerer):
             )
             for index, text in enumerate(said)
         ]
+
+    def _parts(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which positions are no padding, and which are placeholders of visual tokens, [rows, length] each."""
+        ids = batch["input_ids"]
+        placeholders = torch.tensor(self.checkpoint.preparation.placeholder_ids, device=ids.device)
+        return batch["attention_mask"].bool(), torch.isin(ids, placeholders)

@@ -16,6 +16,7 @@ from flowcut.hooks.parts import Anatomy
 from llava.conversation import conversation_mode
 from llava.eval.media.frames import spread
 from llava.eval.models.hf_inputs import FILES, Preparation, VisualInput, VisualInputReader, load_preparation
+from llava.eval.models.reply import check_device
 from llava.eval.provenance import fingerprint, model_fingerprint
 from llava.mm_utils import get_model_name_from_path
 from llava.model.checkpoint import DAMAGE, local_folder, one_line, quiet, read_config, weight_names
@@ -99,6 +100,7 @@ def load_hf_checkpoint(
         if preparation.tokenizer.chat_template is None:
             raise ValueError(f"{folder} has no chat template; say how to prompt it, such as --conv-mode llava_v1")
         preparation.processor.chat_template = preparation.tokenizer.chat_template
+    check_device(device)
     model = _load_model(folder, config, device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype)
     anatomy_of(model)
     files = [folder / name for name in FILES if (folder / name).is_file()]

@@ -21,6 +21,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from llava.eval.media.frames import Clip, is_video, sample_frames
 from llava.eval.media.images import decode_image, load_image
+from llava.pictures import LARGEST_RATIO, small_enough_for_a_square
 
 # Files of a checkpoint that, besides config and weights, determine the model's inputs.
 FILES = (
@@ -71,8 +72,12 @@ class VisualInputReader:
         return self.video(folder / source) if is_video(source) else self.picture(load_image(folder / source))
 
     def picture(self, image: Image.Image) -> VisualInput:
-        """A picture (RGB)."""
-        inputs = _process(self.pictures, [image])
+        """A picture (RGB). Raises ValueError, one line, when it is too long and thin to be resized."""
+        if max(image.size) > LARGEST_RATIO * min(image.size):
+            raise ValueError(
+                f"a picture of {image.width} x {image.height} is too thin; {LARGEST_RATIO} to 1 is allowed"
+            )
+        inputs = _process(self.pictures, [small_enough_for_a_square(image)])
         return VisualInput(False, inputs, self._rows(inputs["pixel_values"], inputs.get("image_grid_thw")))
 
     def video(self, path: str | Path) -> VisualInput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from flowcut.pruner import Pruner
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
@@ -21,6 +23,7 @@ from llava.constants import (
 from llava.conversation import conv_templates
 from llava.eval.media.reading import Picture
 from llava.eval.models.answerer import PrunedAnswerer
+from llava.eval.models.context import Room, context_of, refuse_long_text, refuse_tokens
 from llava.eval.models.llava_checkpoint import Checkpoint
 from llava.eval.models.reply import Generation, Reply
 from llava.eval.models.stopwatch import Stopwatch
@@ -74,10 +77,20 @@ class LlavaAnswerer(PrunedAnswerer):
     def answer(self, texts: Sequence[str], pictures: Sequence[Sequence[Picture]]) -> list[Reply]:
         """Like a call, with prepared pictures; a question may have none, one or several."""
         model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
-        ids, mask = self._ids([self.prompt(text, len(own)) for text, own in zip(texts, pictures, strict=True)])
+        context = context_of(model.config)
+        prompts = [self.prompt(text, len(own)) for text, own in zip(texts, pictures, strict=True)]
+        for prompt in prompts:
+            refuse_long_text(prompt, tokenizer, context)
+        ids, mask = self._ids(prompts)
+        for words, own in zip(mask.sum(dim=1).tolist(), pictures, strict=True):
+            refuse_tokens(words + len(own) * self._least_per_picture, context)
+        room = Room(context)
         shown = [picture for own in pictures for picture in own]
         pixels = self.checkpoint.batch(shown)
-        with torch.inference_mode(), Stopwatch(model) as watch, self.pruning(texts, pictures) as handle:
+        with torch.inference_mode(), ExitStack() as stack:
+            watch = stack.enter_context(Stopwatch(model))
+            handle = stack.enter_context(self.pruning(texts, pictures))
+            stack.callback(model.register_forward_pre_hook(room.measure, with_kwargs=True).remove)
             watch.start()
             output = model.generate(
                 ids,
@@ -85,6 +98,7 @@ class LlavaAnswerer(PrunedAnswerer):
                 image_sizes=[picture.size for picture in shown],
                 attention_mask=mask,
                 pad_token_id=tokenizer.pad_token_id,
+                stopping_criteria=[room],
                 **self.generation.arguments(),
             )
             total = watch.stop()
@@ -108,6 +122,12 @@ class LlavaAnswerer(PrunedAnswerer):
             )
             for index, answer in enumerate(tokenizer.batch_decode(output, skip_special_tokens=True))
         ]
+
+    @property
+    def _least_per_picture(self) -> int:
+        """Positions that each picture surely adds, beyond its placeholder's one."""
+        whole = self.pruner is None or type(self.pruner).vision is Pruner.vision
+        return self.checkpoint.model.get_vision_tower().num_patches - 1 if whole else 0
 
     def _ids(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         tokenizer, device = self.checkpoint.tokenizer, self.checkpoint.model.device

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llava.conversation import conversation_mode
 from llava.eval.media.reading import Picture, PictureReader
+from llava.eval.models.reply import check_device
 from llava.eval.provenance import model_fingerprint
 from llava.mm_utils import get_model_name_from_path, process_images
 from llava.model.builder import load_pretrained_model
@@ -65,6 +66,7 @@ def load_checkpoint(
     Raises ValueError, one line, when path, weights or template do not exist, or the model takes no images.
     """
     name = get_model_name_from_path(model_path)
+    check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = getattr(torch, dtype) if dtype else None
     tokenizer, model, image_processor, _ = load_pretrained_model(

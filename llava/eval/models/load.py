@@ -8,7 +8,7 @@ from llava.eval.models.hf_checkpoint import load_hf_checkpoint
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.eval.models.reply import Generation
-from llava.model.checkpoint import finish_save, local_folder, read_config
+from llava.model.checkpoint import local_folder, read_config, refuse_unfinished
 from llava.model.transformers_layout import is_transformers_layout, llava_fields
 
 BACKENDS = ("auto", "llava", "transformers")
@@ -20,7 +20,7 @@ def fits_llava_classes(model_path: str) -> bool:
     Decided by config.json; a folder without one (an adapter) is LLaVA's. Raises ValueError when there is no such model.
     """
     folder = local_folder(model_path, patterns=["*config.json"])
-    finish_save(folder)
+    refuse_unfinished(folder)
     if not (folder / "config.json").is_file():
         return True
     fields = read_config(folder)

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 DTYPES = ("float32", "float16", "bfloat16")
+LARGEST_SEED = 2**32  # a question's number is added, and torch takes 64 bits
+
+
+def check_device(name: str | None) -> None:
+    """Raise ValueError, one line, for a device that does not exist; None is the default one."""
+    try:
+        device = torch.device(name or "cpu")
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"device {name!r} is unknown; use cuda, cuda:1, mps or cpu") from None
+    if device.type not in ("cpu", "cuda", "mps", "xpu", "npu"):
+        raise ValueError(f"device {name!r} is none that models run on; use cuda, cuda:1, mps or cpu")
+    if device.type == "cuda" and (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise ValueError(f"device {name} is not there: this machine has {torch.cuda.device_count()} GPUs; use cpu")
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Generation settings. Temperature 0 is greedy; `seed` has an effect above 0 only."""
+    """Generation settings. Temperature 0 is greedy; `seed` has an effect above 0 only.
+
+    Raises ValueError, one line, for values that cannot be.
+    """
 
     temperature: float = 0.0
     top_p: float | None = None
     num_beams: int = 1
     max_new_tokens: int = 128
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, right, allowed in (
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "more than 0, up to 1"),
+            ("num_beams", self.num_beams >= 1, "1 or more"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("seed", 0 <= self.seed < LARGEST_SEED, f"0 to {LARGEST_SEED - 1}"),
+        ):
+            if not right:
+                raise ValueError(f"{name}={getattr(self, name)} is not possible; give {allowed}")
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of transformers' generate."""

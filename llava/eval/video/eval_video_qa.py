@@ -24,6 +24,7 @@ from llava.eval.files import field_of, read_rows, write_json
 from llava.eval.judge import review
 from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
+from llava.given import told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,14 +84,12 @@ def combined(samples: Sequence[Sample]) -> dict[str, list[dict[str, Any]]]:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    try:
+    with told_in_one_line():
         settings = settings_of(args)
         truths = video_qa.truths(args.gt_file_answers.expanduser()) if args.gt_file_answers else None
         samples = samples_of(read_rows(args.pred_path.expanduser(), "answers"), truths)
         journal = args.output_dir.expanduser() / "judge.jsonl"
         judged = review.apply(video_qa.JUDGE, samples, settings, journal, progress=True)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     summary = video_qa.aggregate([video_qa.score(sample) for sample in judged.samples])
     labels = summary["labels"] + judged.labels
     if judged.record:

@@ -27,6 +27,7 @@ from llava.eval.models.hf_checkpoint import load_hf_checkpoint
 from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
+from llava.given import read_json, told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,12 +84,7 @@ def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
 
 
 def _rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist; give a JSON list of {', '.join(keys)}")
-    try:
-        rows = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error}); copy it again") from error
+    rows = read_json(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(keys) <= set(row) for row in rows):
         raise ValueError(f"{file} is no JSON list of {', '.join(keys)}; give the files of one benchmark")
     return rows
@@ -148,10 +144,8 @@ def run_inference(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    try:
+    with told_in_one_line():
         failures = run_inference(args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     if failures and not args.skip_bad:
         sys.exit(1)
 

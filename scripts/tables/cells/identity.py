@@ -129,4 +129,5 @@ def _chunks(spec: CellSpec) -> list[dict[str, Any]]:
     evaluation = spec.evaluation
     files = sorted(evaluation.answers_folder.glob(f"{evaluation.share.chunks}_*.settings.json"))
     read = [json.loads(file.read_text("utf-8")) for file in files]
-    return [{name: value for name, value in one.items() if name != "chunk"} for one in read]
+    apart = ("chunk", "image_folder")  # a path would not be the same on another machine
+    return [{name: value for name, value in one.items() if name not in apart} for one in read]

@@ -30,6 +30,7 @@ from llava.eval.models.llava_checkpoint import Checkpoint
 from llava.eval.models.reply import Generation
 from llava.eval.provenance import environment, fingerprint
 from llava.eval.questions import Problem, Question, read_questions, subset
+from llava.given import read_json
 from scripts.tables.cells.file_names import cell_name, method_of
 
 BENCHMARKS = {"embedded": embedded}
@@ -119,7 +120,7 @@ class Plan:
     def _stale(self) -> bool:
         if not self.file.is_file():
             return True
-        there = json.loads(self.file.read_text("utf-8"))
+        there = self._recorded()
         asked = subset(self.rows, there["limit"])
         return (
             not {one.question_id for one in self.questions} <= {one.question_id for one in asked}
@@ -127,7 +128,27 @@ class Plan:
             or there["missing"] > 0
         )
 
+    def _recorded(self) -> dict[str, Any]:
+        """The cell that is there, up to date or not; empty for none."""
+        return read_json(self.file) if self.file.is_file() else {}
+
+    @property
+    def expected_ms(self) -> float | None:
+        """What a question took when the cell was measured before."""
+        return self._recorded().get("ms", {}).get("mean")
+
+    def _same_origin(self, there: dict[str, Any]) -> bool:
+        """Whether a recorded cell is of this model and these data; one of others is of no use here."""
+        now = self._identity(subset(self.rows, there["limit"]))
+        return all(there["identity"].get(name) == now[name] for name in ("model_hash", "data_hash"))
+
     def _start(self) -> AnswerRun:
+        there = self._recorded()
+        if there.get("n", 0) > len(self.questions) and self._same_origin(there):
+            raise ValueError(
+                f"{self.file} holds {there['n']} questions, which {len(self.questions)} would replace; ask as many, or "
+                f"give another folder for the results"
+            )
         fresh = self.setup.fresh or not Journal.fits(self.answers, self.identity)
         journal = Journal(self.answers, self.identity, fresh)
         return AnswerRun(self.answerer, self.questions, self.images, journal, self.setup.batch_size, self.problems)
@@ -179,6 +200,8 @@ def measure(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], list[Problem]]
     Returns all cells' results in the order of the plans, and what could not be answered.
     """
     runs = [plan.run for plan in plans if plan.run]
+    if runs:
+        print(plan_of(plans), file=sys.stderr)
     for run in runs:
         run.warm_up()
     total = sum(len(run.questions) for run in runs)
@@ -188,6 +211,16 @@ def measure(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], list[Problem]]
             bar.update(sum(run.step() for run in runs if run.remaining))
     problems = [problem for run in runs for problem in run.finish()]
     return [plan.result() for plan in plans], list(dict.fromkeys(problems))
+
+
+def plan_of(plans: Sequence[Plan]) -> str:
+    """What will be measured, and about how long it takes where cells were measured before, in one line."""
+    todo = [plan for plan in plans if plan.run]
+    answers = sum(plan.run.remaining for plan in todo if plan.run)
+    known = [plan.expected_ms for plan in plans if plan.expected_ms is not None]
+    minutes = f", about {answers * sum(known) / len(known) / 60_000:.0f} minutes" if known else ""
+    names = ", ".join(plan.cell.name for plan in todo)
+    return f"{len(todo)} of {len(plans)} cells are measured, {answers} answers{minutes}: {names}"
 
 
 def report(problems: Iterable[Problem]) -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from llava.eval.answering.evaluate import evaluate, question_file_of
-from llava.eval.files import absent, write_atomic
+from llava.eval.files import absent, read_json, write_atomic
 from llava.eval.prepare import look
 from scripts.tables.cells import identity
 from scripts.tables.cells.document import make_document, read_document
@@ -29,6 +29,7 @@ def make_cell(spec: CellSpec) -> dict[str, Any]:
     there = read_document(spec)
     if there is not None:
         return there
+    refuse_fewer(spec)
     if lacking := missing_files(spec):
         raise ValueError(f"{spec.evaluation.folder} lacks {'; '.join(lacking)}")
     asked = question_file_of(spec.evaluation)
@@ -40,6 +41,18 @@ def make_cell(spec: CellSpec) -> dict[str, Any]:
     spec.file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(spec.file, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
     return made
+
+
+def refuse_fewer(spec: CellSpec) -> None:
+    """Raise ValueError, one line, where a cell of a few questions would replace one of more."""
+    if spec.limit is None or not spec.file.is_file():
+        return
+    before = read_json(spec.file).get("limit")
+    if before is None or before > spec.limit:
+        raise ValueError(
+            f"{spec.file} was measured with --limit {before or '(all)'}, and {spec.limit} would replace it; ask as "
+            f"many, or give another folder for the results"
+        )
 
 
 def missing_files(spec: CellSpec) -> list[str]:

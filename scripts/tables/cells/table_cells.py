@@ -96,6 +96,9 @@ class TableCells:
             if files:
                 self.problems.append(f"{name} is left out: {self.data} lacks {', '.join(files[:3])}")
         todo = {spec.file: spec for spec in specs if not lacking[spec.benchmark] and read_document(spec) is None}
+        if todo:
+            asked = f"{self.limit} questions each" if self.limit else "all questions each"
+            print(f"{len(todo)} cells are measured, {asked}, one after the other:", file=sys.stderr)
         for number, spec in enumerate(todo.values(), start=1):
             print(f"[{number}/{len(todo)}] {spec.benchmark}, {spec.pruner}, {spec.model}", file=sys.stderr)
             self._try(partial(make_cell, spec))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llava.eval.files import write_atomic
+from llava.given import told_in_one_line
 
 
 def fill(text: str, marker: str, table: str) -> str:
@@ -35,10 +36,8 @@ def keep_pages(
     parser.add_argument("--results", type=Path, default=Path("results"), help="where cells are (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a file is out of date")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         wanted = texts(args.results)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     stale = {
         file: text for file, text in wanted.items() if not file.is_file() or file.read_text(encoding="utf-8") != text
     }

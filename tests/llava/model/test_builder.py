@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llava.conversation import conversation_mode
 from llava.model.builder import load_pretrained_model, load_tokenizer, save_llava_checkpoint
+from llava.model.checkpoint import finish_save
 
 IDS = torch.tensor([[1, 20, -200, 8, 9]])
 PIXELS = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
@@ -188,7 +189,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tiny_llava, inside, monke
 
 @pytest.mark.parametrize("moves", range(9))
 def test_a_save_killed_while_files_move_is_whole(tiny_llava, inside, llama_folder, monkeypatch, moves):
-    """Whatever the moment, a reader finds all of the old checkpoint or all of the new one."""
+    """Whatever the moment, a reader finds all of the old checkpoint or none, and the next writer the new one."""
     before = logits(load(inside)[1])
     tiny_llava.config.architectures = ["LlavaLlamaForCausalLM"]
     tiny_llava.save_pretrained(inside, max_shard_size="200KB")  # several old shards, one new file
@@ -207,6 +208,12 @@ def test_a_save_killed_while_files_move_is_whole(tiny_llava, inside, llama_folde
         patch.setattr("llava.model.checkpoint.os.replace", replace)
         with contextlib.suppress(KeyboardInterrupt):
             save_llava_checkpoint(tiny_llava, load_tokenizer(str(llama_folder)), inside)
+    if (inside / ".complete").exists():
+        there = sorted(inside.rglob("*"))
+        with pytest.raises(ValueError, match="a save that was interrupted at its last step"):
+            load(inside)
+        assert sorted(inside.rglob("*")) == there, "reading must not write"
+        finish_save(inside)
     after = logits(load(inside)[1])
     assert torch.equal(after, before if moves == 0 else logits(tiny_llava))
     assert not (inside / ".complete").exists()

@@ -25,12 +25,14 @@ def test_half_a_line_is_dropped(tmp_path):
     journal.write(line(QUESTIONS[0], "Zürich"))
     journal.write(line(QUESTIONS[1]))
     whole = path.read_bytes()
+    journal.close()
     half = json.dumps(line(QUESTIONS[2], "Zürich"), ensure_ascii=False).encode()
     for cut in range(1, len(half)):
         path.write_bytes(whole + half[:cut])
         again = Journal(path, SETTINGS)
         assert path.read_bytes() == whole
         assert again.pending(QUESTIONS) == QUESTIONS[2:]
+        again.close()
 
 
 def test_what_an_earlier_run_left_out_is_put_in_its_place(tmp_path):
@@ -70,7 +72,9 @@ def test_other_settings_are_refused_and_named(tmp_path):
     with pytest.raises(ValueError, match=r"other settings \(model 'm' -> 'n'\)"):
         Journal(path, other)
     assert ids(path) == [0], "a refusal must not touch the answers"
-    assert len(Journal(path, other, fresh=True)) == 0
+    anew = Journal(path, other, fresh=True)
+    assert len(anew) == 0
+    anew.close()
     assert path.read_text() == ""
 
 
