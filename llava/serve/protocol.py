@@ -76,8 +76,8 @@ class GenerateRequest(Message):
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, ge=0, le=1)
     max_new_tokens: int = Field(256, ge=0)
-    stop: str | Annotated[list[str], Field(max_length=64)] | None = None
-    images: list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True, max_length=64)] | None = None
+    images: Annotated[list[str], Field(fail_fast=True, max_length=10_000)] | None = None  # a million errors take a minute
     pruner: str | None = Field(None, max_length=1000)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)  # torch's range
     trace: bool = False
@@ -95,13 +95,13 @@ class WorkerStatus(Message):
     name. methods: names of the pruners that it can run, None if it does not say.
     """
 
-    model_names: list[Name] = Field(max_length=1000)
+    model_names: Annotated[list[Name], Field(fail_fast=True, max_length=1000)]
     speed: float = Field(1.0, gt=0, le=1e6)
     queue_length: Count = 0
     visual_tokens: Count = 0
     pruner: str = Field("none", max_length=2000)
     conv_mode: Name = ""
-    methods: list[Name] | None = Field(None, max_length=1000)
+    methods: Annotated[list[Name], Field(fail_fast=True, max_length=1000)] | None = None
 
 
 class RegisterRequest(Message):

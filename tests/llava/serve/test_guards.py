@@ -24,6 +24,7 @@ from llava.serve.protocol import WorkerStatus
 from llava.serve.server import LocalServer, port_number
 from llava.serve.worker import Place, Worker
 
+CLIENT = httpx.Client(trust_env=False, timeout=20)  # one, because each costs a TLS context
 JSON = {"content-type": "application/json"}
 GOOD = {"model": "tiny", "prompt": "what is this ASSISTANT:", "temperature": 0, "max_new_tokens": 1}
 
@@ -119,10 +120,10 @@ def test_there_are_enough():
 @pytest.mark.parametrize("which", ["controller", "worker"])
 def test_hostile_questions_are_refused_in_one_line(services, which, caplog):
     url = services[0 if which == "controller" else 1]
-    with httpx.Client(trust_env=False) as client, caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.ERROR):
         for name, body in WRONG.items():
             try:
-                refused(client.post(f"{url}/worker_generate_stream", content=body, headers=JSON), b"\0")
+                refused(CLIENT.post(f"{url}/worker_generate_stream", content=body, headers=JSON), b"\0")
             except AssertionError as error:
                 raise AssertionError(f"{name}: {error}") from error
     assert not caplog.records
@@ -134,10 +135,10 @@ def test_hostile_questions_are_refused_in_one_line(services, which, caplog):
 def test_other_content_types_are_refused(services, kind):
     headers = {"content-type": kind.encode()} if kind else {}
     for url in services[:2]:
-        answer = httpx.post(f"{url}/worker_generate_stream", content=changed(), headers=headers)
+        answer = CLIENT.post(f"{url}/worker_generate_stream", content=changed(), headers=headers)
         assert answer.status_code == 415
         assert "is not application/json" in refused(answer, b"\0")
-    answer = httpx.post(f"{services[0]}/register_worker", content=b'{"worker_name": "http://a:1"}', headers=headers)
+    answer = CLIENT.post(f"{services[0]}/register_worker", content=b'{"worker_name": "http://a:1"}', headers=headers)
     assert answer.status_code == 415
     assert "http://a:1" not in services[2].workers()
 
@@ -164,15 +165,15 @@ WRONG_NOTICES = [
 def test_hostile_registrations_are_refused_and_forge_no_log_lines(services, caplog):
     with caplog.at_level(logging.INFO, "llava"):
         for body in WRONG_NOTICES:
-            refused(httpx.post(f"{services[0]}/register_worker", json=body))
+            refused(CLIENT.post(f"{services[0]}/register_worker", json=body))
         for raw in (
             b'{"worker_name": "http://a:1", "worker_status": {"model_names": ["m"], "speed": NaN}}',
             *WRONG.values(),
         ):
-            refused(httpx.post(f"{services[0]}/register_worker", content=raw, headers=JSON))
+            refused(CLIENT.post(f"{services[0]}/register_worker", content=raw, headers=JSON))
         for path in ("unregister_worker", "receive_heart_beat", "get_worker_address"):
             for body in ({}, [], {"worker_name": "a\nb", "model": "a\nb"}, {"worker_name": 1, "model": 1}):
-                refused(httpx.post(f"{services[0]}/{path}", json=body))
+                refused(CLIENT.post(f"{services[0]}/{path}", json=body))
     assert not [record for record in caplog.records if record.name.startswith("llava")]
     assert list(services[2].workers()) == [services[1]]
 
@@ -182,7 +183,7 @@ def test_a_controller_is_no_worker_of_itself(services):
     port = front.rpartition(":")[2]
     for name in (front, f"http://localhost:{port}", f"http://127.0.0.1:{port}/"):
         body = {"worker_name": name, "worker_status": {"model_names": ["tiny"]}}
-        assert "is this controller itself" in refused(httpx.post(f"{front}/register_worker", json=body))
+        assert "is this controller itself" in refused(CLIENT.post(f"{front}/register_worker", json=body))
     # Not noticed above: a second controller in between.
     with LocalServer(build_app(second := Controller())) as other:
         second.register(front, False, WorkerStatus(model_names=["loop"]))
@@ -205,17 +206,17 @@ def test_the_number_of_workers_is_limited(monkeypatch):
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "localhost.evil.example", "[::1"])
 def test_unknown_host_names_are_refused(services, host):
     for url in services[:2]:
-        answer = httpx.post(f"{url}/worker_get_status", headers={"host": host})
+        answer = CLIENT.post(f"{url}/worker_get_status", headers={"host": host})
         assert "start this service with --allowed-host to accept it" in refused(answer)
 
 
 def test_known_host_names_are_accepted(services):
     for url in services[:2]:
         for host in ("localhost:1", "127.0.0.1", "[::1]:80", "192.168.1.5:3"):
-            assert httpx.post(f"{url}/worker_get_status", headers={"host": host}).status_code == 200
+            assert CLIENT.post(f"{url}/worker_get_status", headers={"host": host}).status_code == 200
     for hosts in (known_hosts("0.0.0.0", ["Controller.example"]), {"*"}):
         with LocalServer(build_app(Controller(), hosts)) as server:
-            answer = httpx.post(f"{server.url}/list_models", headers={"host": "controller.example:1"})
+            answer = CLIENT.post(f"{server.url}/list_models", headers={"host": "controller.example:1"})
             assert answer.status_code == 200
 
 
@@ -255,7 +256,7 @@ def test_bodies_that_are_too_large_or_never_arrive(services, monkeypatch):
     assert raw(services[1], HEAD + b"Content-Length: 100\r\n\r\n{").startswith(b"HTTP/1.1 408")
     with pytest.raises(guards.BadRequest, match="larger than 0 MiB"):
         asyncio.run(guards.read_body(Given(b"a" * 100), 10))
-    answer = httpx.post(f"{services[0]}/register_worker", content=b" " * (2**20 + 1), headers=JSON)
+    answer = CLIENT.post(f"{services[0]}/register_worker", content=b" " * (2**20 + 1), headers=JSON)
     assert answer.status_code == 413
 
 
@@ -305,7 +306,7 @@ def test_the_status_is_told_while_large_pictures_are_decoded(engine, monkeypatch
         asking = threading.Thread(target=lambda: results.extend(stream(server.url, request)))
         asking.start()
         for _ in range(200):
-            status = httpx.post(f"{server.url}/worker_get_status", timeout=1).json()
+            status = CLIENT.post(f"{server.url}/worker_get_status", timeout=1).json()
             if status["queue_length"] == 1:
                 break
         assert status["queue_length"] == 1
@@ -327,7 +328,7 @@ def test_half_a_document_is_not_glued_to_an_error(end):
 
     with LocalServer(app) as broken, LocalServer(build_app(known := Controller())) as front:
         known.register(broken.url, False, WorkerStatus(model_names=["tiny"]))
-        answer = httpx.post(f"{front.url}/worker_generate_stream", json=GOOD)
+        answer = CLIENT.post(f"{front.url}/worker_generate_stream", json=GOOD)
     documents = [json.loads(part) for part in answer.content.split(b"\0") if part]
     assert [document["error_code"] for document in documents] == [0, 3]
     assert documents[-1]["error"]["kind"] == "worker_lost"

@@ -106,7 +106,9 @@ def test_figures_are_compared_with_the_same_prompt_unpruned(controller, files):
 
 def test_without_a_picture_no_counts_are_shown(controller):
     session = Session()
-    ask(session, controller, TEXT, None, Wish("tiny", 0.0, max_new_tokens=2, method="fastervlm", budget=5, compare=True))
+    ask(
+        session, controller, TEXT, None, Wish("tiny", 0.0, max_new_tokens=2, method="fastervlm", budget=5, compare=True)
+    )
     table = figure_table(session.figures)
     assert table.startswith("There was no picture, so nothing was pruned.")
     assert "→" not in table
