@@ -26,7 +26,9 @@ class AnswerStats:
     layer and after each. language: visual tokens that enter each decoder layer, for pruners that cut there; else None.
     encode_ms: vision tower and projector; prefill_ms: the language model's first pass; total_ms: until the last token.
     tokens_per_second: of those after the first; None if there was one only. finish: "stop", "length", "cancelled",
-    or "context" when the prompt fills the context.
+    or "context" when the prompt fills the context. comparison: for a question with `rounds`: the rounds, and
+    the medians of `encode_ms`, `prefill_ms` and `ttft_ms` (until the first token) and the `visual_tokens` of "pruned"
+    and "none"; or a `problem`.
     """
 
     pruner: str = "none"
@@ -41,6 +43,7 @@ class AnswerStats:
     encoder: list[int] = field(default_factory=list)
     language: list[int] | None = None
     finish: str = "stop"
+    comparison: dict[str, Any] | None = None
 
 
 def answer_stats_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,11 @@ from PIL import Image
 from llava.conversation import Conversation
 
 _lock = threading.Lock()
+
+
+def default_folder() -> str:
+    """A folder of the user's, for what visitors write and upload: `$XDG_CACHE_HOME/llava/serve`."""
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llava" / "serve")
 
 
 class ChatLog:

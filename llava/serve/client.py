@@ -11,6 +11,7 @@ from llava.conversation import Conversation, conv_templates, conversation_mode
 from llava.serve.protocol import NoWorkerError, WorkerLostError, WorkerStatus, decode, failure
 
 QUICK = 10.0  # timeout in seconds of a request about workers
+STATED = (200, 400, 408, 413, 415)  # statuses whose body is a document that says what is wrong
 SILENCE = 60.0  # timeout in seconds without a byte of an answer; a working worker sends some every few seconds
 
 
@@ -66,9 +67,12 @@ def get(url: str) -> Any:
 def _ask(method: str, url: str, body: dict[str, Any] | None) -> Any:
     try:
         answer = httpx.request(method, url, json=body, timeout=QUICK, trust_env=False)
-        return answer.raise_for_status().json()
+        content = (answer if answer.status_code in STATED else answer.raise_for_status()).json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ValueError(f"no proper answer from {url} ({type(error).__name__}: {error}); does it run?") from error
+    if isinstance(content, dict) and "error" in content:
+        raise ValueError(f"{url} refused: {content.get('text')}")
+    return content
 
 
 def stream(address: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -81,7 +85,12 @@ def stream(address: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with httpx.stream(
             "POST", f"{address}/worker_generate_stream", json=request, timeout=wait, trust_env=False
         ) as answer:
-            yield from decode(answer.raise_for_status().iter_raw())
+            if answer.status_code not in STATED:
+                answer.raise_for_status()
+            for document in decode(answer.iter_raw()):
+                if not isinstance(document.get("text"), str) or not isinstance(document.get("error_code"), int):
+                    raise WorkerLostError("a message of the answer has no text or error_code")
+                yield document
     except httpx.TimeoutException:
         yield failure(TimeoutError(f"worker {address} said nothing for {SILENCE:g} s"))
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -10,37 +10,46 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+import socket
 import threading
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Annotated
+from urllib.parse import urlsplit
 
 import httpx
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from fastapi import Depends, FastAPI, Request, Response
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
+from llava.serve.guards import BadRequest, body_of, guard, parse, read_body, respond
 from llava.serve.protocol import (
+    DELIMITER,
+    Address,
     GenerateRequest,
     HeartBeat,
+    Message,
+    Name,
     NoWorkerError,
     RegisterRequest,
+    Splitter,
     WorkerLostError,
     WorkerStatus,
     encode,
     failure,
-    read_request_or_failure,
 )
-from llava.serve.server import serve
+from llava.serve.server import add_server_flags, hosts_of, serve
 from llava.utils import build_logger
 
 logger = logging.getLogger(__name__)
 
 DISPATCH = ("lottery", "shortest_queue")
 STATUS_TIMEOUT = 5.0  # seconds for a worker's status
+MOST_WORKERS = 1000
+TRAIL = "x-llava-controllers"  # header of a forwarded question: the controllers that it went through
+LOOP = 508  # HTTP's status for a request that came back
 SILENCE = 60.0  # timeout in seconds without a byte; a working worker sends some regularly, see engine.KEEP_ALIVE
 
 
@@ -53,16 +62,16 @@ class Worker:
     last_heard: float
 
 
-class ModelName(BaseModel):
+class ModelName(Message):
     """Body of /get_worker_address."""
 
-    model: str
+    model: Name
 
 
-class WorkerName(BaseModel):
+class WorkerName(Message):
     """Body of /unregister_worker."""
 
-    worker_name: str
+    worker_name: Address
 
 
 class Controller:
@@ -83,12 +92,16 @@ class Controller:
         self._lock = threading.Lock()
 
     def register(self, name: str, check_heart_beat: bool, status: WorkerStatus | None = None) -> bool:
-        """Add a worker, or update its status. False if no status is given and the worker does not report one."""
+        """Add a worker, or update its status. False if no status is given and the worker does not report one. Raises
+        BadRequest when there are too many.
+        """
         status = status or ask_status(name)
         if status is None:
             return False
         with self._lock:
             known = name in self._workers
+            if not known and len(self._workers) >= MOST_WORKERS:
+                raise BadRequest(f"there are already {MOST_WORKERS} workers; unregister some")
             self._workers[name] = Worker(status, check_heart_beat, monotonic())
         logger.info("%s worker %s: %s", "known" if known else "new", name, ", ".join(status.model_names))
         return True
@@ -134,7 +147,7 @@ class Controller:
         if not fitting:
             return ""
         if self.dispatch_method == "lottery":
-            [chosen] = random.choices(list(fitting), [max(one.status.speed, 1e-6) for one in fitting.values()])
+            [chosen] = random.choices(list(fitting), [one.status.speed for one in fitting.values()])
             return chosen
         chosen = min(fitting, key=lambda name: fitting[name].status.queue_length / fitting[name].status.speed)
         fitting[chosen].status.queue_length += 1  # until its next heartbeat reports the actual number
@@ -144,8 +157,8 @@ class Controller:
         """The combined status of all workers, so that a controller can be a worker of another controller."""
         found = [worker.status for worker in self.workers().values()]
         return WorkerStatus(
-            model_names=self.models(),
-            speed=sum(one.speed for one in found),
+            model_names=self.models()[:1000],
+            speed=min(sum(one.speed for one in found), 1e6) or 1.0,
             queue_length=sum(one.queue_length for one in found),
         )
 
@@ -160,8 +173,15 @@ def ask_status(worker: str) -> WorkerStatus | None:
         return None
 
 
-def build_app(controller: Controller) -> FastAPI:
-    """The controller's web application."""
+Registration = Annotated[RegisterRequest, Depends(body_of(RegisterRequest))]
+Unregistration = Annotated[WorkerName, Depends(body_of(WorkerName))]
+Wanted = Annotated[ModelName, Depends(body_of(ModelName))]
+Beat = Annotated[HeartBeat, Depends(body_of(HeartBeat))]
+
+
+def build_app(controller: Controller, hosts: Collection[str] = ()) -> FastAPI:
+    """The controller's web application. hosts: see `guards.known_hosts`."""
+    identity = uuid.uuid4().hex
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -169,14 +189,16 @@ def build_app(controller: Controller) -> FastAPI:
             app.state.client = client
             yield
 
-    app = FastAPI(title="llava controller", lifespan=lifespan)
+    app = guard(FastAPI(title="llava controller", lifespan=lifespan), hosts)
 
     @app.post("/register_worker")
-    def register_worker(body: RegisterRequest) -> dict[str, bool]:
+    def register_worker(body: Registration, request: Request) -> dict[str, bool]:
+        if _is_at(body.worker_name, request.scope.get("server")):
+            raise BadRequest(f"{body.worker_name} is this controller itself; give the address of a worker")
         return {"registered": controller.register(body.worker_name, body.check_heart_beat, body.worker_status)}
 
     @app.post("/unregister_worker")
-    def unregister_worker(body: WorkerName) -> None:
+    def unregister_worker(body: Unregistration) -> None:
         controller.drop(body.worker_name, "it unregistered")
 
     @app.post("/refresh_all_workers")
@@ -188,11 +210,11 @@ def build_app(controller: Controller) -> FastAPI:
         return {"models": controller.models()}
 
     @app.post("/get_worker_address")
-    def get_worker_address(body: ModelName) -> dict[str, str]:
+    def get_worker_address(body: Wanted) -> dict[str, str]:
         return {"address": controller.choose(body.model)}
 
     @app.post("/receive_heart_beat")
-    def receive_heart_beat(body: HeartBeat) -> dict[str, bool]:
+    def receive_heart_beat(body: Beat) -> dict[str, bool]:
         return {"exist": controller.heart_beat(body.worker_name, body.queue_length)}
 
     @app.post("/worker_get_status")
@@ -200,26 +222,47 @@ def build_app(controller: Controller) -> FastAPI:
         return controller.status()
 
     @app.post("/worker_generate_stream")
-    async def worker_generate_stream(request: Request) -> StreamingResponse:
-        body = await read_request_or_failure(request)
-        return StreamingResponse(_forward(controller, app.state.client, body))
+    async def worker_generate_stream(request: Request) -> Response:
+        content = await read_body(request)
+        body = parse(GenerateRequest, content)
+        trail = [name for name in request.headers.get(TRAIL, "").split(",") if name]
+        if identity in trail:
+            return Response(encode(failure(WorkerLostError("the question came back to its controller"))), LOOP)
+        headers = {"content-type": "application/json", TRAIL: ",".join([*trail, identity])}
+        return await respond(_forward(controller, app.state.client, body.model, content, headers))
 
     return app
 
 
+def _is_at(address: str, server: tuple[str, int] | None) -> bool:
+    """Whether an address, in one of its usual spellings, is that of the socket where a request arrived."""
+    if server is None:
+        return False
+    parts = urlsplit(address)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    here = {server[0], "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}
+    return port == server[1] and parts.hostname in here
+
+
 async def _forward(
-    controller: Controller, client: httpx.AsyncClient, body: GenerateRequest | dict[str, Any]
+    controller: Controller, client: httpx.AsyncClient, model: str, content: bytes, headers: dict[str, str]
 ) -> AsyncIterator[bytes]:
-    """A worker's answer, streamed. A worker that cannot be reached is dropped, and the next one is tried."""
-    if isinstance(body, dict):
-        yield encode(body)
-        return
-    content: Any = body.model_dump(mode="json")
-    while address := controller.choose(body.model):
+    """A worker's answer, streamed by whole documents. A worker that cannot be reached is dropped, and the next one is
+    tried.
+    """
+    while address := controller.choose(model):
+        url, splitter = f"{address}/worker_generate_stream", Splitter()
         try:
-            async with client.stream("POST", f"{address}/worker_generate_stream", json=content) as answer:
-                async for chunk in answer.raise_for_status().aiter_raw():
-                    yield chunk
+            async with client.stream("POST", url, content=content, headers=headers) as answer:
+                if answer.status_code == LOOP:
+                    controller.drop(address, "it leads back to a controller that sent the question")
+                    continue
+                if answer.status_code != 400:  # whose body is a document that says what is wrong
+                    answer.raise_for_status()
+                async for chunk in answer.aiter_raw():
+                    for document in splitter.feed(chunk):
+                        yield document + DELIMITER
+                splitter.close()
                 return
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL) as error:
             controller.drop(address, f"cannot be reached ({error})")
@@ -227,22 +270,21 @@ async def _forward(
             controller.drop(address, "silent in the middle of an answer")
             yield encode(failure(TimeoutError(f"worker {address} said nothing for {SILENCE:g} s")))
             return
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, WorkerLostError) as error:
             lost = WorkerLostError(f"worker {address} stopped answering ({type(error).__name__}: {error})")
             yield encode(failure(lost))
             return
     models = ", ".join(controller.models()) or "no model at all"
-    yield encode(failure(NoWorkerError(f"no worker serves {body.model!r}; there is {models}")))
+    yield encode(failure(NoWorkerError(f"no worker serves {model!r}; there is {models}")))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="localhost", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=21001)
+    add_server_flags(parser, 21001)
     parser.add_argument("--dispatch-method", choices=DISPATCH, default="shortest_queue", help="how a worker is chosen")
     args = parser.parse_args(argv)
     build_logger("controller", "controller.log")
-    serve(build_app(Controller(args.dispatch_method)), args.host, args.port)
+    serve(build_app(Controller(args.dispatch_method), hosts_of(args)), args.host, args.port)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteria
 
-from flowcut import attach
 from flowcut.pruner import Pruner
 from flowcut.registry import parse_pruner, pruner_to_text
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.llava_checkpoint import Checkpoint
 from llava.eval.models.reply import Generation
-from llava.eval.models.stopwatch import Stopwatch
 from llava.mm_utils import tokenizer_image_token
 from llava.serve.answer_stats import AnswerStats, answer_stats_of, kept_of
+from llava.serve.runs import PromptTooLong, Room, Run, runnable_methods
 from llava.serve.stream import TokenStream
 
 logger = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ class ChatPrompt:
 
     pruner: text such as "flowcut:budget=64", or "none"; None uses the engine's default. stop: texts that end the answer
     and are not part of it. seed: for temperatures above 0; None keeps the generator's state. trace: also return
-    the kept patches.
+    the kept patches. rounds: after the answer, time the first token that often, see `Engine`.
     """
 
     prompt: str
@@ -52,6 +50,7 @@ class ChatPrompt:
     pruner: str | None = None
     seed: int | None = None
     trace: bool = False
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,38 +62,8 @@ class Progress:
     kept: dict[str, Any] | None = None
 
 
-class PromptTooLong(Exception):
-    """The prompt alone, with its visual tokens, fills the model's context."""
-
-
 class _Started:
     """The generation of this question has begun."""
-
-
-class _Room(StoppingCriteria):
-    """Passes on each new token, and ends an answer that is cancelled, complete, or fills the context.
-
-    `measure` is a hook before the language model's first pass, where the number of visual tokens after tiling and
-    pruning is known.
-    """
-
-    def __init__(self, context: int, asked: int, stream: TokenStream, cancelled: threading.Event) -> None:
-        self.context, self.left = context, asked
-        self.stream, self.cancelled = stream, cancelled
-        self.prompt_tokens = 0
-
-    def measure(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.prompt_tokens:
-            return
-        self.prompt_tokens = kwargs["inputs_embeds"].shape[1]
-        self.left = min(self.left, self.context - self.prompt_tokens)
-        if self.left < 1:
-            raise PromptTooLong(f"{self.prompt_tokens} tokens do not fit into {self.context}")
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        self.stream.update(input_ids[0].tolist())  # here and not by a streamer, which may lag one token behind
-        done = self.cancelled.is_set() or self.stream.stopped or len(self.stream.ids) >= self.left
-        return torch.full((len(input_ids),), done, device=input_ids.device)
 
 
 class Engine:
@@ -103,13 +72,20 @@ class Engine:
     pruner: for questions without one; None uses the pruner that the checkpoint was trained with, if any.
     interval: new tokens between two updates.
 
+    An answer's own times include whatever is slow at a first call. For a question with `rounds`, the first token is
+    timed with its pruner and without any, in turns, once to warm up and then `rounds` times; `figures.comparison` has
+    the medians. The model is not free for other questions meanwhile.
+
     Raises ValueError, one line, for a pruner that is unknown or does not fit the model.
     """
 
     def __init__(self, checkpoint: Checkpoint, pruner: str | None = None, interval: int = 1) -> None:
         self.checkpoint = checkpoint
-        self.pruner = LlavaAnswerer(checkpoint, pruner).pruner
+        self.pruner = _blind(LlavaAnswerer(checkpoint, pruner).pruner)
         self.interval = interval
+        self.methods = runnable_methods(checkpoint.model)
+        # No token is longer, so that a text that is too long is known before it is split into tokens.
+        self._longest_token = max(map(len, checkpoint.tokenizer.get_vocab()))
         self._lock = threading.Lock()
 
     @property
@@ -130,6 +106,9 @@ class Engine:
         model.
         """
         pruner = self._check(question)
+        if question.max_new_tokens == 0 or len(question.prompt) > self.context * self._longest_token:
+            yield _no_room(pruner)
+            return
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         cancelled = threading.Event()
         threading.Thread(target=self._work, args=(question, pruner, news, cancelled), daemon=True).start()
@@ -168,11 +147,11 @@ class Engine:
             raise ValueError(f"{len(question.images)} images for {places} <image> in the prompt; give one for each")
         if not question.temperature >= 0:
             raise ValueError(f"temperature={question.temperature} is below 0; give 0 (greedy) or more")
-        if question.top_p is not None and not 0 < question.top_p <= 1:
-            raise ValueError(f"top_p={question.top_p} is no probability; give more than 0, up to 1")
-        if question.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={question.max_new_tokens} leaves no answer; give 1 or more")
-        return self.pruner if question.pruner is None else parse_pruner(question.pruner)
+        if question.top_p is not None and not 0 <= question.top_p <= 1:
+            raise ValueError(f"top_p={question.top_p} is no probability; give 0 (the most likely token) to 1")
+        if question.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens={question.max_new_tokens} is below 0; give 1 or more")
+        return self.pruner if question.pruner is None else _blind(parse_pruner(question.pruner))
 
     def _work(
         self, question: ChatPrompt, pruner: Pruner | None, news: queue.SimpleQueue, cancelled: threading.Event
@@ -184,7 +163,7 @@ class Engine:
             try:
                 news.put(self._generate(question, pruner, news, cancelled))
             except PromptTooLong:
-                news.put(Progress(EXCEEDS, AnswerStats(pruner=pruner_to_text(pruner), finish="context")))
+                news.put(_no_room(pruner))
             except Exception as error:  # any error is passed to the caller
                 if not isinstance(error, ValueError):
                     logger.exception("a question was not answered")
@@ -203,33 +182,19 @@ class Engine:
             torch.manual_seed(question.seed)
         pixels = self.checkpoint.pixels(question.images) if question.images else None
         stream = TokenStream(tokenizer, question.stop, self.interval, lambda text: news.put(Progress(text)))
-        room = _Room(self.context, question.max_new_tokens, stream, cancelled)
+        room = Room(self.context, question.max_new_tokens, stream, cancelled)
         temperature = question.temperature if question.temperature > GREEDY_BELOW else 0.0
-        handle = attach(model, pruner) if pruner is not None else None
-        measuring = model.register_forward_pre_hook(room.measure, with_kwargs=True)
-        try:
-            with torch.inference_mode(), Stopwatch(model) as watch:
-                watch.start()
-                output = model.generate(
-                    ids.to(model.device),
-                    images=pixels,
-                    image_sizes=[image.size for image in question.images] or None,
-                    attention_mask=torch.ones_like(ids).to(model.device),
-                    pad_token_id=tokenizer.pad_token_id,
-                    stopping_criteria=[room],
-                    **Generation(temperature, question.top_p, max_new_tokens=question.max_new_tokens).arguments(),
-                )
-                total = watch.stop()
-            stream.end(output[0].tolist())
-        finally:
-            measuring.remove()
-            if handle is not None:
-                handle.remove()
-        trace = handle.trace if handle is not None else None
+        settings = Generation(temperature, question.top_p, max_new_tokens=question.max_new_tokens)
+        run = Run(self.checkpoint, ids, pixels, [image.size for image in question.images] or None)
+        result = run(pruner, settings, room)
+        stream.end(result.ids)
         finish = "cancelled" if cancelled.is_set() else stream.finish(room.left)
-        figures = answer_stats_of(model, trace, pixels, watch, total, len(stream.ids))
+        figures = answer_stats_of(model, result.trace, pixels, result.watch, result.total, len(stream.ids))
         figures.pruner, figures.text_tokens, figures.finish = pruner_to_text(pruner), words, finish
-        kept = kept_of(self.checkpoint, trace, pixels) if question.trace and pixels is not None else None
+        kept = kept_of(self.checkpoint, result.trace, pixels) if question.trace and pixels is not None else None
+        if question.rounds and pruner is not None and pixels is not None:
+            beat = lambda: news.put(_Started())  # noqa: E731 - the caller's patience is with a single pass
+            figures.comparison = run.compare(pruner, question.rounds, self.context, beat, cancelled)
         return Progress(stream.text, figures, kept)
 
     def _prompt(self, prompt: str) -> str:
@@ -237,3 +202,14 @@ class Engine:
             wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
             return prompt.replace(wrapped, DEFAULT_IMAGE_TOKEN).replace(DEFAULT_IMAGE_TOKEN, wrapped)
         return prompt
+
+
+def _no_room(pruner: Pruner | None) -> Progress:
+    return Progress(EXCEEDS, AnswerStats(pruner=pruner_to_text(pruner), finish="context"))
+
+
+def _blind(pruner: Pruner | None) -> Pruner | None:
+    """The pruner. Raises ValueError, one line, if it reads the question, of which only the whole prompt is known."""
+    if pruner is not None and pruner.reads_question:
+        raise ValueError(f"{pruner.name} chooses by the question, which is unknown here; set condition=False")
+    return pruner

@@ -13,10 +13,10 @@ from typing import Any
 
 import gradio as gr
 
-from llava.constants import LOGDIR
-from llava.serve.chatlog import ChatLog
+from llava.serve.chatlog import ChatLog, default_folder
 from llava.serve.client import ControllerClient
 from llava.serve.page import PageSettings, build_page
+from llava.serve.server import port_number
 from llava.utils import build_logger, moderation_key
 
 LARGEST_UPLOAD = "20mb"
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_page_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the page itself."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--port", type=port_number, help="default: the first free one from 7860")
     parser.add_argument("--concurrency-count", type=int, default=16, help="concurrent answers")
     parser.add_argument("--share", action="store_true", help="also reachable through a tunnel of gradio.live")
     parser.add_argument(
@@ -43,7 +43,7 @@ def add_page_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--embed", action="store_true", help="hide the title, for embedding in another page")
     parser.add_argument(
-        "--log-dir", default=LOGDIR, help="folder for chats, votes and pictures (default: the working folder)"
+        "--log-dir", default=default_folder(), help="folder for chats, votes and pictures (default: %(default)s)"
     )
 
 

@@ -39,44 +39,55 @@ def _beside(tiles: list[np.ndarray]) -> Image.Image:
     return sheet
 
 
-def figure_table(figures: dict[str, Any], unpruned: dict[str, Any] | None) -> str:
-    """Markdown: an answer's figures, next to those of the same question unpruned, if this session has them."""
-    rows = [
-        ("pruner", figures["pruner"].replace(":", ": "), ""),
-        ("visual tokens", _path(figures), _path(unpruned)),
-        ("text tokens", figures["text_tokens"], _of(unpruned, "text_tokens")),
-        ("encode, ms", _ms(figures, "encode_ms"), _ms(unpruned, "encode_ms")),
-        ("prefill, ms", _ms(figures, "prefill_ms"), _ms(unpruned, "prefill_ms")),
-        ("total, ms", _ms(figures, "total_ms"), _ms(unpruned, "total_ms")),
-        ("answer tokens", figures["new_tokens"], _of(unpruned, "new_tokens")),
-        ("tokens a second", _ms(figures, "tokens_per_second"), _ms(unpruned, "tokens_per_second")),
-        ("first token sooner by", _ratio(figures, unpruned), ""),
-    ]
-    lines = ["| | now | none |", "|---|---:|---:|"]
-    lines += [f"| {name} | {mine} | {other} |" for name, mine, other in rows]
+def figure_table(figures: dict[str, Any]) -> str:
+    """Markdown: an answer's figures, and the comparison of its first token with the same prompt unpruned, if any."""
+    if not figures["patches"]:
+        lines = ["There was no picture, so nothing was pruned.", "", *_table(["", "this answer"], _times(figures))]
+        return "\n".join(lines)
+    counted = [("pruner", figures["pruner"].replace(":", ": ")), ("visual tokens", _path(figures))]
+    lines = _table(["", "this answer"], [*counted, *_times(figures)])
     for name in ("encoder", "language"):
         if figures.get(name):
             lines += ["", f"{name}, layer by layer: {' '.join(map(str, figures[name]))}"]
-    if unpruned is None:
-        lines += ["", "Ask the same with method none to compare."]
-    return "\n".join(lines)
+    return "\n".join(lines + _comparison(figures.get("comparison")))
 
 
-def _path(figures: dict[str, Any] | None) -> str:
-    return f"{figures['patches']} → {figures['visual_tokens']}" if figures else "-"
+def _comparison(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["", "Times of a single answer vary; tick Compare to measure against none."]
+    if "problem" in found:
+        return ["", f"The comparison with none failed: {found['problem']}"]
+    pruned, none = found["pruned"], found["none"]
+    ratio = f"{none['ttft_ms'] / pruned['ttft_ms']:.2f}x" if pruned["ttft_ms"] else "-"
+    rows: list[tuple[Any, ...]] = [("visual tokens", pruned["visual_tokens"], none["visual_tokens"])]
+    for name, key in (("encode, ms", "encode_ms"), ("prefill, ms", "prefill_ms"), ("first token, ms", "ttft_ms")):
+        rows.append((name, f"{pruned[key]:.1f}", f"{none[key]:.1f}"))
+    rows.append(("first token sooner by", ratio, ""))
+    said = f"Compared with none: medians of {found['rounds']} rounds in turns, after a warm-up."
+    return ["", said, "", *_table(["", "pruned", "none"], rows)]
 
 
-def _of(figures: dict[str, Any] | None, name: str) -> Any:
-    return figures[name] if figures else "-"
+def _times(figures: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [
+        ("text tokens", figures["text_tokens"]),
+        ("encode, ms", _ms(figures, "encode_ms") if figures["patches"] else "-"),
+        ("prefill, ms", _ms(figures, "prefill_ms")),
+        ("total, ms", _ms(figures, "total_ms")),
+        ("answer tokens", figures["new_tokens"]),
+        ("tokens a second", _ms(figures, "tokens_per_second")),
+    ]
 
 
-def _ms(figures: dict[str, Any] | None, name: str) -> str:
-    value = figures[name] if figures else None
+def _table(head: list[str], rows: list[tuple[Any, ...]]) -> list[str]:
+    cells = [head, *rows]
+    lines = [f"| {' | '.join(map(str, row))} |" for row in cells]
+    return [lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]]
+
+
+def _path(figures: dict[str, Any]) -> str:
+    return f"{figures['patches']} → {figures['visual_tokens']}"
+
+
+def _ms(figures: dict[str, Any], name: str) -> str:
+    value = figures[name]
     return "-" if value is None else f"{value:.1f}"
-
-
-def _ratio(figures: dict[str, Any], unpruned: dict[str, Any] | None) -> str:
-    mine = figures["encode_ms"] + figures["prefill_ms"]
-    if unpruned is None or not mine:
-        return "-"
-    return f"{(unpruned['encode_ms'] + unpruned['prefill_ms']) / mine:.2f}x"

@@ -9,6 +9,7 @@ A request may name a pruner ("pruner": "flowcut:budget=64"); --pruner is the def
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -19,10 +20,10 @@ from typing import Any
 from starlette.concurrency import iterate_in_threadpool
 
 from flowcut.registry import pruner_to_text
-from llava.eval.media.images import LARGEST_PICTURE
 from llava.serve.engine import PATIENCE, ChatPrompt, Engine
+from llava.serve.limits import MOST_PICTURES, PictureLimits, decode_images
 from llava.serve.loading import add_model_flags, load_engine
-from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus, decode_images
+from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus
 from llava.serve.server import serve
 from llava.serve.worker import Place, Worker, add_worker_flags, place_of
 from llava.utils import build_logger
@@ -31,11 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of a request: bytes and pixels of each image, seconds without a new token."""
+class Limits(PictureLimits):
+    """Limits of a request: those of its images, and seconds without a new token."""
 
-    image_bytes: int = 20 * 2**20
-    image_pixels: int = LARGEST_PICTURE
     patience: float = PATIENCE
 
 
@@ -53,14 +52,17 @@ class ModelWorker(Worker):
             "visual_tokens": checkpoint.model.get_vision_tower().num_patches,
             "pruner": pruner_to_text(self.engine.pruner),
             "conv_mode": checkpoint.mode,
+            "methods": self.engine.methods,
         }
         return super().status().model_copy(update=known)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
         """The engine's updates, preceded by the prompt as LLaVA's clients expect."""
+        # In a thread, because heartbeats and other clients must not wait for large pictures.
+        images = await asyncio.to_thread(decode_images, request.prompt, request.images or (), self.limits)
         question = ChatPrompt(
             prompt=request.prompt,
-            images=decode_images(request.images or (), self.limits.image_bytes, self.limits.image_pixels),
+            images=images,
             temperature=request.temperature,
             top_p=request.top_p,
             max_new_tokens=min(request.max_new_tokens, MAX_NEW_TOKENS),
@@ -68,6 +70,7 @@ class ModelWorker(Worker):
             pruner=request.pruner,
             seed=request.seed,
             trace=request.trace,
+            rounds=request.rounds,
         )
         with closing(self.engine.ask(question, self.limits.patience)) as news:  # type: ignore[type-var]
             async for progress in iterate_in_threadpool(news):
@@ -92,7 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--largest-image", type=float, default=20, help="maximal MiB of an image (default: %(default)g)"
     )
     parser.add_argument(
-        "--largest-picture", type=float, default=89, help="maximal megapixels of an image (default: %(default)g)"
+        "--largest-picture",
+        type=float,
+        default=89,
+        help="maximal megapixels of all images of a question, each padded to a square (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--most-pictures", type=int, default=MOST_PICTURES, help="maximal images of a question (default: %(default)s)"
     )
     return parser
 
@@ -103,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.multi_modal:
         logger.warning("--multi-modal is not needed and ignored: the checkpoint's config.json tells")
     try:
-        limits = Limits(int(args.largest_image * 2**20), int(args.largest_picture * 1e6), args.stream_timeout)
+        size = (int(args.largest_image * 2**20), int(args.largest_picture * 1e6), args.most_pictures)
+        limits = Limits(*size, patience=args.stream_timeout)
         worker = ModelWorker(load_engine(args, args.stream_interval), place_of(args), args.model_name, limits)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -22,6 +22,7 @@ INTRODUCTION = (
     "Ask about a picture. The budget is the number of visual tokens that reach the language model. The cost of an "
     "answer and the kept patches are shown next to it. Chats, votes and pictures are logged on this page's server."
 )
+DEFAULT_METHOD = "flowcut"
 DEFAULT_BUDGET = 64
 DEFAULT_MOST = 576  # visual tokens, until a worker reports how many its model has
 
@@ -63,24 +64,30 @@ class Handlers:
         self.controller = settings.controller
         self.models = self.controller.models()
 
-    def load(self, request: gr.Request) -> tuple[Any, Any]:
-        """On a visit: the list of models, with the one in `?model=` selected, and the budget's range."""
+    def load(self, request: gr.Request) -> tuple[Any, Any, Any]:
+        """On a visit: the list of models, with the one in `?model=` selected, its methods, and the budget's range."""
         if self.settings.reload:
             self.controller.refresh()
             self.models = self.controller.models()
         wanted = request.query_params.get("model", "")
         chosen = wanted if wanted in self.models else next(iter(self.models), None)
-        return gr.Dropdown(choices=self.models, value=chosen), self.budget_range(chosen)
+        return gr.Dropdown(choices=self.models, value=chosen), *self.of_model(chosen)
 
-    def budget_range(self, model: str | None) -> Any:
-        """The budget's slider, up to as many tokens as a picture has in the chosen model."""
-        most = DEFAULT_MOST
+    def of_model(self, model: str | None) -> tuple[Any, Any]:
+        """The methods that the chosen model's worker can run, and the budget's slider, up to as many tokens as a
+        picture has.
+        """
+        most, methods = DEFAULT_MOST, list(METHODS)
         if model:
             try:
-                most = status_of(self.controller.worker(model)).visual_tokens or DEFAULT_MOST
+                status = status_of(self.controller.worker(model))
+                most = status.visual_tokens or DEFAULT_MOST
+                methods = methods if status.methods is None else status.methods
             except (ValueError, NoWorkerError) as error:
                 gr.Warning(str(error))
-        return gr.Slider(minimum=1, maximum=most, value=min(DEFAULT_BUDGET, most))
+        method = DEFAULT_METHOD if DEFAULT_METHOD in methods else "none"
+        slider = gr.Slider(minimum=1, maximum=most, value=min(DEFAULT_BUDGET, most))
+        return gr.Dropdown(choices=["none", *methods], value=method), slider
 
     def ask(self, session: Session, text: str, image: str | None, model: str, *wish: Any) -> tuple[Session, Any, str]:
         """Add a question. An error is shown in a corner of the page, and the question stays in its box."""
@@ -102,7 +109,7 @@ class Handlers:
         wanted = Wish(model or "", *wish)
         for _ in session.answer(wanted, self.controller):
             yield session, session.shown(), gr.skip(), gr.skip()
-        table = figure_table(session.figures, session.comparison) if session.figures else ""
+        table = figure_table(session.figures) if session.figures else session.note
         pictures = overlays(session.kept) if session.kept else []
         yield session, session.shown(), table, pictures
         assert session.conversation is not None
@@ -135,22 +142,37 @@ def build_page(settings: PageSettings) -> gr.Blocks:
         if not settings.embed:
             gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
         with gr.Row():
-            widgets, budget, buttons = _layout(handlers)
-        _wire(page, handlers, widgets, budget, buttons)
+            widgets, chosen, buttons = _layout(handlers)
+        _wire(page, handlers, widgets, chosen, buttons)
     return page
 
 
-def _layout(handlers: Handlers) -> tuple[Widgets, gr.Slider, dict[str, gr.Button]]:
+def _uploaded(payload: Any) -> str | None:
+    """The file of an upload, unread: gradio would let Pillow open any format, and PostScript runs Ghostscript."""
+    if payload is None:
+        return None
+    if not payload.path:
+        raise gr.Error("the picture is no file; upload one", print_exception=False)
+    return payload.path
+
+
+def _layout(handlers: Handlers) -> tuple[Widgets, list[Any], dict[str, gr.Button]]:
+    """The widgets, those that depend on the chosen model, and the buttons."""
     models = handlers.models
     with gr.Column(scale=3):
         model = gr.Dropdown(models, value=next(iter(models), None), label="Model", elem_id="model")
         image = gr.Image(
             type="filepath", label="Picture", elem_id="picture", height=300, sources=["upload", "clipboard"]
         )
-        method = gr.Dropdown(["none", *METHODS], value="flowcut", label="Method", elem_id="method")
+        image.preprocess = _uploaded
+        method = gr.Dropdown(["none", *METHODS], value=DEFAULT_METHOD, label="Method", elem_id="method")
         budget = gr.Slider(
             1, DEFAULT_MOST, DEFAULT_BUDGET, step=1, label="Budget: visual tokens that reach the LLM", elem_id="budget"
         )
+        settings = gr.Textbox(
+            label="Other settings of the method", placeholder="such as keep=32,layer=2", elem_id="settings", lines=1
+        )
+        compare = gr.Checkbox(True, label="Compare the first token's time with none", elem_id="compare")
         with gr.Accordion("Parameters", open=False):
             temperature = gr.Slider(0, 1, 0.2, step=0.1, label="Temperature", elem_id="temperature")
             top_p = gr.Slider(0, 1, 0.7, step=0.1, label="Top P")
@@ -175,15 +197,15 @@ def _layout(handlers: Handlers) -> tuple[Widgets, gr.Slider, dict[str, gr.Button
         )
     with gr.Column(scale=3):
         figures = gr.Markdown(elem_id="figures", container=True, min_height=100)
-    wish = [temperature, top_p, most, method, budget, mode]
-    return Widgets(gr.State(Session()), model, image, chat, text, figures, gallery, wish), budget, buttons
+    wish = [temperature, top_p, most, method, budget, mode, settings, compare]
+    return Widgets(gr.State(Session()), model, image, chat, text, figures, gallery, wish), [method, budget], buttons
 
 
-def _wire(page: gr.Blocks, handlers: Handlers, w: Widgets, budget: gr.Slider, buttons: dict[str, gr.Button]) -> None:
+def _wire(page: gr.Blocks, handlers: Handlers, w: Widgets, chosen: list[Any], buttons: dict[str, gr.Button]) -> None:
     private: dict[str, Any] = {"api_visibility": "private"}
     quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
-    page.load(handlers.load, None, [w.model, budget], **quiet)
-    w.model.input(handlers.budget_range, w.model, budget, **quiet)
+    page.load(handlers.load, None, [w.model, *chosen], **quiet)
+    w.model.input(handlers.of_model, w.model, chosen, **quiet)
     answering = []
     for begin in (w.text.submit, buttons["send"].click):
         asked = begin(

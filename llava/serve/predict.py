@@ -43,7 +43,7 @@ class Predictor(BasePredictor):
             prompt_of(template, [(prompt, None)], images=1),
             [load_image(str(image))],
             temperature=temperature,
-            top_p=top_p or None,
+            top_p=top_p,
             max_new_tokens=max_tokens,
             stop=(stop_of(template),),
             pruner=pruner,

@@ -10,18 +10,43 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from fastapi import Request
-from PIL import Image
-from pydantic import BaseModel, Field, ValidationError
-
-from llava.eval.media.images import decode_image
-from llava.given import decode_base64
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 DELIMITER = b"\0"
 MAX_NEW_TOKENS = 1024  # LLaVA's limit per request
-LARGEST_BODY = 128 * 2**20  # bytes of a whole request
+LARGEST_DOCUMENT = 2**28  # bytes; a document repeats its prompt
+MOST_ROUNDS = 9
+
+
+def _printable(text: str) -> str:
+    """Names are written to logs and shown on pages, where control characters could imitate other lines."""
+    if not text.isprintable():
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+def _address(text: str) -> str:
+    parts = urlsplit(_printable(text))
+    port = parts.port  # raises ValueError above 65535
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or " " in text:
+        raise ValueError("write an address such as http://localhost:21002, with a port from 1 to 65535")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("an address has no user, query or fragment")
+    return text
+
+
+Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+Address = Annotated[str, Field(max_length=500), AfterValidator(_address)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+
+
+class Message(BaseModel):
+    """A message's fields are finite numbers."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class ErrorCode(IntEnum):
@@ -41,68 +66,115 @@ class WorkerLostError(Exception):
     """A worker did not respond, or its connection was lost during an answer."""
 
 
-class GenerateRequest(BaseModel):
-    """Body of /worker_generate_stream. Beyond LLaVA's fields: `pruner`, `seed`, `trace` (see `engine.ChatPrompt`)."""
+class GenerateRequest(Message):
+    """Body of /worker_generate_stream. Beyond LLaVA's fields: `pruner`, `seed`, `trace`, `rounds` (see
+    `engine.ChatPrompt`). As in LLaVA, `top_p` 0 takes the most likely token, and `max_new_tokens` 0 leaves no room.
+    """
 
-    model: str = ""
+    model: Name = ""
     prompt: str
     temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(256, ge=1)
-    stop: str | list[str] | None = None
-    images: list[str] | None = None
-    pruner: str | None = None
-    seed: int | None = None
+    top_p: float = Field(1.0, ge=0, le=1)
+    max_new_tokens: int = Field(256, ge=0)
+    stop: str | Annotated[list[str], Field(fail_fast=True, max_length=64)] | None = None
+    images: Annotated[list[str], Field(fail_fast=True, max_length=10_000)] | None = None  # else a million errors
+    pruner: str | None = Field(None, max_length=1000)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)  # torch's range
     trace: bool = False
+    rounds: int = Field(0, ge=0, le=MOST_ROUNDS)
 
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class WorkerStatus(BaseModel):
+class WorkerStatus(Message):
     """A worker's status.
 
     visual_tokens: tokens of one tile without pruning, 0 if unknown. conv_mode: its template, "" to infer it from the
-    name.
+    name. methods: names of the pruners that it can run, None if it does not say.
     """
 
-    model_names: list[str]
-    speed: float = 1.0
-    queue_length: int = 0
-    visual_tokens: int = 0
-    pruner: str = "none"
-    conv_mode: str = ""
+    model_names: Annotated[list[Name], Field(fail_fast=True, max_length=1000)]
+    speed: float = Field(1.0, gt=0, le=1e6)
+    queue_length: Count = 0
+    visual_tokens: Count = 0
+    pruner: str = Field("none", max_length=2000)
+    conv_mode: Name = ""
+    methods: Annotated[list[Name], Field(fail_fast=True, max_length=1000)] | None = None
 
 
-class RegisterRequest(BaseModel):
+class RegisterRequest(Message):
     """Body of /register_worker; without a status, it is requested from the worker."""
 
-    worker_name: str
+    worker_name: Address
     check_heart_beat: bool = True
     worker_status: WorkerStatus | None = None
 
 
-class HeartBeat(BaseModel):
+class HeartBeat(Message):
     """Body of /receive_heart_beat."""
 
-    worker_name: str
-    queue_length: int = 0
+    worker_name: Address
+    queue_length: Count = 0
 
 
 def encode(message: dict[str, Any]) -> bytes:
     return json.dumps(message).encode() + DELIMITER
 
 
+class Splitter:
+    """Cuts a byte stream into its documents, without their zero bytes. `rest` is the beginning of the next one."""
+
+    def __init__(self) -> None:
+        self.rest = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The documents that are complete now. Raises WorkerLostError when one does not end."""
+        head, *tail = chunk.split(DELIMITER)
+        self.rest += head
+        if len(self.rest) > LARGEST_DOCUMENT:
+            raise WorkerLostError(f"a message is larger than {LARGEST_DOCUMENT >> 20} MiB")
+        if not tail:
+            return []
+        documents = [bytes(self.rest), *tail[:-1]]
+        self.rest = bytearray(tail[-1])
+        return [document for document in documents if document]
+
+    def close(self) -> None:
+        """At the end of the stream. Raises WorkerLostError if it is within a document."""
+        if self.rest:
+            raise WorkerLostError("the answer ended in the middle of a message")
+
+
 def decode(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The documents in a byte stream, in chunks of any size. Raises WorkerLostError if it ends within a document."""
-    rest = b""
+    """The documents in a byte stream, in chunks of any size. Raises WorkerLostError if one is incomplete or no JSON
+    object.
+    """
+    splitter = Splitter()
     for chunk in chunks:
-        *documents, rest = (rest + chunk).split(DELIMITER)
-        for document in filter(None, documents):
-            yield json.loads(document)
-    if rest:
-        raise WorkerLostError("the answer ended in the middle of a message")
+        for document in splitter.feed(chunk):
+            yield _object(document)
+    splitter.close()
+
+
+def _object(document: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(document)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise WorkerLostError("a message of the answer is no JSON object")
+    return found
+
+
+def is_bad_request(document: bytes) -> bool:
+    """Whether a document says that the request was wrong."""
+    try:
+        error = _object(document).get("error")
+    except WorkerLostError:
+        return False
+    return isinstance(error, dict) and error.get("kind") == "bad_request"
 
 
 def failure(error: BaseException) -> dict[str, Any]:
@@ -125,40 +197,3 @@ def failure(error: BaseException) -> dict[str, Any]:
         "error_code": int(code),
         "error": {"kind": kind, "type": name, "message": message},
     }
-
-
-async def read_request_or_failure(request: Request) -> GenerateRequest | dict[str, Any]:
-    """A generation request, or the response to an invalid one. Call it before the response begins, which would
-    otherwise take the request's body for a disconnect of the client.
-    """
-    try:
-        return await read_request(request)
-    except ValueError as error:
-        return failure(error)
-
-
-async def read_request(request: Request, largest: int = LARGEST_BODY) -> GenerateRequest:
-    """A generation request from the wire. Raises ValueError, one line, when it is too large or malformed."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > largest:
-            raise ValueError(f"the request is larger than {largest >> 20} MiB; send fewer or smaller images")
-    try:
-        return GenerateRequest.model_validate_json(bytes(body))
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors())
-        raise ValueError(f"malformed request ({'; '.join(problems)})") from None
-
-
-def decode_images(texts: Iterable[str], largest_bytes: int, largest_pixels: int) -> list[Image.Image]:
-    """Pictures from base64. Raises ValueError, one line, that names a picture that is too large or invalid."""
-    images = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            if len(text) * 3 // 4 > largest_bytes:
-                raise ValueError(f"larger than {largest_bytes} bytes")
-            images.append(decode_image(decode_base64(text), largest_pixels))
-        except ValueError as error:
-            raise ValueError(f"image {number}: {error}") from error
-    return images

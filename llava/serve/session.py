@@ -8,26 +8,31 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from llava.conversation import Conversation
-from llava.eval.media.images import load_image
 from llava.serve.client import ControllerClient, status_of, stream, template_of
+from llava.serve.limits import read_upload
 from llava.serve.protocol import NoWorkerError, failure
 from llava.serve.turns import stop_of
 
 LONGEST_TEXT = 1536  # characters; LLaVA's
 LONGEST_TEXT_WITH_IMAGE = 1200
 UNANSWERED = "(stopped)"
+ROUNDS = 3  # of a comparison
 
 
 @dataclass(frozen=True)
 class Wish:
-    """The visitor's settings: model, sampling, and pruning."""
+    """The visitor's settings: model, sampling, and pruning.
+
+    settings: further ones of the method, as in "keep=32,layer=2". compare: also time the first token with the method
+    and without any.
+    """
 
     model: str
     temperature: float = 0.2
@@ -36,10 +41,15 @@ class Wish:
     method: str = "none"
     budget: int = 64
     process_mode: str = "Default"
+    settings: str = ""
+    compare: bool = False
 
     @property
     def pruner(self) -> str:
-        return "none" if self.method == "none" else f"{self.method}:budget={int(self.budget)}"
+        if self.method == "none":
+            return "none"
+        settings = ",".join(filter(None, (part.strip() for part in self.settings.split(","))))
+        return f"{self.method}:budget={int(self.budget)}" + (f",{settings}" if settings else "")
 
 
 @dataclass
@@ -52,7 +62,7 @@ class Session:
     digest: str = ""
     figures: dict[str, Any] | None = None
     kept: dict[str, Any] | None = None
-    unpruned: dict[tuple, dict[str, Any]] = field(default_factory=dict)
+    note: str = ""
     asked: float = 0.0
 
     def add(self, text: str, path: str | None, wish: Wish, controller: ControllerClient) -> None:
@@ -64,6 +74,7 @@ class Session:
         text = text.strip()
         if not text:
             raise ValueError("there is no question; write one")
+        picture = read_upload(path) if path else None
         digest = hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest() if path else ""
         if self.conversation is None or digest != self.digest or wish.model != self.model:
             template = template_of(status_of(controller.worker(wish.model)), wish.model)
@@ -72,7 +83,7 @@ class Session:
         self.close()
         message: Any = text[: LONGEST_TEXT_WITH_IMAGE if path else LONGEST_TEXT].replace("<image>", "")
         if path and len(conversation.messages) == conversation.offset:
-            message = (message, load_image(path), wish.process_mode)
+            message = (message, picture, wish.process_mode)
         conversation.append_message(conversation.roles[0], message)
         conversation.append_message(conversation.roles[1], None)
 
@@ -97,6 +108,7 @@ class Session:
         conversation = self.conversation
         assert conversation is not None
         self.figures = self.kept = None
+        self.note = ""
         self.asked = time.time()
         prompt = conversation.get_prompt()
         try:
@@ -115,13 +127,8 @@ class Session:
                 self.figures, self.kept = document.get("figures"), document.get("kept")
                 yield text
         self.close()
-        if self.figures and self.figures["pruner"] == "none":
-            self.unpruned[self._key()] = self.figures
-
-    @property
-    def comparison(self) -> dict[str, Any] | None:
-        """The figures of the same question without pruning, if there are any."""
-        return self.unpruned.get(self._key())
+        if self.figures is None and wish.method != "none":  # LLaVA's own worker knows no pruners
+            self.note = f"**This worker ignored {wish.method}: it reports no figures, so the answer is not pruned.**"
 
     def images(self) -> list[Image.Image]:
         return [] if self.conversation is None else self.conversation.get_images(return_pil=True)
@@ -138,24 +145,19 @@ class Session:
             shown.append({"role": "assistant" if number % 2 else "user", "content": content or "…"})
         return shown
 
-    def _key(self) -> tuple:
-        assert self.conversation is not None
-        asked = self.conversation.messages[-2][1]
-        question = asked[0] if isinstance(asked, tuple) else asked
-        return self.model, self.digest, len(self.conversation.messages), question
-
     def _request(self, prompt: str, wish: Wish) -> dict[str, Any]:
         assert self.conversation is not None
         return {
             "model": wish.model,
             "prompt": prompt,
             "temperature": float(wish.temperature),
-            "top_p": float(wish.top_p) or 0.01,
+            "top_p": float(wish.top_p),
             "max_new_tokens": int(wish.max_new_tokens),
             "stop": stop_of(self.conversation),
             "images": [_base64(image) for image in self.images()],
             "pruner": wish.pruner,
             "trace": True,
+            "rounds": ROUNDS if wish.compare else 0,
         }
 
     def _failed(self, document: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ SGLang cannot prune: requests with a pruner give an error.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -17,11 +18,10 @@ from typing import Any
 import httpx
 
 from flowcut.registry import parse_pruner
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.serve.client import QUICK, get
-from llava.serve.engine import GREEDY_BELOW, PATIENCE
-from llava.serve.model_worker import Limits
-from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerLostError, decode_images
+from llava.serve.engine import EXCEEDS, GREEDY_BELOW, PATIENCE
+from llava.serve.limits import decode_images
+from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerLostError, WorkerStatus
 from llava.serve.server import serve
 from llava.serve.worker import Place, Worker, add_worker_flags, place_of
 from llava.utils import build_logger
@@ -39,13 +39,19 @@ class SGLangWorker(Worker):
         path = get(f"{self.endpoint}/get_model_info").get("model_path", "")
         super().__init__(name or path.rstrip("/").split("/")[-1], place)
 
+    def status(self) -> WorkerStatus:
+        return super().status().model_copy(update={"methods": []})
+
     async def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
         """SGLang's answer, preceded by the prompt as LLaVA's clients expect."""
-        text = ""
+        if request.max_new_tokens == 0:
+            yield {"text": request.prompt + EXCEEDS, "error_code": 0}
+            return
+        text, body = "", await asyncio.to_thread(self._body, request)
         timeout = httpx.Timeout(PATIENCE, connect=QUICK)
         async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
             try:
-                async with client.stream("POST", f"{self.endpoint}/generate", json=self._body(request)) as answer:
+                async with client.stream("POST", f"{self.endpoint}/generate", json=body) as answer:
                     if answer.is_error:
                         reason = " ".join((await answer.aread()).decode(errors="replace").split())
                         raise ValueError(f"SGLang said {answer.status_code}: {reason}")
@@ -61,18 +67,16 @@ class SGLangWorker(Worker):
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:
         images = request.images or []
-        decode_images(images, Limits.image_bytes, Limits.image_pixels)  # so that the error names the image
-        places = request.prompt.count(DEFAULT_IMAGE_TOKEN)
-        if places != len(images):
-            raise ValueError(f"{len(images)} images for {places} <image> in the prompt; give one for each")
+        decode_images(request.prompt, images)  # so that the error names the image
         if request.pruner is not None and parse_pruner(request.pruner) is not None:
             raise ValueError(f"SGLang cannot prune ({request.pruner}); send none, or ask a model_worker")
+        greedy = request.temperature <= GREEDY_BELOW or request.top_p == 0  # SGLang takes no top_p of 0
         return {
             "text": request.prompt,
             "image_data": images or None,
             "sampling_params": {
-                "temperature": request.temperature if request.temperature > GREEDY_BELOW else 0,
-                "top_p": request.top_p,
+                "temperature": 0 if greedy else request.temperature,
+                "top_p": request.top_p or 1.0,
                 "max_new_tokens": min(request.max_new_tokens, MAX_NEW_TOKENS),
                 "stop": list(request.stops),
                 "stream_interval": self.interval,

@@ -10,33 +10,35 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, Request, Response
 
 from llava.constants import WORKER_HEART_BEAT_INTERVAL
+from llava.serve.client import post
 from llava.serve.engine import KEEP_ALIVE
-from llava.serve.protocol import GenerateRequest, WorkerStatus, encode, failure, read_request_or_failure
+from llava.serve.guards import guard, parse, read_body, respond
+from llava.serve.protocol import GenerateRequest, WorkerStatus, encode, failure
+from llava.serve.server import add_server_flags, hosts_of
 
 logger = logging.getLogger(__name__)
-
-CONTROLLER_TIMEOUT = 5.0  # seconds
 
 
 @dataclass(frozen=True)
 class Place:
     """The addresses of a worker, as others reach it, and of its controller, "" for none.
 
-    limit: questions processed at a time; others wait. interval: seconds between two heartbeats.
+    limit: questions processed at a time; others wait. interval: seconds between two heartbeats. hosts: see
+    `guards.known_hosts`.
     """
 
     worker_address: str
     controller_address: str = ""
     limit: int = 5
     interval: float = WORKER_HEART_BEAT_INTERVAL
+    hosts: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         if self.limit < 1:
@@ -84,10 +86,9 @@ class HeartBeats:
     def _post(self, what: str, body: dict[str, Any]) -> dict[str, Any] | None:
         url = f"{self.place.controller_address}/{what}"
         try:
-            answer = httpx.post(url, json=body, timeout=CONTROLLER_TIMEOUT, trust_env=False)
-            return answer.raise_for_status().json() or {}
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            logger.warning("controller: %s failed (%s: %s)", url, type(error).__name__, error)
+            return post(url, body) or {}
+        except ValueError as error:
+            logger.warning("controller: %s", error)
             return None
 
 
@@ -112,11 +113,8 @@ class Worker(ABC):
     def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
         """The documents of an answer; an exception becomes the last one."""
 
-    async def stream(self, body: GenerateRequest | dict[str, Any]) -> AsyncIterator[bytes]:
+    async def stream(self, body: GenerateRequest) -> AsyncIterator[bytes]:
         """The encoded answer."""
-        if isinstance(body, dict):
-            yield encode(body)
-            return
         self._inside += 1
         entered = False
         try:
@@ -154,11 +152,13 @@ class Worker(ABC):
             if beats is not None:
                 await asyncio.to_thread(beats.stop)
 
-        app = FastAPI(title=f"llava worker: {self.model_name}", lifespan=lifespan)
+        # Its own address is a name under which it is reached.
+        hosts = {*self.place.hosts, urlsplit(self.place.worker_address).hostname or ""}
+        app = guard(FastAPI(title=f"llava worker: {self.model_name}", lifespan=lifespan), hosts)
 
         @app.post("/worker_generate_stream")
-        async def worker_generate_stream(request: Request) -> StreamingResponse:
-            return StreamingResponse(self.stream(await read_request_or_failure(request)))
+        async def worker_generate_stream(request: Request) -> Response:
+            return await respond(self.stream(parse(GenerateRequest, await read_body(request))))
 
         @app.post("/worker_get_status")
         async def worker_get_status() -> WorkerStatus:
@@ -169,8 +169,7 @@ class Worker(ABC):
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every kind of worker. `--worker` and `--controller` stay unambiguous abbreviations."""
-    parser.add_argument("--host", default="localhost", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=21002)
+    add_server_flags(parser, 21002)
     parser.add_argument("--worker-address", default="http://localhost:21002", help="this worker, as others reach it")
     parser.add_argument("--controller-address", default="http://localhost:21001")
     parser.add_argument("--model-name", help="name to serve under (default: the checkpoint's)")
@@ -183,4 +182,5 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
 
 def place_of(args: argparse.Namespace) -> Place:
     controller = "" if args.no_register else args.controller_address.rstrip("/")
-    return Place(args.worker_address.rstrip("/"), controller, args.limit_model_concurrency)
+    worker = args.worker_address.rstrip("/")
+    return Place(worker, controller, args.limit_model_concurrency, hosts=hosts_of(args))

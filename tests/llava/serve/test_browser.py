@@ -42,7 +42,7 @@ def test_a_visit(visitor, logs, tmp_path):
     assert visitor.answers() == ["yellow"]
     assert "576 → 64" in first
     assert "encoder, layer by layer: 576" in first
-    assert "Ask the same with method none to compare." in first
+    assert "first token sooner by" in first
     visitor.until(lambda: len(visitor.find("#kept img")) > 2)
     captions = visitor.text("#kept")
     assert "576 patches" in captions
@@ -53,15 +53,17 @@ def test_a_visit(visitor, logs, tmp_path):
     visitor.until(lambda: ": 32" in visitor.text("#kept"))
 
     visitor.choose("#method", "none")
-    assert "576 → 576" in visitor.again()
+    unpruned = visitor.again()
+    assert "576 → 576" in unpruned
+    assert "sooner" not in unpruned
     visitor.choose("#method", "flowcut")
     compared = visitor.again()
-    assert "576 → 32 576 → 576" in compared
+    assert "visual tokens 32 576" in compared
     assert compared.split("first token sooner by ")[1][0].isdigit()
 
     second = visitor.ask("What shape is in the middle?")
     assert len(visitor.answers()) == 2
-    assert "Ask the same" in second
+    assert "first token sooner by" in second
 
     visitor.find("#upvote")[0].click()
     visitor.until(lambda: "noted" in visitor.text("body"))

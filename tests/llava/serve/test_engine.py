@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from flowcut import FlowCut, attach
 from flowcut.attach import detach
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.reply import Generation
+from llava.serve import runs
 from llava.serve.engine import EXCEEDS, ChatPrompt, Engine
 
 TEXT = "what is in this image"
@@ -129,9 +131,13 @@ def test_seeds_repeat_an_answer(engine, pictures, ask_about):
         ({"prompt": "no placeholder"}, "1 images for 0 <image>"),
         ({"temperature": -1.0}, "temperature=-1.0 is below 0"),
         ({"temperature": float("nan")}, "temperature=nan"),
-        ({"top_p": 0.0}, "top_p=0.0 is no probability"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0 leaves no answer"),
+        ({"top_p": 1.1}, "top_p=1.1 is no probability"),
+        ({"max_new_tokens": -1}, "max_new_tokens=-1 is below 0"),
         ({"pruner": "flowcat:budget=64"}, "unknown pruner"),
+        (
+            {"pruner": "cdpruner:budget=6"},
+            "cdpruner chooses by the question, which is unknown here; set condition=False",
+        ),
         ({"pruner": "flowcut:budget=6"}, "last_layer=-3 is not in this encoder"),
     ],
 )
@@ -140,6 +146,73 @@ def test_what_cannot_be_asked_is_one_line(engine, pictures, ask_about, changes, 
     with pytest.raises(ValueError, match=said) as error:
         list(engine.ask(question))
     assert "\n" not in str(error.value)
+
+
+def test_top_p_0_takes_the_most_likely_token(engine, pictures, ask_about):
+    """LLaVA's page sends it."""
+    question = {"prompt": ask_about(TEXT), "images": pictures[:1], "max_new_tokens": 6}
+    greedy = engine.answer(ChatPrompt(**question, temperature=0.0)).text
+    assert engine.answer(ChatPrompt(**question, temperature=0.9, top_p=0.0)).text == greedy
+
+
+def test_no_new_tokens_and_texts_that_cannot_fit_are_answered_while_the_model_is_busy(engine, pictures, ask_about):
+    prompt = ask_about(TEXT)
+    with engine._lock:
+        for question in (
+            ChatPrompt(prompt, pictures[:1], max_new_tokens=0),
+            ChatPrompt(prompt + "a" * 20_000_000, pictures[:1]),
+        ):
+            began = time.monotonic()
+            answer = engine.answer(question)
+            assert time.monotonic() - began < 1
+            assert (answer.text, answer.figures.finish) == (EXCEEDS, "context")
+
+
+def test_a_comparison_is_made_of_rounds_in_turns(engine, checkpoint, pictures, ask_about, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runs, "attach", lambda *given: seen.append("pruned") or attach(*given))
+    handle = checkpoint.model.register_forward_pre_hook(lambda *_: seen.append("pass"))
+    question = ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, None, 1, pruner="fastervlm:budget=5", rounds=3)
+    try:
+        comparison = engine.answer(question).figures.comparison
+    finally:
+        handle.remove()
+    assert seen == ["pruned", "pass"] + ["pruned", "pass", "pass"] * 4  # the answer, one warm-up, three rounds
+    assert comparison["rounds"] == 3
+    assert (comparison["pruned"]["visual_tokens"], comparison["none"]["visual_tokens"]) == (5, 16)
+    for found in (comparison["pruned"], comparison["none"]):
+        assert 0 < found["encode_ms"] + found["prefill_ms"] <= found["ttft_ms"]
+
+
+def test_a_comparison_has_medians_without_the_first_round(engine, pictures, ask_about, monkeypatch):
+    times = iter([900.0, 1.0, 700.0, 10.0, 2.0, 50.0, 60.0, 20.0, 3.0, 30.0])  # the answer; pruned and none in turns
+
+    def stop(watch):
+        watch.encode_ms = watch.prefill_ms = watch.ttft_ms = next(times)
+        return 1.0
+
+    monkeypatch.setattr(runs.Stopwatch, "stop", stop)
+    question = ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, None, 1, pruner="fastervlm:budget=5", rounds=3)
+    comparison = engine.answer(question).figures.comparison
+    assert (comparison["pruned"]["ttft_ms"], comparison["none"]["ttft_ms"]) == (20.0, 3.0)
+
+
+def test_a_failed_comparison_leaves_the_answer(engine, pictures, ask_about, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+
+    monkeypatch.setattr(runs, "_medians", fail)
+    question = ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, None, 2, pruner="fastervlm:budget=5", rounds=1)
+    answer = engine.answer(question)
+    assert answer.text
+    assert answer.figures.comparison == {"rounds": 0, "problem": "OutOfMemoryError: CUDA out of memory. Tried"}
+    for changes in ({"pruner": "none"}, {"prompt": ask_about(TEXT, 0), "images": ()}):
+        assert engine.answer(replace(question, **changes)).figures.comparison is None
+
+
+def test_methods_that_need_a_question_or_more_layers_are_not_offered(engine):
+    assert {"fastervlm", "random"} <= set(engine.methods)
+    assert not {"cdpruner", "rcom", "sparsevlm", "flowcut"} & set(engine.methods)
 
 
 class TestContext:

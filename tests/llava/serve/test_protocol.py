@@ -1,6 +1,5 @@
 """Messages on the wire."""
 
-import base64
 import json
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from llava.serve import protocol
-from llava.serve.protocol import NoWorkerError, WorkerLostError, decode, decode_images, encode, failure
+from llava.serve.protocol import NoWorkerError, WorkerLostError, decode, encode, failure
 
 MESSAGES = [{"text": "né 中", "error_code": 0}, {"text": "a\n\0b", "error_code": 0}, {"figures": {"encoder": [1, 2]}}]
 
@@ -31,6 +30,18 @@ def test_a_stream_that_breaks_off_is_noticed():
         list(decode([encode(MESSAGES[0]), b'{"text": "hal']))
 
 
+@pytest.mark.parametrize("document", [b"{half", b"[1]", b"null", b"\xff", b"[" * 100_000])
+def test_what_is_no_document_is_a_lost_worker(document):
+    with pytest.raises(WorkerLostError, match="no JSON object"):
+        list(decode([document + b"\0"]))
+
+
+def test_a_document_without_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(protocol, "LARGEST_DOCUMENT", 100)
+    with pytest.raises(WorkerLostError, match="larger than"):
+        list(decode([b"a" * 60, b"a" * 60]))
+
+
 @pytest.mark.parametrize(
     ("error", "code", "kind", "text"),
     [
@@ -50,23 +61,6 @@ def test_a_failure_tells_its_true_class_and_message_in_one_line(error, code, kin
     assert "\n" not in document["text"]
     assert (document["error_code"], document["error"]["kind"]) == (code, kind)
     assert document["error"]["type"] == type(error).__name__
-
-
-def test_pictures_are_checked_one_by_one(pictures, as_base64):
-    good = as_base64(pictures[0])
-    assert decode_images([good], 10**6, 10**6)[0].size == pictures[0].size
-    for bad, said in {
-        "not base64!": "image 2: not base64",
-        base64.b64encode(b"no picture").decode(): "image 2: 10 bytes hold no picture",
-        good[: len(good) // 2 // 4 * 4]: "image 2: ",
-    }.items():
-        with pytest.raises(ValueError, match=said) as error:
-            decode_images([good, bad], 10**6, 10**6)
-        assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="image 1: larger than 100 bytes"):
-        decode_images([good], 100, 10**6)
-    with pytest.raises(ValueError, match="image 1: 56 x 40 pixels are more than 2000"):
-        decode_images([good], 10**6, 2000)
 
 
 def test_nothing_in_serving_reads_pickles():

@@ -136,7 +136,7 @@ class TestAnswers:
             ({"images": ["?"]}, "bad_request", "image 1: not base64"),
             ({"pruner": "flowcat"}, "bad_request", "unknown pruner"),
             ({"pruner": "flowcut:budget=6"}, "bad_request", "last_layer=-3 is not in this encoder"),
-            ({"top_p": 3}, "bad_request", "top_p"),
+            ({"top_p": 3}, "bad_request", "top_p: Input should be less than or equal to 1"),
             ({"prompt": None}, "bad_request", "prompt"),
             ({"model": "another"}, "bad_request", "this worker serves tiny, not another"),
         ],

@@ -4,9 +4,11 @@ import base64
 import hashlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from fastapi import FastAPI, Request, Response
 from PIL import Image
 
 from llava.eval.models.llava_answerer import LlavaAnswerer
@@ -81,28 +83,68 @@ def test_long_texts_and_typed_placeholders_are_cut(controller, files):
         assert longest - len("<image>") == len(text)
 
 
-def test_figures_are_compared_with_the_same_question_unpruned(controller, files):
+def test_figures_are_compared_with_the_same_prompt_unpruned(controller, files):
     session = Session()
-    pruned = Wish("tiny", 0.0, max_new_tokens=6, method="fastervlm", budget=5)
+    pruned = Wish("tiny", 0.0, max_new_tokens=6, method="fastervlm", budget=5, compare=True)
     ask(session, controller, TEXT, files[0], pruned)
     assert (session.figures["pruner"], session.figures["visual_tokens"]) == ("fastervlm:budget=5", 5)
-    assert session.comparison is None
-    assert "Ask the same with method none to compare." in figure_table(session.figures, None)
-    assert session.reopen()
-    list(session.answer(WISH, controller))
-    unpruned = session.figures
-    assert session.comparison == unpruned
-    assert session.reopen()
-    list(session.answer(pruned, controller))
-    table = figure_table(session.figures, session.comparison)
-    assert "| visual tokens | 16 → 5 | 16 → 16 |" in table
-    ratio = (unpruned["encode_ms"] + unpruned["prefill_ms"]) / (
-        session.figures["encode_ms"] + session.figures["prefill_ms"]
-    )
-    assert f"| first token sooner by | {ratio:.2f}x |" in table
+    session.figures["comparison"] |= {
+        "pruned": {"encode_ms": 1.0, "prefill_ms": 2.0, "ttft_ms": 4.0, "visual_tokens": 5},
+        "none": {"encode_ms": 2.0, "prefill_ms": 3.0, "ttft_ms": 5.6, "visual_tokens": 16},
+    }
+    table = figure_table(session.figures)
+    assert "| visual tokens | 16 → 5 |" in table
+    assert "medians of 3 rounds in turns, after a warm-up" in table
+    assert "| visual tokens | 5 | 16 |" in table
+    assert "| first token sooner by | 1.40x |" in table
     assert "encoder, layer by layer: 16 5" in table
-    ask(session, controller, "another question", files[0], pruned)
-    assert session.comparison is None
+    ask(session, controller, TEXT, files[0], replace(pruned, compare=False))
+    assert "sooner" not in figure_table(session.figures)
+    problem = {**session.figures, "comparison": {"rounds": 0, "problem": "OutOfMemoryError: too much"}}
+    assert "The comparison with none failed: OutOfMemoryError: too much" in figure_table(problem)
+
+
+def test_without_a_picture_no_counts_are_shown(controller):
+    session = Session()
+    ask(
+        session, controller, TEXT, None, Wish("tiny", 0.0, max_new_tokens=2, method="fastervlm", budget=5, compare=True)
+    )
+    table = figure_table(session.figures)
+    assert table.startswith("There was no picture, so nothing was pruned.")
+    assert "→" not in table
+    assert "visual tokens" not in table
+    assert "| encode, ms | - |" in table
+
+
+def test_settings_of_a_method_are_passed_on(controller, files):
+    wish = Wish("tiny", method="fastv", budget=6, settings=" keep=4 , layer=1,")
+    assert wish.pruner == "fastv:budget=6,keep=4,layer=1"
+    [said] = ask(Session(), controller, TEXT, files[0], Wish("tiny", method="random", budget=6, settings="kepp=4"))
+    assert "'kepp=4' is no setting of random" in said
+
+
+def test_a_worker_that_ignores_the_method_is_told(engine, files):
+    """LLaVA's own: no figures, and a status of three fields."""
+    app, asked = FastAPI(), []
+
+    @app.post("/worker_get_status")
+    def status():
+        return {"model_names": ["llava-v1.5"], "speed": 1, "queue_length": 0}
+
+    @app.post("/worker_generate_stream")
+    async def generate(request: Request):
+        asked.append(await request.json())
+        return Response(json.dumps({"text": asked[0]["prompt"] + "yes", "error_code": 0}).encode() + b"\0")
+
+    known, session = Controller(), Session()
+    with LocalServer(build_app(known)) as front, LocalServer(app) as worker:
+        known.register(worker.url, False)
+        for method, said in (("random", "**This worker ignored random: it reports no figures"), ("none", "")):
+            wish = Wish("llava-v1.5", top_p=0.0, method=method)
+            assert ask(session, ControllerClient(front.url), TEXT, files[0], wish)[-1] == "yes"
+            assert session.note.startswith(said)
+            assert bool(session.note) == bool(said)
+    assert asked[0]["top_p"] == 0
 
 
 def test_the_overlay_veils_what_was_dropped(controller, files):
