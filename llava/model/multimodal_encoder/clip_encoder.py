@@ -72,6 +72,16 @@ class FeatureLayer(NamedTuple):
     hidden_states: dict[int, Tensor]
 
 
+def _with_old_name(model: CLIPVisionModel) -> CLIPVisionModel:
+    """The model, which is also its own `vision_model`: LLaVA's programs reach its parts by that name.
+
+    In transformers 5 both are one module. A subclass with a property would not do: transformers reads checkpoints of
+    its own classes only under all names.
+    """
+    model.__dict__["vision_model"] = model
+    return model
+
+
 class CLIPVisionTower(nn.Module):
     """`CLIPVisionModel` with LLaVA's choice of layer and tokens.
 
@@ -93,7 +103,7 @@ class CLIPVisionTower(nn.Module):
             self.load_model()
         elif getattr(args, "unfreeze_mm_vision_tower", False):
             # No from_pretrained here: transformers builds the outer model on the meta device and rejects a nested call.
-            self.vision_tower = CLIPVisionModel(self.cfg_only)
+            self.vision_tower = _with_old_name(CLIPVisionModel(self.cfg_only))
             self.image_processor = tower_image_processor(self.source, self.config.image_size)
             self.is_loaded = True
 
@@ -112,7 +122,8 @@ class CLIPVisionTower(nn.Module):
         if self.is_loaded:
             return
         try:
-            self.vision_tower = CLIPVisionModel.from_pretrained(self.source, device_map=device_map, dtype=torch.float32)
+            model = CLIPVisionModel.from_pretrained(self.source, device_map=device_map, dtype=torch.float32)
+            self.vision_tower = _with_old_name(model)
             self.image_processor = tower_image_processor(self.source, self.config.image_size)
         except OSError as error:
             raise ValueError(
@@ -121,6 +132,13 @@ class CLIPVisionTower(nn.Module):
             ) from error
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Weights are loaded with and without the level `vision_model` in their names."""
+        old, new = f"{prefix}vision_tower.vision_model.", f"{prefix}vision_tower."
+        for name in [name for name in state_dict if name.startswith(old)]:
+            state_dict[new + name.removeprefix(old)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def feature_select(self, image_forward_outs: Any) -> Tensor:
         """Pick hidden layer and tokens: "patch" drops the CLS token, "cls_patch" keeps it."""

@@ -9,6 +9,7 @@ from transformers import CLIPVisionModel
 import llava.model.llava_arch as arch
 from flowcut import attach
 from llava import LlavaLlamaForCausalLM
+from llava.model.checkpoint import with_vision_model_level
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
 IDS = torch.tensor([[1, -200, 8]])
@@ -177,3 +178,20 @@ def test_attentions_asked_for_in_the_config(tiny_llava, clip_folder):
     assert [len(output.attentions) for output in seen] == [2]
     assert isinstance(tower.vision_tower, CLIPVisionModel)
     assert len(tower.vision_tower(pixels(1), output_hidden_states=True).hidden_states) == 3
+
+
+def test_the_level_vision_model_of_llavas_tower(make_tiny_llava):
+    model, other = make_tiny_llava(), make_tiny_llava()
+    inner = model.get_vision_tower().vision_tower
+    assert inner.vision_model.encoder.layers[1] is inner.encoder.layers[1]
+    assert inner.vision_model.embeddings is inner.embeddings
+    assert not [name for name, _ in model.named_modules() if "vision_model" in name]
+    torch.nn.init.normal_(inner.post_layernorm.weight)
+    plain = {f"vision_tower.{name}": value for name, value in inner.state_dict().items()}
+    for weights in (plain, {name.replace("tower.", "tower.vision_model.", 1): value for name, value in plain.items()}):
+        torch.nn.init.zeros_(other.get_vision_tower().vision_tower.post_layernorm.weight)
+        other.get_vision_tower().load_state_dict(dict(weights))
+        assert torch.equal(other.get_vision_tower().vision_tower.post_layernorm.weight, inner.post_layernorm.weight)
+    whole = with_vision_model_level(model.state_dict())
+    assert "model.vision_tower.vision_tower.vision_model.post_layernorm.weight" in whole
+    other.load_state_dict(whole)
