@@ -122,9 +122,10 @@ def picture_of(pixels: Tensor, image_processor: Any) -> np.ndarray:
 def with_dummy_prefix(text: str, tokenizer: Any) -> str:
     """The text for `tokenizer`, so that LLaMA's tokenizer gives the ids of SentencePiece, and of LLaVA.
 
-    transformers 5 omits the dummy prefix where a text begins with a space; an explicit prefix is kept.
+    transformers 5 omits the dummy prefix where a text begins with a space; an explicit prefix is kept. The tokenizers
+    of `llava.model.tokenizer` add it themselves.
     """
-    return "▁" + text if isinstance(tokenizer, LlamaTokenizer) and text.startswith((" ", "▁")) else text
+    return "▁" + text if type(tokenizer) is LlamaTokenizer and text.startswith((" ", "▁")) else text
 
 
 def tokenizer_image_token(

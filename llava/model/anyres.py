@@ -8,7 +8,7 @@ token. Tokens kept by a pruner retain their positions on the grid, and rows then
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ NEWLINE = -1
 
 
 class Merged(NamedTuple):
-    """features [V, D]; tokens [V, 2], tile and patch of each, (-1, -1) for the token that ends a row."""
+    """features [V, D]; tokens [V, 2], tile and patch of each: (-1, -1) where a grid row ends, (t, -1) of CLS."""
 
     features: Tensor
     tokens: Tensor
@@ -46,6 +46,17 @@ def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
     return tensor[:, rows, columns]
 
 
+def in_line(features: Sequence[Tensor], kept: Sequence[Tensor] | None) -> Merged:
+    """The tokens of tiles, T of [n, D], one after the other without padding."""
+    if kept is None:
+        kept = [torch.arange(len(row), device=row.device) for row in features]
+    special = max(len(row) for row in features) - max(len(positions) for positions in kept)  # CLS tokens, in front
+    kept = [torch.cat([positions.new_full((special,), -1), positions]) for positions in kept]
+    places = [torch.stack([torch.full_like(positions, t), positions], dim=1) for t, positions in enumerate(kept)]
+    lines = [row[: len(positions)] for row, positions in zip(features, kept, strict=True)]
+    return Merged(torch.cat(lines), torch.cat(places))
+
+
 def merge_tiles(
     features: Tensor,
     patches: int,
@@ -54,6 +65,7 @@ def merge_tiles(
     merge_type: str,
     newline: Tensor | None = None,
     kept: Sequence[Tensor] | None = None,
+    unpad: Callable[[Tensor, tuple[int, int]], Tensor] = unpad_image,
 ) -> Merged:
     """The tokens of one picture in the order in which the language model gets them.
 
@@ -65,6 +77,7 @@ def merge_tiles(
         merge_type: "spatial" or "spatial_unpad".
         newline: [D], used with unpad where no token is dropped.
         kept: patch positions of each tile's features, if a pruner dropped some.
+        unpad: takes the rows and columns of padding off a map; see `unpad_image`.
 
     Raises:
         ValueError: the tiles do not make up the grid.
@@ -80,8 +93,7 @@ def merge_tiles(
     if tiles > 1:
         joined = rest.view(down, across, side, side).permute(0, 2, 1, 3).reshape(down * side, across * side)
         if "unpad" in merge_type:
-            rows, columns = unpadded_box(across * side, down * side, size)
-            joined = joined[rows, columns]
+            joined = unpad(joined[None], size)[0]
         if ends:
             joined = torch.cat([joined, joined.new_full((joined.shape[0], 1), NEWLINE)], dim=1)
         order = torch.cat([base, joined.flatten()])

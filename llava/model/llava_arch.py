@@ -6,28 +6,32 @@ splices their tokens into the text (`llava.model.splice`) and passes ordinary em
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from flowcut.compat import rename_cache
+from flowcut import handle_of
+from flowcut.compat import CACHE, one_cache, rename_cache
+from flowcut.hooks.call_context import rows
+from flowcut.hooks.packing import IMAGE_INDEX
 from flowcut.hooks.placeholders import loaded
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
-from llava.model.anyres import merge_tiles, read_newline
-from llava.model.anyres import unpad_image as unpad_image  # for LLaVA's callers, which import it from here
+from llava.model.anyres import in_line, merge_tiles, read_newline, unpad_image
 from llava.model.checkpoint import read_projector, with_vision_model_level
+from llava.model.generation import GeneratesFromImages, generating
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.partitioned import whole
 from llava.model.recording_hooks import install_recording_hooks
-from llava.model.splice import Spliced, splice
+from llava.model.splice import Spliced, positions, splice
 from llava.model.vision_tokens import add_vision_tokens_for_training
 
-# The mixins are base classes before a class of transformers, whose attributes they use.
+# The mixin is a base class before a class of transformers, whose attributes it uses.
 if TYPE_CHECKING:
     _Mixin = Any
 else:
@@ -119,20 +123,7 @@ class LlavaMetaModel(_Mixin):
                     self.image_newline.data.copy_(newline)
 
 
-def _in_line(features: Tensor, kept: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-    """[T, n, D] -> [sum n, D] without padding, and [sum n, 2]: tile and patch of each; CLS and the like are -1."""
-    lengths = [features.shape[1]] * len(features)
-    if kept is None:
-        kept = [torch.arange(features.shape[1], device=features.device)] * len(features)
-    else:
-        special = features.shape[1] - max(len(positions) for positions in kept)
-        lengths = [special + len(positions) for positions in kept]
-        kept = [torch.cat([positions.new_full((special,), -1), positions]) for positions in kept]
-    places = [torch.stack([torch.full_like(positions, t), positions], dim=1) for t, positions in enumerate(kept)]
-    return torch.cat([row[:n] for row, n in zip(features, lengths, strict=True)]), torch.cat(places)
-
-
-class LlavaMetaForCausalLM(_Mixin):
+class LlavaMetaForCausalLM(GeneratesFromImages):
     """Head mixin, to stand before transformers' causal language model."""
 
     # Trainer would otherwise pass the token count of the whole accumulated batch; LLaVA averages per micro-batch.
@@ -171,8 +162,12 @@ class LlavaMetaForCausalLM(_Mixin):
         """
         tiles = [image[None] if image.ndim == 3 else image for image in images]
         groups = [number for number, image in enumerate(tiles) for _ in image]
-        features, trace = self.get_vision_tower().encode(torch.cat(tiles), groups)
-        projected = self._project(features)
+        pixels = images if isinstance(images, Tensor) and images.ndim == 4 else torch.cat(tiles)
+        with rows(groups, spread=True) as known:
+            projected = self.encode_images(pixels)
+        trace = known.trace
+        if trace is not None:
+            self._check_count(projected, trace.final)
         starts = [sum(len(tile) for tile in tiles[:number]) for number in range(len(tiles))]
         parts = [slice(start, start + len(tile)) for start, tile in zip(starts, tiles, strict=True)]
         merge = getattr(self.config, "mm_patch_merge_type", None) or "flat"
@@ -180,7 +175,7 @@ class LlavaMetaForCausalLM(_Mixin):
         for number, part in enumerate(parts):
             kept = trace.final[part] if trace is not None else None
             if merge == "flat":
-                features, places = _in_line(projected[part], kept)
+                features, places = in_line(projected[part], kept)
             elif merge.startswith("spatial"):
                 features, places = self._on_grid(projected[part], kept, number, image_sizes, merge)
             else:
@@ -191,11 +186,22 @@ class LlavaMetaForCausalLM(_Mixin):
             trace.place(tokens)
         return result
 
+    def _check_count(self, projected: Any, kept: Sequence[Tensor]) -> None:
+        """Raise ValueError when `encode_images`, or a hook, dropped other tokens than the attached pruner."""
+        left = max(len(positions) for positions in kept) + (self.get_vision_tower().select_feature == "cls_patch")
+        given = max(len(features) for features in projected)
+        if given != left:
+            raise ValueError(
+                f"the attached pruner left {left} tokens of an image but encode_images gave {given}; only one of them "
+                "may drop tokens, so detach(model) the pruner or restore encode_images"
+            )
+
     def _on_grid(
-        self, features: Tensor, kept: list[Tensor] | None, number: int, image_sizes: Any, merge: str
+        self, tiles: Sequence[Tensor], kept: list[Tensor] | None, number: int, image_sizes: Any, merge: str
     ) -> tuple[Tensor, Tensor]:
         config, tower = self.config, self.get_vision_tower()
         grid, size, patches = (1, 1), (1, 1), tower.num_patches
+        features = tiles if isinstance(tiles, Tensor) else torch.stack(list(tiles))
         if len(features) > 1:
             if getattr(config, "image_aspect_ratio", None) != "anyres":
                 raise ValueError(f"{len(features)} tiles an image need image_aspect_ratio 'anyres' in the config")
@@ -206,9 +212,14 @@ class LlavaMetaForCausalLM(_Mixin):
             grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, tower.config.image_size)
         if kept is not None and all(len(positions) == patches for positions in kept):
             kept = None  # nothing was dropped: the unpruned layout with newline tokens
+        if kept is None and len(features) > 1 and features.shape[1] != patches:
+            raise ValueError(
+                f"encode_images gave {features.shape[1]} tokens of a tile of {patches} patches, which cannot be put on "
+                "a grid; drop them in prepare_inputs_labels_for_multimodal instead"
+            )
         with loaded(self.get_model()):
             newline = getattr(self.get_model(), "image_newline", None)
-            merged = merge_tiles(features, patches, grid, size, merge, newline, kept)
+            merged = merge_tiles(features, patches, grid, size, merge, newline, kept, unpad_image)
         return merged.features, merged.tokens
 
     def splice_inputs(
@@ -221,6 +232,7 @@ class LlavaMetaForCausalLM(_Mixin):
         max_length: int | None = None,
         padding_side: str = "right",
         blank_images: bool = False,
+        spare_images: bool = False,
     ) -> Spliced:
         """Embed text [B, L] and images into one padded batch; see `llava.model.splice.splice`.
 
@@ -229,7 +241,9 @@ class LlavaMetaForCausalLM(_Mixin):
         seeing = images is not None and len(images) > 0 and self.get_vision_tower() is not None
         features = self.image_features(images, image_sizes) if seeing else []
         text = self.get_input_embeddings()(input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0))
-        return splice(input_ids, text, features, attention_mask, labels, max_length, padding_side, blank_images)
+        return splice(
+            input_ids, text, features, attention_mask, labels, max_length, padding_side, blank_images, spare_images
+        )
 
     def _holds_placeholders(self, input_ids: Tensor, images: Any) -> bool:
         """Whether there is an `<image>` to replace. Raises ValueError without images or vision tower."""
@@ -265,8 +279,15 @@ class LlavaMetaForCausalLM(_Mixin):
         """
         if not self._needs_splice(input_ids, images):
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        spliced = self._splice_as_configured(input_ids, images, image_sizes, attention_mask, labels)
+        how: dict[str, Any] = {"padding_side": "left", "spare_images": True}
+        if not generating():
+            length = getattr(self.config, "tokenizer_model_max_length", None)
+            how = {"max_length": length, "padding_side": self._padding_side, "blank_images": True}
+        spliced = self.splice_inputs(input_ids, images, image_sizes, attention_mask, labels, **how)
         mask = spliced.attention_mask if attention_mask is None else spliced.attention_mask.to(attention_mask.dtype)
+        # LLaVA's form has no place for it. It is lost when another program makes new embeddings out of these, and
+        # must be: it would not fit them.
+        setattr(spliced.inputs_embeds, IMAGE_INDEX, spliced.image_index)
         return (
             None,
             None if position_ids is None else spliced.position_ids,
@@ -276,12 +297,23 @@ class LlavaMetaForCausalLM(_Mixin):
             None if labels is None else spliced.labels,
         )
 
-    def _splice_as_configured(self, input_ids: Any, images: Any, image_sizes: Any, mask: Any, labels: Any) -> Spliced:
-        length = getattr(self.config, "tokenizer_model_max_length", None)
-        side = getattr(self.config, "tokenizer_padding_side", "right")
-        return self.splice_inputs(
-            input_ids, images, image_sizes, mask, labels, max_length=length, padding_side=side, blank_images=True
-        )
+    def _image_index_of(self, embeds: Tensor) -> Tensor | None:
+        """Where the visual tokens are in embeddings of `prepare_inputs_labels_for_multimodal`; None if not known.
+
+        Raises ValueError when the attached pruner needs to know.
+        """
+        index = getattr(embeds, IMAGE_INDEX, None)
+        handle = handle_of(self) if index is None else None
+        if handle is not None and handle.watches_decoder:
+            raise ValueError(
+                "the attached pruner drops tokens in the language model, but another program's "
+                "prepare_inputs_labels_for_multimodal does not say which are visual; detach(model) the pruner"
+            )
+        return index
+
+    @property
+    def _padding_side(self) -> str:
+        return getattr(self.config, "tokenizer_padding_side", "right")
 
     def forward(
         self,
@@ -312,15 +344,18 @@ class LlavaMetaForCausalLM(_Mixin):
         """
         kwargs |= {"past_key_values": past_key_values, "cache": cache, "logits_to_keep": logits_to_keep}
         rename_cache(kwargs)
-        if inputs_embeds is None and self._needs_splice(input_ids, images):
-            spliced = self._splice_as_configured(input_ids, images, image_sizes, attention_mask, labels)
-            input_ids, inputs_embeds = None, spliced.inputs_embeds
-            attention_mask, image_index = spliced.attention_mask, spliced.image_index
-            # With right padding the model's own 0..S-1 are used; ids that restart at 0 could be read as packed
-            # sequences.
-            left = getattr(self.config, "tokenizer_padding_side", "right") == "left"
-            position_ids = spliced.position_ids if left else None
-            labels = None if labels is None else spliced.labels
+        if inputs_embeds is None:
+            prepared = self.prepare_inputs_labels_for_multimodal(
+                input_ids, position_ids, attention_mask, one_cache(kwargs), labels, images, image_sizes
+            )
+            input_ids, position_ids, attention_mask, kwargs[CACHE], inputs_embeds, labels = prepared
+            if inputs_embeds is not None:
+                image_index = self._image_index_of(inputs_embeds)
+            if hasattr(inputs_embeds, IMAGE_INDEX):
+                # With right padding the model's own 0..S-1 are used; ids that restart at 0 could be read as packed
+                # sequences.
+                left = self._padding_side == "left" and attention_mask is not None
+                position_ids = positions(attention_mask) if left else None
         # Arguments that are None are left out, because transformers would not treat an explicit None as a default.
         wishes = {
             "return_dict": return_dict,
@@ -332,61 +367,6 @@ class LlavaMetaForCausalLM(_Mixin):
         kwargs |= {name: wish for name, wish in wishes.items() if wish is not None}
         text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "labels": labels}
         return super().forward(**text, position_ids=position_ids, attention_mask=attention_mask, **kwargs)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: Tensor | None = None,
-        images: Tensor | list[Tensor] | None = None,
-        image_sizes: Any = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Generate after prompts [B, L] with images; returns only the new tokens.
-
-        Prompts may differ in length, in their number of images, and may have none. Padding is given by `attention_mask`
-        or, without one, by runs of `pad_token_id` at the ends of a row. The spliced batch is always padded
-        on the left, so that a row's result does not depend on the batch. kwargs are those of transformers' generate.
-        """
-        inputs = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if inputs is None or "inputs_embeds" in kwargs:
-            raise NotImplementedError("generate needs token ids; `inputs_embeds` is not supported")
-        kwargs.pop("position_ids", None)  # follow from the mask
-        rename_cache(kwargs)
-        if attention_mask is None:
-            attention_mask = self._guess_mask(inputs, kwargs)
-        self._holds_placeholders(inputs, images)
-        spliced = self.splice_inputs(inputs, images, image_sizes, attention_mask, padding_side="left")
-        return super().generate(
-            inputs_embeds=spliced.inputs_embeds,
-            attention_mask=spliced.attention_mask.long(),
-            image_index=spliced.image_index,
-            **kwargs,
-        )
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        image_index: Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """transformers' own; `image_index` belongs to the prompt and is not repeated for the tokens after it."""
-        prepared = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        return prepared | {"image_index": image_index if is_first_iteration else None}
-
-    def _guess_mask(self, input_ids: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """False on runs of the pad token at both ends of each row; a pad token inside a prompt is a real token."""
-        config = kwargs.get("generation_config") or self.generation_config
-        pad = kwargs.get("pad_token_id", config.pad_token_id)
-        if len(input_ids) == 1 or pad is None or pad == config.eos_token_id:
-            return torch.ones_like(input_ids, dtype=torch.bool)
-        real = (input_ids != pad).long()
-        from_left, from_right = real.cumsum(1), real.flip(1).cumsum(1).flip(1)
-        return (from_left > 0) & (from_right > 0)
 
     def save_pretrained(
         self,

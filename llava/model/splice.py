@@ -6,6 +6,7 @@ after the splice, D hidden size. An image may have any number of visual tokens, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+logger = logging.getLogger(__name__)
 
 
 class Spliced(NamedTuple):
@@ -39,21 +42,43 @@ class _Row(NamedTuple):
     image_index: Tensor
 
 
+def guess_mask(input_ids: Tensor, pad: int | None) -> Tensor:
+    """False on runs of the pad token at both ends of each row; a pad token inside a prompt is a real token."""
+    if len(input_ids) == 1 or pad is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    real = (input_ids != pad).long()
+    from_left, from_right = real.cumsum(1), real.flip(1).cumsum(1).flip(1)
+    return (from_left > 0) & (from_right > 0)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """[B, S], 0..n-1 over the real tokens of each row, 0 on padding."""
+    real = attention_mask.long()
+    return (real.cumsum(dim=1) - 1) * real
+
+
 def assign_images(
-    input_ids: Tensor, attention_mask: Tensor, image_count: int, blank_images: bool = False
+    input_ids: Tensor, attention_mask: Tensor, image_count: int, blank_images: bool = False, spare_images: bool = False
 ) -> list[list[int]]:
     """The images of each sample: one list of image numbers per sample, in the order of the placeholders.
 
     With `blank_images`, there may be one additional image for every text-only sample: LLaVA's training gives such
     a sample a blank image, so that all ranks run the vision tower. The number of images shows which case applies.
 
+    With `spare_images`, there may be more: as in LLaVA, the first ones are used, every text-only sample taking one, and
+    a warning says so.
+
     Raises ValueError when the numbers of placeholders and images differ.
     """
     placeholders = ((input_ids == IMAGE_TOKEN_INDEX) & attention_mask).sum(dim=1).tolist()
     shown, text_only = sum(placeholders), placeholders.count(0)
     takes = placeholders
-    if blank_images and image_count == shown + text_only:
+    needed = shown + text_only
+    if blank_images and image_count == needed:
         takes = [max(count, 1) for count in placeholders]
+    elif spare_images and image_count > shown and image_count >= needed:
+        takes = [max(count, 1) for count in placeholders]
+        logger.warning("%d images were given for %d <image> placeholders; the others are ignored", image_count, shown)
     elif image_count != shown:
         advice = f" (in training, also one blank image for each of the {text_only} text-only samples)"
         raise ValueError(
@@ -95,6 +120,7 @@ def splice(
     max_length: int | None = None,
     padding_side: str = "right",
     blank_images: bool = False,
+    spare_images: bool = False,
 ) -> Spliced:
     """Replace every IMAGE_TOKEN_INDEX by the visual tokens of its image and pad the samples to one length.
 
@@ -104,7 +130,7 @@ def splice(
     labels         [B, L] or None (all IGNORE_INDEX)
     max_length     truncate each sample to this length, possibly inside an image
     padding_side   "right" (training) or "left" (generation)
-    blank_images   text-only samples may have an image that is not used; see `assign_images`
+    blank_images, spare_images: whether there may be images that are not used; see `assign_images`
 
     Raises ValueError when the numbers of images and placeholders differ or the padding side is unknown.
     """
@@ -114,7 +140,8 @@ def splice(
     labels = torch.full_like(input_ids, IGNORE_INDEX) if labels is None else labels
 
     rows = []
-    for sample, images in enumerate(assign_images(input_ids, mask, len(image_features), blank_images)):
+    owned = assign_images(input_ids, mask, len(image_features), blank_images, spare_images)
+    for sample, images in enumerate(owned):
         real = mask[sample]
         pieces = _pieces(
             input_ids[sample][real], text_embeds[sample][real], labels[sample][real], images, image_features

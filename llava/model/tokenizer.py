@@ -13,10 +13,53 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaTokenizer
+import transformers
+from transformers import PreTrainedTokenizerBase
 
 _LISTS = ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens")
 _SOURCE_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+class LlamaTokenizer(transformers.LlamaTokenizer):
+    """transformers' tokenizer with what LLaVA's programs expect of its slow one: the dummy prefix also before a text
+    that begins with a space, a vocabulary in the order of the ids, and `tokenizer.model` among the saved files.
+    """
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> Any:
+        given = text
+        if not kwargs.get("is_split_into_words"):
+            text, text_pair = _prefixed(text), _prefixed(text_pair)
+        encoding = super()._encode_plus(text, text_pair, *args, **kwargs)
+        if kwargs.get("return_offsets_mapping") and not kwargs.get("return_tensors"):
+            places = encoding["offset_mapping"]
+            if isinstance(given, str):
+                encoding["offset_mapping"] = _unprefixed(places, given != text)
+            elif len(places) == len(given):
+                encoding["offset_mapping"] = [
+                    _unprefixed(row, before != after) for row, before, after in zip(places, given, text, strict=True)
+                ]
+        return encoding
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(sorted(super().get_vocab().items(), key=lambda entry: entry[1]))
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """transformers', and the files of the tokenizer's own folder; see `save_llama_tokenizer`."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        _complete(self, Path(save_directory))
+        return tuple(str(file) for file in sorted(Path(save_directory).glob("*token*")))
+
+
+def _prefixed(text: Any) -> Any:
+    """A text, or texts and pairs of texts in lists, with an explicit dummy prefix where transformers omits it."""
+    if isinstance(text, str):
+        return "▁" + text if text.startswith((" ", "▁")) else text
+    return [_prefixed(part) for part in text] if isinstance(text, list) else text
+
+
+def _unprefixed(places: list[tuple[int, int]], prefixed: bool) -> list[tuple[int, int]]:
+    """Places of tokens in a text as it was given."""
+    return [(max(start - prefixed, 0), max(end - prefixed, 0)) for start, end in places]
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -41,12 +84,14 @@ def load_llama_tokenizer(folder: str | Path, below: int | None = None, **kwargs:
         kwargs.setdefault("legacy", settings.get("legacy", True))
     kwargs.setdefault("padding_side", settings.get("padding_side", "right"))
     if below is None:
-        tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True, **kwargs)
+        tokenizer = transformers.LlamaTokenizer.from_pretrained(folder, add_bos_token=True, **kwargs)
     else:
         with tempfile.TemporaryDirectory() as lean:
             _copy_without_additions(folder, Path(lean), below)
-            tokenizer = LlamaTokenizer.from_pretrained(lean, add_bos_token=True, **kwargs)
+            tokenizer = transformers.LlamaTokenizer.from_pretrained(lean, add_bos_token=True, **kwargs)
             tokenizer.name_or_path = str(folder)
+    # Loaded by our class it would be converted from its files in another way, which depends on transformers' version.
+    tokenizer.__class__ = LlamaTokenizer
     check_llama_tokenizer(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token
@@ -95,8 +140,12 @@ def save_llama_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     `save_pretrained` of transformers 5 writes only `tokenizer.json` and omits `legacy`. Therefore the SentencePiece
     model is copied from the tokenizer's folder, and its settings are written too.
     """
-    folder, source = Path(folder), Path(tokenizer.name_or_path)
-    tokenizer.save_pretrained(folder)
+    PreTrainedTokenizerBase.save_pretrained(tokenizer, str(folder))
+    _complete(tokenizer, Path(folder))
+
+
+def _complete(tokenizer: Any, folder: Path) -> None:
+    source = Path(tokenizer.name_or_path)
     settings = _read_json(folder / "tokenizer_config.json")
     if (source / "tokenizer.model").is_file():
         if source.resolve() != folder.resolve():

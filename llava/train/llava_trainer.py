@@ -35,7 +35,7 @@ TOWER, PROJECTOR = "vision_tower", "mm_projector"
 
 
 class LLaVATrainer(transformers.Trainer):
-    """Trains a LLaVA model with `llava.train.arguments.TrainingArguments`.
+    """Trains a LLaVA model with `llava.train.arguments.TrainingArguments`, or LLaVA's own class of arguments.
 
     `tokenizer=` is accepted for `processing_class=`. With `tune_mm_mlp_adapter` a checkpoint has only the trained
     weights (`config.json` and `mm_projector.bin`: the projector, and the embeddings if image tokens are learned); with
@@ -51,13 +51,17 @@ class LLaVATrainer(transformers.Trainer):
         if tokenizer is not None:
             kwargs.setdefault("processing_class", tokenizer)
         super().__init__(*args, **kwargs)
-        self.tune_mm_mlp_adapter = tune_mm_mlp_adapter
+        self.tune_mm_mlp_adapter = tune_mm_mlp_adapter or self._option("tune_mm_mlp_adapter", False)
         self._unfinished = False  # whether a checkpoint is being written to a temporary folder
-        self.model_accepts_loss_kwargs = self.args.loss_average == "token"
+        self.model_accepts_loss_kwargs = self._option("loss_average", "micro_batch") == "token"
+
+    def _option(self, name: str, default: Any) -> Any:
+        """A field of the arguments; LLaVA's default where they are of another program's class, such as LLaVA's own."""
+        return getattr(self.args, name, default)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        by_modality = self.args.group_by_modality_length
+        by_modality = self._option("group_by_modality_length", False)
         if not by_modality and self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
         return LengthGroupedSampler(
@@ -80,7 +84,10 @@ class LLaVATrainer(transformers.Trainer):
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Trainable parameters by learning rate and decay; biases and norms do not decay. No group is empty."""
         decaying = set(self.get_decay_parameter_names(model))
-        special = {TOWER: self.args.mm_vision_tower_lr, PROJECTOR: self.args.mm_projector_lr}
+        special = {
+            TOWER: self._option("mm_vision_tower_lr", None),
+            PROJECTOR: self._option("mm_projector_lr", None),
+        }
         groups: dict[tuple[str, bool], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -117,7 +124,7 @@ class LLaVATrainer(transformers.Trainer):
         else:
             weights = trained_weights(model) if state_dict is None else state_dict
             (save_lora if has_lora(model) else save_projector)(model, weights, folder)
-        model.config.use_cache = self.args.use_cache
+        model.config.use_cache = self._option("use_cache", False)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

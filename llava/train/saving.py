@@ -18,13 +18,20 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from llava.model.checkpoint import finish_save, written_aside
-from llava.model.lora import OTHER_WEIGHTS
+from llava.model.lora import ADAPTER_CONFIG, OTHER_WEIGHTS
 from llava.model.partitioned import whole
 
 logger = logging.get_logger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
 ADAPTER = "default"
+# The fields that peft 0.10 knows, which LLaVA requires; it refuses a config with any other.
+_OLD_FIELDS = {
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode"),
+    *("init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha"),
+    *("lora_dropout", "megatron_config", "megatron_core", "modules_to_save", "peft_type", "r", "rank_pattern"),
+    *("revision", "target_modules", "task_type", "use_dora", "use_rslora"),
+}
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
@@ -121,9 +128,18 @@ def save_lora(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
     with written_aside(folder) as partial:
         save_file({name: value.contiguous() for name, value in adapter.items()}, partial / "adapter_model.safetensors")
         config.save_pretrained(str(partial))
+        _drop_new_fields(partial / ADAPTER_CONFIG, vars(type(config)()))
         torch.save(others, partial / OTHER_WEIGHTS)
         fields = _portable_config(model)
         (partial / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _drop_new_fields(file: Path, defaults: dict[str, Any]) -> None:
+    """Leave those fields out of an adapter's config that older versions of peft refuse and that have no effect."""
+    fields = json.loads(file.read_text("utf-8"))
+    fields.pop("peft_version", None)
+    kept = {name: value for name, value in fields.items() if name in _OLD_FIELDS or value != defaults.get(name)}
+    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def adapted_layer_names(model: nn.Module) -> list[str]:

@@ -17,9 +17,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 # The PIL processor by name: `CLIPImageProcessor` depends on whether torchvision is installed and resizes differently.
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.clip.modeling_clip import CLIPEncoder
 
-from flowcut.hooks.call_context import rows
-from flowcut.trace import Trace
+from llava.model.recording_hooks import install_recording_hooks
 
 _VIT_LARGE: dict[str, Any] = {
     "hidden_size": 1024,
@@ -66,11 +66,20 @@ def tower_image_processor(source: str, image_size: int) -> CLIPImageProcessorPil
     return CLIPImageProcessorPil.from_pretrained(source)
 
 
-class TowerFeatures(NamedTuple):
-    """features [B, n, hidden_size], shorter images padded at the end; the pruner's trace, None if none is attached."""
+class FeatureLayer(NamedTuple):
+    """A forward that ran no further than the feature layer, as `feature_select` reads it."""
 
-    features: Tensor
-    trace: Trace | None
+    hidden_states: dict[int, Tensor]
+
+
+def _with_old_name(model: CLIPVisionModel) -> CLIPVisionModel:
+    """The model, which is also its own `vision_model`: LLaVA's programs reach its parts by that name.
+
+    In transformers 5 both are one module. A subclass with a property would not do: transformers reads checkpoints of
+    its own classes only under all names.
+    """
+    model.__dict__["vision_model"] = model
+    return model
 
 
 class CLIPVisionTower(nn.Module):
@@ -94,7 +103,7 @@ class CLIPVisionTower(nn.Module):
             self.load_model()
         elif getattr(args, "unfreeze_mm_vision_tower", False):
             # No from_pretrained here: transformers builds the outer model on the meta device and rejects a nested call.
-            self.vision_tower = CLIPVisionModel(self.cfg_only)
+            self.vision_tower = _with_old_name(CLIPVisionModel(self.cfg_only))
             self.image_processor = tower_image_processor(self.source, self.config.image_size)
             self.is_loaded = True
 
@@ -113,7 +122,8 @@ class CLIPVisionTower(nn.Module):
         if self.is_loaded:
             return
         try:
-            self.vision_tower = CLIPVisionModel.from_pretrained(self.source, device_map=device_map, dtype=torch.float32)
+            model = CLIPVisionModel.from_pretrained(self.source, device_map=device_map, dtype=torch.float32)
+            self.vision_tower = _with_old_name(model)
             self.image_processor = tower_image_processor(self.source, self.config.image_size)
         except OSError as error:
             raise ValueError(
@@ -123,11 +133,16 @@ class CLIPVisionTower(nn.Module):
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Weights are loaded with and without the level `vision_model` in their names."""
+        old, new = f"{prefix}vision_tower.vision_model.", f"{prefix}vision_tower."
+        for name in [name for name in state_dict if name.startswith(old)]:
+            state_dict[new + name.removeprefix(old)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def feature_select(self, image_forward_outs: Any) -> Tensor:
         """Pick hidden layer and tokens: "patch" drops the CLS token, "cls_patch" keeps it."""
-        return self._select_tokens(image_forward_outs.hidden_states[self.select_layer])
-
-    def _select_tokens(self, features: Tensor) -> Tensor:
+        features = image_forward_outs.hidden_states[self.select_layer]
         if self.select_feature == "patch":
             return features[:, 1:]
         if self.select_feature == "cls_patch":
@@ -137,41 +152,51 @@ class CLIPVisionTower(nn.Module):
     def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         """Features [B, n, hidden_size] of images [B, 3, H, W], in the images' dtype.
 
-        A list of [3, H, W] gives a list of [1, n_i, hidden_size]. n is `num_patches` unless a pruner shortens it.
+        A list of [3, H, W] gives a list of [1, n_i, hidden_size]. n is `num_patches` unless a pruner shortens it;
+        images that it leaves with fewer tokens than others are padded at the end.
         Gradients flow only when some parameter of the tower is trainable.
-        Raises ValueError before the weights are loaded.
-        """
-        if isinstance(images, list):
-            return [self.encode(image[None]).features for image in images]
-        return self.encode(images).features
-
-    def encode(self, images: Tensor, groups: list[int] | None = None) -> TowerFeatures:
-        """Features of images [B, 3, H, W], and their kept patches.
-
-        groups: number of the picture that each row is a tile of; a pruner treats the tiles of one picture together.
         Raises ValueError before the weights are loaded.
         """
         if not self.is_loaded:
             raise ValueError(f"vision tower {self.vision_tower_name} is not loaded yet; call load_model() first")
-        trainable = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()), rows(groups, spread=True) as known:
-            device = images.device if self.device.type == "meta" else self.device  # where accelerate keeps the weights
-            features = self._select_tokens(self._hidden(images.to(device=device, dtype=self.dtype)))
-        return TowerFeatures(features.to(images.dtype), known.trace)
+        if isinstance(images, list):
+            return [self._encode(image[None]) for image in images]
+        return self._encode(images)
 
-    def _hidden(self, pixels: Tensor) -> Tensor:
-        """The feature layer's output, [B, S, hidden_size]. Layers after it are not run, and no other output is
-        stored.
+    def _encode(self, images: Tensor) -> Tensor:
+        trainable = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
+            device = images.device if self.device.type == "meta" else self.device  # where accelerate keeps the weights
+            features = self.feature_select(self._run(images.to(device=device, dtype=self.dtype)))
+        return features.to(images.dtype)
+
+    def _run(self, pixels: Tensor) -> Any:
+        """The encoder's outputs with `hidden_states`; of these only the feature layer's, and layers after it are not
+        run, unless another program reads more.
         """
-        model, needed = self.vision_tower, self.layers_run
-        if "encoder" not in model._modules or any("forward" in vars(module) for module in (model, model.encoder)):
-            # PEFT wrapped the tower, or accelerate put its own forward on the modules, bound to the whole encoder.
-            return model(pixels, output_hidden_states=True).hidden_states[needed]
+        model = self.vision_tower
+        if self._is_changed():
+            return model(pixels, output_hidden_states=True)
         encoder = copy.copy(model.encoder)
-        encoder._modules = {**model.encoder._modules, "layers": model.encoder.layers[:needed]}
+        encoder._modules = {**model.encoder._modules, "layers": model.encoder.layers[: self.layers_run]}
         short = copy.copy(model)
         short._modules = {**model._modules, "encoder": encoder}
-        return short(pixels).last_hidden_state
+        return FeatureLayer({self.select_layer: short(pixels).last_hidden_state})
+
+    def _is_changed(self) -> bool:
+        """Whether another program put something of its own on the encoder, which may need all of its outputs."""
+        model = self.vision_tower
+        if "encoder" not in model._modules:  # PEFT wrapped it
+            return True
+        if not getattr(model, "_output_capturing_hooks_installed", False):
+            install_recording_hooks(model)  # else transformers would do it for each of the copies in `_run`
+        encoder = model.encoder
+        methods = (self.feature_select, model.forward, encoder.forward)
+        if any(getattr(method, "__func__", None) is not own for method, own in zip(methods, _OWN_METHODS, strict=True)):
+            return True
+        left_out = [part for layer in encoder.layers[self.layers_run :] for part in layer.modules()]
+        hooked = any(_is_hooked(module) for module in (model, encoder, model.post_layernorm, *left_out))
+        return hooked or bool(model.config.output_attentions or model.config.output_hidden_states)
 
     @property
     def dummy_feature(self) -> Tensor:
@@ -205,3 +230,13 @@ class CLIPVisionTower(nn.Module):
     @property
     def num_patches(self) -> int:
         return self.num_patches_per_side**2
+
+
+_OWN_METHODS = CLIPVisionTower.feature_select, CLIPVisionModel.forward, CLIPEncoder.forward
+_OWN_HOOKS = "flowcut.", "llava.", "transformers.utils.output_capturing"
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether another program has hooks on a module."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(not str(getattr(hook, "__module__", "")).startswith(_OWN_HOOKS) for hook in hooks)

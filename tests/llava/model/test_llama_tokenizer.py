@@ -53,6 +53,41 @@ def test_prompts_that_begin_with_spaces(tokenizer_folder, tmp_path, legacy, text
     assert tokenizer_image_token(text, tokenizer) == [1, *first, *(id for piece in rest for id in [-200, *piece])]
 
 
+@pytest.mark.parametrize("text", [" hello two", "  two", " ", "▁two", "hello", ""])
+def test_texts_alone_as_the_slow_tokenizer_does(tokenizer_folder, text):
+    tokenizer = load_llama_tokenizer(tokenizer_folder)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_folder / "tokenizer.model"))
+    expected = [1, *reference.encode(text)]
+    assert tokenizer(text).input_ids == tokenizer.encode(text) == tokenizer([text, "yes"]).input_ids[0] == expected
+    assert tokenizer.tokenize(text) == reference.encode(text, out_type=str)
+    batch = tokenizer([text, "yes no"], return_offsets_mapping=True).offset_mapping
+    places = tokenizer(text, return_offsets_mapping=True).offset_mapping
+    assert places == batch[0]
+    assert batch[1] == tokenizer("yes no", return_offsets_mapping=True).offset_mapping
+    assert places[-1][1] == len(text)
+    assert not [place for place in places if not 0 <= place[0] <= place[1] <= len(text)]
+
+
+def test_the_vocabulary_is_in_the_order_of_its_ids(tokenizer_folder):
+    tokenizer = load_llama_tokenizer(tokenizer_folder)
+    tokenizer.add_tokens(["<new>"])
+    assert list(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+
+
+@pytest.mark.parametrize("added", [[], ["<new>"]])
+def test_save_pretrained_writes_the_sentencepiece_model(tokenizer_folder, tmp_path, added):
+    tokenizer = load_llama_tokenizer(tokenizer_folder)
+    tokenizer.add_tokens(added)
+    written = tokenizer.save_pretrained(tmp_path)
+    assert str(tmp_path / "tokenizer.model") in written
+    assert (tmp_path / "tokenizer.model").read_bytes() == (tokenizer_folder / "tokenizer.model").read_bytes()
+    again = LlamaTokenizer.from_pretrained(tmp_path, add_bos_token=True)
+    assert again("hello two").input_ids == tokenizer("hello two").input_ids
+    assert len(again) == len(tokenizer)
+    # Whoever gives save_pretrained's folder to a program with transformers 4 gets LLaMA's tokenizer there.
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
+
+
 def test_the_check_sees_both_silent_changes(tokenizer_folder, tmp_path):
     folder = copy_of(tokenizer_folder, tmp_path, {"model_type": "llava"}, add_bos_token=None)
     with pytest.raises(ValueError, match="no BOS before text"):

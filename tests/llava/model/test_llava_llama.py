@@ -124,13 +124,24 @@ def test_errors_of_counting(tiny_llava, llama_folder):
         tiny_llava.generate(ids)
     with pytest.raises(ValueError, match="1 <image> placeholders but 2 images"):
         tiny_llava(ids, images=pixels(2))
-    with pytest.raises(ValueError, match="0 <image> placeholders but 1 images"):
-        tiny_llava.generate(torch.tensor([[1, 8]]), images=pixels(1))
+    with pytest.raises(ValueError, match="2 <image> placeholders but 1 images"):
+        tiny_llava.generate(torch.tensor([[1, IMAGE, IMAGE]]), images=pixels(1))
     with pytest.raises(NotImplementedError, match="token ids"):
         tiny_llava.generate(inputs_embeds=torch.zeros(1, 2, 64))
     blind = LlavaLlamaForCausalLM.from_pretrained(llama_folder)
     with pytest.raises(ValueError, match="no vision tower"):
         blind(ids, images=pixels(1))
+
+
+def test_generate_takes_the_first_images_as_llava_does(tiny_llava, caplog):
+    ids = torch.tensor([[1, IMAGE, 8], [1, 9, 8]])
+    first = tiny_llava.generate(ids, images=pixels(1), **GREEDY)
+    assert not caplog.records
+    assert torch.equal(tiny_llava.generate(ids[:1], images=pixels(3), **GREEDY), first[:1])
+    assert "3 images were given for 1 <image> placeholders" in caplog.text
+    # The row without a placeholder takes an image too, so that the second row gets the second image.
+    swapped = tiny_llava.generate(ids.flip(0), images=pixels(2).flip(0), **GREEDY)
+    assert torch.equal(swapped, first.flip(0))
 
 
 def test_llavas_own_shape_of_the_splice(tiny_llava, mixed):

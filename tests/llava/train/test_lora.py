@@ -93,6 +93,12 @@ def test_every_save_is_complete(adapted, place, llama_folder):
     assert set(config["target_modules"]) == LINEAR
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8, "LORA")
     assert config["base_model_name_or_path"] == str(llama_folder)
+    # The fields of peft 0.10, which refuses all others, here with values.
+    assert {name for name, value in config.items() if value} == {
+        *("base_model_name_or_path", "bias", "inference_mode", "init_lora_weights", "lora_alpha", "lora_dropout"),
+        *("megatron_core", "peft_type", "r", "target_modules", "task_type"),
+    }
+    assert not {"peft_version", "qalora_group_size", "lora_bias", "exclude_modules"} & set(config)
     others = torch.load(folder / "non_lora_trainables.bin", weights_only=True)
     assert set(others) == {
         f"base_model.model.model.mm_projector.{i}.{kind}" for i in "02" for kind in ("weight", "bias")

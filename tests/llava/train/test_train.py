@@ -3,15 +3,18 @@
 import json
 import math
 import re
+from dataclasses import dataclass, field
 
 import pytest
 import torch
+import transformers
 from runs import kill_at, losses, weights
 from safetensors.torch import load_file
 
 from flowcut import detach
 from llava.model.builder import load_pretrained_model, load_tokenizer
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import main, prepare, run, smart_tokenizer_and_embedding_resize, train
 
 
@@ -75,6 +78,33 @@ def test_stage_2_trains_tower_projector_and_language_model(finetuned, flags, tmp
     # a key's bias moves all attention scores of a query alike, so its gradient is zero up to rounding
     assert unchanged - {f"{tower}encoder.layers.0.self_attn.k_proj.bias"} == idle
     assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+@dataclass
+class LlavasArguments(transformers.TrainingArguments):
+    """The fields of the class in LLaVA's own train.py that its trainer reads."""
+
+    remove_unused_columns: bool = field(default=False)
+    mm_projector_lr: float | None = None
+    group_by_modality_length: bool = field(default=True)
+
+
+def test_the_arguments_of_llavas_own_program(pretrained, make_tiny_llava, tmp_path):
+    _, _, ours = pretrained
+    args = LlavasArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=2, use_cpu=True, report_to="none")
+    args.tune_mm_mlp_adapter = True  # as LLaVA's train() does
+    trainer = LLaVATrainer(
+        model=make_tiny_llava(),
+        args=args,
+        tokenizer=ours.processing_class,
+        train_dataset=ours.train_dataset,
+        data_collator=ours.data_collator,
+    )
+    assert trainer.tune_mm_mlp_adapter
+    assert not trainer.model_accepts_loss_kwargs  # the mean of each micro-batch
+    trainer.train()
+    assert (tmp_path / "checkpoint-1" / "mm_projector.bin").is_file()
+    assert not (tmp_path / "checkpoint-1" / "model.safetensors").exists()
 
 
 def test_optimizer_groups(finetuned):
