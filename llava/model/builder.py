@@ -26,7 +26,7 @@ from llava.model.delta import FIELD as DELTA_FIELD
 from llava.model.delta import shift
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
-from llava.model.lora import bare_names, is_lora_folder, merge_adapter, read_other_weights
+from llava.model.lora import adapts_tower, bare_names, is_lora_folder, merge_adapter, read_other_weights
 from llava.model.remembered_pruner import pruner_to_use
 from llava.model.source import PROJECTOR, Kind, Source, find_source, promised_weights
 from llava.model.tokenizer import has_tokenizer, load_llama_tokenizer
@@ -111,6 +111,10 @@ def load_pretrained_model(
     model = _load_model(source, extra, dtype, kwargs)
     if "device_map" not in kwargs:
         model.to(target)
+    quantised = "quantization_config" in kwargs
+    native = source.kind is Kind.ADAPTER and source.key_mapping is not None
+    if native:  # made on the model with the rows of transformers' layout
+        model = _with_adapter(model, source, quantised)
     if source.key_mapping is not None and len(tokenizer) < model.config.vocab_size:
         # transformers' layout has rows for its own two tokens, and padding rows
         model.resize_token_embeddings(len(tokenizer))
@@ -121,13 +125,10 @@ def load_pretrained_model(
             shift(model.state_dict(), source.weights, 1)
         if hasattr(model.config, DELTA_FIELD):
             delattr(model.config, DELTA_FIELD)
-    if source.kind is Kind.ADAPTER:
-        model = merge_adapter(model, source.folder, keep_apart="quantization_config" in kwargs)
+    if source.kind is Kind.ADAPTER and not native:
+        model = _with_adapter(model, source, quantised)
 
-    tower = model.get_vision_tower()
-    if not tower.is_loaded:
-        tower.load_model()
-        tower.to(model.get_input_embeddings().weight)  # its device and dtype
+    tower = _loaded_tower(model)
     if kwargs.get("attn_implementation"):
         tower.vision_tower.set_attn_implementation(kwargs["attn_implementation"])
     if chosen is not None:
@@ -254,6 +255,21 @@ def _fill(model: Any, extra: dict[str, Tensor], source: Source) -> None:
                 f"base that it was trained on"
             )
         target.data.copy_(value)
+
+
+def _loaded_tower(model: Any) -> Any:
+    tower = model.get_vision_tower()
+    if not tower.is_loaded:
+        tower.load_model()
+        tower.to(model.get_input_embeddings().weight)  # its device and dtype
+    return tower
+
+
+def _with_adapter(model: Any, source: Source, keep_apart: bool) -> Any:
+    if adapts_tower(source.folder):
+        _loaded_tower(model)
+        model.config.unfreeze_mm_vision_tower = True  # from now on every checkpoint has to include the tower
+    return merge_adapter(model, source.folder, keep_apart)
 
 
 def _attach(model: Any, pruner: Pruner, folder: Path) -> None:

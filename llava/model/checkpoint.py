@@ -16,7 +16,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 _DOWNLOADS = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
 _PARTIAL, _COMPLETE, _LIST = ".partial", ".complete", ".files.json"
 _TOWER = "vision_tower.vision_tower."
+_POINTER = b"version https://git-lfs"
 
 
 def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list[str] | None = None) -> Path:
@@ -66,10 +67,33 @@ def read_config(folder: Path) -> dict[str, Any]:
         partial = (folder / _PARTIAL).is_dir()
         hint = "its save was interrupted; save it again" if partial else "give the folder of a whole checkpoint"
         raise ValueError(f"{folder} holds no config.json; {hint}")
+    return read_object(file)
+
+
+def read_object(file: Path, what: str = "checkpoint") -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError, one line, when there is none; then copy the `what` again."""
+    refuse_pointer(file)
     try:
-        return json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not readable JSON ({error}); copy the checkpoint again") from error
+        found = json.loads(file.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable JSON ({one_line(error)}); copy the {what} again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a JSON {type(found).__name__}, not an object; copy the {what} again")
+    return found
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise ValueError, one line, when a file holds Git LFS's few lines in place of its content."""
+    if file.is_file():
+        with file.open("rb") as content:
+            if content.read(len(_POINTER)) == _POINTER:
+                raise ValueError(f"{file} is a pointer of Git LFS, not the file itself; run git lfs pull in its folder")
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names, sorted, and the number of the others."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
 def weight_names(folder: Path) -> set[str]:
@@ -128,7 +152,7 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    said = str(error).strip().split("\n")[0]
+    said = str(error).strip().split("\n")[0] or type(error).__name__
     return f"key {said} is missing" if isinstance(error, KeyError) else said
 
 
