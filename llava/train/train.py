@@ -22,6 +22,7 @@ from flowcut.registry import parse_pruner, pruner_to_text
 from llava.conversation import Conversation, conv_templates
 from llava.model.builder import load_tokenizer
 from llava.model.checkpoint import local_folder, read_config
+from llava.model.loading import check_tower
 from llava.model.lora import is_lora_folder
 from llava.model.partitioned import full_size, is_partitioned, whole
 from llava.model.remembered_pruner import remember, remembered_pruner
@@ -277,6 +278,7 @@ def add_vision(
     warn_of_other_pictures(config, model_args, data_args)
     brings_own_tower = getattr(config, "unfreeze_mm_vision_tower", False)
     model.get_model().initialize_vision_modules(model_args)
+    check_tower(model, model_args.model_name_or_path)
     # a trained tower differs from its source, so every later checkpoint has to include it
     config.unfreeze_mm_vision_tower = brings_own_tower or model_args.unfreeze_mm_vision_tower
     config.image_aspect_ratio = data_args.image_aspect_ratio
