@@ -19,6 +19,7 @@ from llava.model.checkpoint import (
     local_folder,
     one_line,
     read_bin,
+    refuse_pointer,
     save_llava_checkpoint,
     weight_names,
 )
@@ -43,7 +44,7 @@ NOT_QUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 def load_tokenizer(model_path: str, cache_dir: str | None = None, **kwargs: Any) -> Any:
     """The LLaMA tokenizer of a model's folder or Hub name; see `load_llama_tokenizer`."""
     folder = local_folder(model_path, cache_dir, patterns=["*token*", "config.json"])
-    return load_llama_tokenizer(folder, **kwargs)
+    return _checked_tokenizer(folder, **kwargs)
 
 
 def load_pretrained_model(
@@ -164,7 +165,21 @@ def _load_tokenizer(source: Source) -> Any:
     below = None
     if source.key_mapping is not None:
         below = source.fields[IMAGE_TOKEN]
-    return load_llama_tokenizer(own, below=below)
+    return _checked_tokenizer(own, below=below)
+
+
+def _checked_tokenizer(folder: Path, **kwargs: Any) -> Any:
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+        refuse_pointer(folder / name)
+    try:
+        return load_llama_tokenizer(folder, **kwargs)
+    except Exception as error:  # the readers of other tokenizers' and damaged files raise many kinds
+        if isinstance(error, ValueError) and "\n" not in str(error) and "tokenizer" in str(error):
+            raise
+        raise ValueError(
+            f"the tokenizer in {folder} is damaged, or not LLaMA's ({type(error).__name__}: {one_line(error)}); copy "
+            f"the tokenizer of the checkpoint's base model there"
+        ) from error
 
 
 def _weights_beside_the_base(source: Source) -> dict[str, Tensor]:
@@ -240,5 +255,5 @@ def _load_language_model(source: Source, target: torch.device, dtype: Any, kwarg
     if "device_map" not in kwargs:
         model.to(target)
     llama = source.fields.get("model_type") in FAMILIES
-    tokenizer = (load_llama_tokenizer if llama else AutoTokenizer.from_pretrained)(source.weights)
+    tokenizer = (_checked_tokenizer if llama else AutoTokenizer.from_pretrained)(source.weights)
     return tokenizer, model.eval(), None, getattr(model.config, "max_sequence_length", None) or 2048

@@ -46,12 +46,12 @@ from llava.train.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
+from llava.train.resuming import chosen_checkpoint
 from llava.train.saving import (
     BadCheckpoint,
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
     get_peft_state_non_lora_maybe_zero_3,
-    last_complete_checkpoint,
     maybe_zero_3,
     try_saving,
 )
@@ -128,7 +128,7 @@ def build_trainer(
     """A trainer with model, tokenizer and data according to the arguments.
 
     `attn_implementation` is the default of `--attn_implementation`. The default of `--resume_from_checkpoint` is the
-    last complete checkpoint in the output folder, if there is one.
+    last whole checkpoint in the output folder, if there is one.
     """
     check_flags(model_args, training_args)
     model_args.attn_implementation = model_args.attn_implementation or attn_implementation
@@ -169,10 +169,11 @@ def build_trainer(
 def choose_checkpoint(model_args: ModelArguments, training_args: TrainingArguments) -> None:
     """Decide from which checkpoint to continue, if any.
 
-    Raises ValueError, one line, when its run is of another kind.
+    Raises ValueError, one line, when there is no such one, or its run is of another kind.
     """
-    if training_args.resume_from_checkpoint is None and not training_args.overwrite_output_dir:
-        training_args.resume_from_checkpoint = last_complete_checkpoint(training_args.output_dir)
+    training_args.resume_from_checkpoint = chosen_checkpoint(
+        training_args.resume_from_checkpoint, training_args.output_dir, training_args.overwrite_output_dir
+    )
     resumed = training_args.resume_from_checkpoint
     folder = resumed or training_args.lora_weight_path
     if training_args.lora_enable and folder:
