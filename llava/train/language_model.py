@@ -1,5 +1,6 @@
 """The language model that a run starts from: loaded in the right type, quantised if requested, ready to be saved."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,9 +9,9 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from llava.model.builder import NOT_QUANTISED
-from llava.model.checkpoint import local_folder, read_config
+from llava.model.checkpoint import local_folder, read_config, weight_names
 from llava.model.fields import check_fields
-from llava.model.loading import check_finite, load_llava_model
+from llava.model.loading import check_finite, check_names, family_of, load_llava_model
 from llava.model.partitioned import is_partitioned
 from llava.model.transformers_layout import is_transformers_layout
 from llava.train.arguments import ModelArguments, TrainingArguments, zero_stage
@@ -39,14 +40,7 @@ def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> 
         deepspeed.init_distributed(auto_mpi_discovery=False)
     half = bool(training_args.deepspeed) or training_args.lora_enable
     folder = local_folder(model_args.model_name_or_path, training_args.cache_dir)
-    fields = read_config(folder)
-    if is_transformers_layout(fields):
-        raise ValueError(
-            f"{folder} has transformers' layout; training takes LLaVA's: python -m llava.convert --to llava"
-        )
-    check_fields(fields, folder)
-    if fields.get("quantization_config"):
-        raise ValueError(f"the weights of {folder} are quantised; give the unquantised ones, and --bits 4 if need be")
+    fields = read_fields(folder)
     model = load_llava_model(
         folder,
         fields | {"use_cache": training_args.use_cache},
@@ -59,6 +53,24 @@ def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> 
     check_finite(model, folder)
     drop_unusable_sampling(model.generation_config)
     return model
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of a checkpoint that training can start from, checked with the names of its weights.
+
+    Raises ValueError, one line, for one that it cannot start from.
+    """
+    fields = read_config(folder)
+    if is_transformers_layout(fields):
+        raise ValueError(
+            f"{folder} has transformers' layout; training takes LLaVA's: python -m llava.convert --to llava"
+        )
+    check_fields(fields, folder)
+    if fields.get("quantization_config"):
+        raise ValueError(f"the weights of {folder} are quantised; give the unquantised ones, and --bits 4 if need be")
+    family_of(fields, folder)
+    check_names(weight_names(folder), fields, folder)
+    return fields
 
 
 def quantization(training_args: TrainingArguments) -> dict[str, Any]:

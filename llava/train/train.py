@@ -33,6 +33,7 @@ from llava.train.data import (
     LazySupervisedDataset,
     make_supervised_data_module,
 )
+from llava.train.dry_run import faults
 from llava.train.flags import check_flags
 from llava.train.language_model import compute_type, load_model, settle_types
 from llava.train.llava_trainer import LLaVATrainer
@@ -100,9 +101,12 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
 
 def prepare(attn_implementation: str | None = None, argv: list[str] | None = None) -> LLaVATrainer:
     """A trainer with flags, model and data, ready to start."""
-    parser = HfArgumentParser(ARGUMENTS)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return build_trainer(model_args, data_args, training_args, attn_implementation)
+    return build_trainer(*parse(argv), attn_implementation)
+
+
+def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """The flags. Raises ValueError, one line, for values that cannot be."""
+    return HfArgumentParser(ARGUMENTS).parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
 def run(trainer: LLaVATrainer) -> LLaVATrainer:
@@ -366,7 +370,14 @@ def rank0_print(*values: Any) -> None:
 def main(argv: list[str] | None = None, attn_implementation: str | None = None) -> None:
     """Entry point: `train`, with invalid flags, models and samples as one line instead of a traceback."""
     try:
-        trainer = prepare(attn_implementation, argv)
+        arguments = parse(argv)
+        wrong = faults(*arguments) if arguments[2].dry_run else []
+        if wrong:
+            raise SystemExit("\n".join(f"error: {reason}" for reason in wrong))
+        trainer = build_trainer(*arguments, attn_implementation)
+        if arguments[2].dry_run:
+            rank0_print("dry run: nothing is wrong, and nothing was trained")
+            return
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     try:

@@ -164,3 +164,27 @@ def test_merging_says_when_nothing_changes(llava_folder, tmp_path, caplog):
     flags = ["--model-path", str(tmp_path / "lora"), "--model-base", str(llava_folder)]
     with pytest.raises(SystemExit, match="would change no weight"):
         merge_lora_weights.main([*flags, "--save-model-path", str(tmp_path / "merged")])
+
+
+def test_a_folder_without_config_works_in_every_program(llava_folder, tmp_path, capsys):
+    """The base's config serves: for answering, merging and converting."""
+    from PIL import Image
+
+    from llava.convert import main as convert
+    from llava.eval import run_llava
+    from llava.serve import cli
+    from scripts import merge_lora_weights
+
+    expected = logits(write_adapter(load(llava_folder), tmp_path / "lora", target_modules=["q_proj", "lm_head"]))
+    model = ["--model-path", str(tmp_path / "lora"), "--model-base", str(llava_folder)]
+    merge_lora_weights.main([*model, "--save-model-path", str(tmp_path / "merged")])
+    assert torch.equal(logits(load(tmp_path / "merged")), expected)
+    convert(["--to", "llava", *model, "--output", str(tmp_path / "converted")])
+    assert torch.equal(logits(load(tmp_path / "converted")), expected)
+    Image.new("RGB", (60, 50), "red").save(tmp_path / "red.png")
+    asked = ["--query", "how many cats?", "--temperature", "0", "--max_new_tokens", "3", "--device", "cpu"]
+    run_llava.main([*model, "--image-file", str(tmp_path / "red.png"), *asked])
+    capsys.readouterr()
+    run_llava.main(["--model-path", str(tmp_path / "merged"), "--image-file", str(tmp_path / "red.png"), *asked])
+    flags = cli.build_parser().parse_args([*model, "--image-file", str(tmp_path / "red.png"), "--device", "cpu"])
+    assert cli.load_engine(flags).checkpoint.mode
