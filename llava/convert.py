@@ -53,7 +53,7 @@ def convert(model_path: str, model_base: str | None, to: str, output: str, dtype
 
     Raises ValueError, one line, when it cannot be read or has no counterpart in the other layout.
     """
-    stored = getattr(torch, dtype or stored_dtype(model_path))
+    stored = getattr(torch, dtype or stored_dtype(model_path, model_base))
     tokenizer, model, image_processor, _ = load_pretrained_model(
         model_path, model_base, get_model_name_from_path(model_path), device="cpu", dtype=stored, pruner="none"
     )

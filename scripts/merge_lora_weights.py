@@ -8,7 +8,22 @@ from __future__ import annotations
 import argparse
 
 from llava.given import told_in_one_line
+from llava.model.checkpoint import local_folder
 from llava.model.consolidate import consolidate
+from llava.model.lora import is_lora_folder, is_untrained
+
+
+def merge(model_path: str, model_base: str | None, output: str) -> None:
+    """Write base plus adapter to the folder `output`.
+
+    Raises ValueError, one line, when one of them cannot be read, or when merging would change nothing.
+    """
+    folder = local_folder(model_path)
+    if not is_lora_folder(folder):
+        raise ValueError(f"{folder} holds no LoRA adapter (adapter_config.json); give the adapter's folder")
+    if is_untrained(folder):
+        raise ValueError(f"merging the adapter in {folder} would change no weight: it was not trained; use the base")
+    consolidate(model_path, output, model_base)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save-model-path", required=True, help="folder to write")
     args = parser.parse_args(argv)
     with told_in_one_line():
-        consolidate(args.model_path, args.save_model_path, args.model_base)
+        merge(args.model_path, args.model_base, args.save_model_path)
 
 
 if __name__ == "__main__":

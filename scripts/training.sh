@@ -17,7 +17,7 @@ EPOCHS=${EPOCHS:-1}
 MAX_LENGTH=${MAX_LENGTH:-2048}
 SAVE_STEPS=${SAVE_STEPS:-50000}
 WORKERS=${WORKERS:-4}
-REPORT_TO=${REPORT_TO:-wandb}
+REPORT_TO=${REPORT_TO:-none} # or wandb, tensorboard, once installed
 
 # start <flags>...: the run. DATA_PATH, IMAGE_FOLDER, OUTPUT_DIR and LEARNING_RATE are the script's to set.
 start() {

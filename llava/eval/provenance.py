@@ -31,7 +31,10 @@ def model_fingerprint(folder: Path) -> str:
     Of a weight file, only the size and a megabyte each at its beginning, middle and end are hashed, which is fast for
     14 GB.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    config = folder / "config.json"
+    if not config.is_file():
+        config = folder / "adapter_config.json"  # an adapter that has its base's config
+    digest = hashlib.sha256(config.read_bytes())
     for file in sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(folder)} {size}".encode())

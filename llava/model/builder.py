@@ -15,37 +15,28 @@ from flowcut import Pruner, attach
 from flowcut.registry import parse_pruner, pruner_to_text
 from llava.model.checkpoint import (
     DAMAGE,
+    PROJECTOR,
     local_folder,
     one_line,
-    quiet,
     read_bin,
+    refuse_pointer,
     save_llava_checkpoint,
     weight_names,
 )
 from llava.model.delta import FIELD as DELTA_FIELD
 from llava.model.delta import shift
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.language_model.llava_mistral import LlavaMistralConfig, LlavaMistralForCausalLM
-from llava.model.lora import bare_names, is_lora_folder, merge_adapter, read_other_weights
+from llava.model.loading import FAMILIES, check_finite, check_names, check_tower, load_llava_model
+from llava.model.lora import adapts_tower, bare_names, is_lora_folder, merge_adapter, read_other_weights
 from llava.model.remembered_pruner import pruner_to_use
-from llava.model.source import PROJECTOR, Kind, Source, find_source, promised_weights
+from llava.model.source import Kind, Source, find_source, promised_weights
 from llava.model.tokenizer import has_tokenizer, load_llama_tokenizer
-from llava.model.transformers_layout import IMAGE_TOKEN, to_llava_name
+from llava.model.transformers_layout import IMAGE_TOKEN
 from llava.model.vision_tokens import add_vision_tokens
 
 __all__ = ["load_pretrained_model", "load_tokenizer", "save_llava_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-_FAMILIES: dict[str, tuple[Any, Any]] = {
-    "llama": (LlavaConfig, LlavaLlamaForCausalLM),
-    "mistral": (LlavaMistralConfig, LlavaMistralForCausalLM),
-}
-_TOWER_WEIGHTS = "model.vision_tower."
-# Their warnings while loading are replaced by one line here. The last one logs only where the first has a level.
-_LOGGERS = tuple(
-    f"transformers.{name}" for name in ("modeling_utils", "configuration_utils", "distributed.tensor_parallel")
-)
 # Parts that stay in the compute type when the language model is quantised.
 NOT_QUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 
@@ -53,7 +44,7 @@ NOT_QUANTISED = ["model.mm_projector", "model.vision_tower", "lm_head"]
 def load_tokenizer(model_path: str, cache_dir: str | None = None, **kwargs: Any) -> Any:
     """The LLaMA tokenizer of a model's folder or Hub name; see `load_llama_tokenizer`."""
     folder = local_folder(model_path, cache_dir, patterns=["*token*", "config.json"])
-    return load_llama_tokenizer(folder, **kwargs)
+    return _checked_tokenizer(folder, **kwargs)
 
 
 def load_pretrained_model(
@@ -111,6 +102,10 @@ def load_pretrained_model(
     model = _load_model(source, extra, dtype, kwargs)
     if "device_map" not in kwargs:
         model.to(target)
+    quantised = "quantization_config" in kwargs
+    native = source.kind is Kind.ADAPTER and source.key_mapping is not None
+    if native:  # made on the model with the rows of transformers' layout
+        model = _with_adapter(model, source, quantised)
     if source.key_mapping is not None and len(tokenizer) < model.config.vocab_size:
         # transformers' layout has rows for its own two tokens, and padding rows
         model.resize_token_embeddings(len(tokenizer))
@@ -121,13 +116,12 @@ def load_pretrained_model(
             shift(model.state_dict(), source.weights, 1)
         if hasattr(model.config, DELTA_FIELD):
             delattr(model.config, DELTA_FIELD)
-    if source.kind is Kind.ADAPTER:
-        model = merge_adapter(model, source.folder, keep_apart="quantization_config" in kwargs)
+    if source.kind is Kind.ADAPTER and not native:
+        model = _with_adapter(model, source, quantised)
 
-    tower = model.get_vision_tower()
-    if not tower.is_loaded:
-        tower.load_model()
-        tower.to(model.get_input_embeddings().weight)  # its device and dtype
+    tower = _loaded_tower(model)
+    check_tower(model, source.folder)
+    check_finite(model, source.folder)
     if kwargs.get("attn_implementation"):
         tower.vision_tower.set_attn_implementation(kwargs["attn_implementation"])
     if chosen is not None:
@@ -165,25 +159,27 @@ def _placement(target: torch.device, device_map: Any, load_8bit: bool, load_4bit
     return arguments
 
 
-def _family(source: Source) -> tuple[Any, Any]:
-    """Config and model class. Raises ValueError when it is not a language model of LLaVA."""
-    said = (source.fields.get("architectures") or [source.fields.get("model_type") or "nothing"])[0]
-    for family, classes in _FAMILIES.items():
-        if family in said.lower():
-            return classes
-    raise ValueError(
-        f"{source.folder} is a {said}; LLaVA's classes are "
-        f"{' and '.join(model_class.__name__ for _, model_class in _FAMILIES.values())}"
-    )
-
-
 def _load_tokenizer(source: Source) -> Any:
     """The checkpoint's own tokenizer, else its base's, without the tokens that transformers' layout adds."""
     own = source.folder if has_tokenizer(source.folder) else source.weights
     below = None
     if source.key_mapping is not None:
         below = source.fields[IMAGE_TOKEN]
-    return load_llama_tokenizer(own, below=below)
+    return _checked_tokenizer(own, below=below)
+
+
+def _checked_tokenizer(folder: Path, **kwargs: Any) -> Any:
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+        refuse_pointer(folder / name)
+    try:
+        return load_llama_tokenizer(folder, **kwargs)
+    except Exception as error:  # the readers of other tokenizers' and damaged files raise many kinds
+        if isinstance(error, ValueError) and "\n" not in str(error) and "tokenizer" in str(error):
+            raise
+        raise ValueError(
+            f"the tokenizer in {folder} is damaged, or not LLaMA's ({type(error).__name__}: {one_line(error)}); copy "
+            f"the tokenizer of the checkpoint's base model there"
+        ) from error
 
 
 def _weights_beside_the_base(source: Source) -> dict[str, Tensor]:
@@ -197,45 +193,13 @@ def _weights_beside_the_base(source: Source) -> dict[str, Tensor]:
 
 def _load_model(source: Source, extra: dict[str, Tensor], dtype: Any, kwargs: dict[str, Any]) -> Any:
     """The model with the weights of the checkpoint, or of its base."""
-    config_class, model_class = _family(source)
-    fields = {name: value for name, value in source.fields.items() if name not in ("model_type", IMAGE_TOKEN)}
+    fields = dict(source.fields)
     folder = source.folder if source.kind is Kind.DELTA else source.weights
     if source.kind is not Kind.DELTA and "vocab_size" in source.base_fields:
         fields["vocab_size"] = source.base_fields["vocab_size"]  # rows that training added are in `extra`
-    config = config_class.from_dict(fields)
-    config._name_or_path = str(source.folder)  # the tower's folder may be inside the checkpoint
-    names = weight_names(folder)
-    names = {to_llava_name(name) for name in names} if source.key_mapping else names
-    _decide_tower(config, names | set(extra))
-    arguments = kwargs | {"key_mapping": source.key_mapping, "output_loading_info": True}
-    try:
-        with quiet(*_LOGGERS):
-            model, report = model_class.from_pretrained(folder, config=config, dtype=dtype, **arguments)
-    except DAMAGE as error:
-        raise ValueError(f"the weights in {folder} cannot be loaded: {one_line(error)}") from error
-    missing = sorted(name for name in report["missing_keys"] if name not in extra)
-    if missing:
-        also = "" if folder == source.folder else f", and {source.folder / promised_weights(source)} has them neither"
-        raise ValueError(
-            f"{folder} lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]}{also}; without "
-            f"them the answers would be noise. Give a whole checkpoint, or an adapter or projector with its model_base"
-        )
-    if report["unexpected_keys"]:
-        extra_names = sorted(report["unexpected_keys"])
-        logger.warning("%s: %d weights are not used, such as %s", folder, len(extra_names), extra_names[0])
-    model.config.architectures = [model_class.__name__]
-    return model
-
-
-def _decide_tower(config: Any, names: set[str]) -> None:
-    """Decide whether the tower is in the checkpoint, and set the config, which the model's constructor reads."""
-    inside = any(name.startswith(_TOWER_WEIGHTS) for name in names)
-    wanted = bool(getattr(config, "unfreeze_mm_vision_tower", False))
-    config.unfreeze_mm_vision_tower = wanted and inside
-    if wanted and not inside:
-        logger.warning("the checkpoint has no vision tower of its own; loading %s", config.mm_vision_tower)
-    elif inside and not wanted:
-        logger.warning("the tower in the checkpoint was frozen in training; loading %s instead", config.mm_vision_tower)
+    promised = None if folder == source.folder else source.folder / promised_weights(source)
+    arguments = kwargs | {"key_mapping": source.key_mapping, "ignore_mismatched_sizes": True}
+    return load_llava_model(folder, fields, source.folder, dtype, set(extra), promised, **arguments)
 
 
 def _fill(model: Any, extra: dict[str, Tensor], source: Source) -> None:
@@ -256,6 +220,21 @@ def _fill(model: Any, extra: dict[str, Tensor], source: Source) -> None:
         target.data.copy_(value)
 
 
+def _loaded_tower(model: Any) -> Any:
+    tower = model.get_vision_tower()
+    if not tower.is_loaded:
+        tower.load_model()
+        tower.to(model.get_input_embeddings().weight)  # its device and dtype
+    return tower
+
+
+def _with_adapter(model: Any, source: Source, keep_apart: bool) -> Any:
+    if adapts_tower(source.folder):
+        _loaded_tower(model)
+        model.config.unfreeze_mm_vision_tower = True  # from now on every checkpoint has to include the tower
+    return merge_adapter(model, source.folder, keep_apart)
+
+
 def _attach(model: Any, pruner: Pruner, folder: Path) -> None:
     try:
         attach(model, pruner)
@@ -265,15 +244,16 @@ def _attach(model: Any, pruner: Pruner, folder: Path) -> None:
 
 def _load_language_model(source: Source, target: torch.device, dtype: Any, kwargs: dict[str, Any]) -> Any:
     """A plain language model, possibly with an adapter: no vision tower, hence no image processor."""
-    weight_names(source.weights)
+    check_names(weight_names(source.weights), source.fields, source.weights)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(source.weights, dtype=dtype, **kwargs)
-    except DAMAGE as error:
+    except (*DAMAGE, OSError, TypeError, ValueError) as error:
         raise ValueError(f"the weights in {source.weights} cannot be loaded: {one_line(error)}") from error
     if is_lora_folder(source.folder):
         model = merge_adapter(model, source.folder, keep_apart="quantization_config" in kwargs)
+    check_finite(model, source.weights)
     if "device_map" not in kwargs:
         model.to(target)
-    llama = source.fields.get("model_type") in _FAMILIES
-    tokenizer = (load_llama_tokenizer if llama else AutoTokenizer.from_pretrained)(source.weights)
+    llama = source.fields.get("model_type") in FAMILIES
+    tokenizer = (_checked_tokenizer if llama else AutoTokenizer.from_pretrained)(source.weights)
     return tokenizer, model.eval(), None, getattr(model.config, "max_sequence_length", None) or 2048

@@ -17,7 +17,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,18 +26,22 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVisionTower
 from llava.model.tokenizer import save_llama_tokenizer
 
+logger = logging.getLogger(__name__)
+
 TOWER_FOLDER = "vision_tower"
 # Errors of the readers of weight files when a file is truncated or of another kind.
 DAMAGE = (SafetensorError, json.JSONDecodeError, EOFError, pickle.UnpicklingError, RuntimeError, KeyError)
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+PROJECTOR = "mm_projector.bin"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _DOWNLOADS = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
 _PARTIAL, _COMPLETE, _LIST = ".partial", ".complete", ".files.json"
 _TOWER = "vision_tower.vision_tower."
+_POINTER = b"version https://git-lfs"
 
 
 def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list[str] | None = None) -> Path:
@@ -67,54 +71,113 @@ def read_config(folder: Path) -> dict[str, Any]:
         partial = (folder / _PARTIAL).is_dir()
         hint = "its save was interrupted; save it again" if partial else "give the folder of a whole checkpoint"
         raise ValueError(f"{folder} holds no config.json; {hint}")
+    return read_object(file)
+
+
+def read_object(file: Path, what: str = "checkpoint") -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError, one line, when there is none; then copy the `what` again."""
+    refuse_pointer(file)
     try:
-        return json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not readable JSON ({error}); copy the checkpoint again") from error
+        found = json.loads(file.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable JSON ({one_line(error)}); copy the {what} again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a JSON {type(found).__name__}, not an object; copy the {what} again")
+    return found
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise ValueError, one line, when a file holds Git LFS's few lines in place of its content."""
+    if file.is_file():
+        with file.open("rb") as content:
+            if content.read(len(_POINTER)) == _POINTER:
+                raise ValueError(f"{file} is a pointer of Git LFS, not the file itself; run git lfs pull in its folder")
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names, sorted, and the number of the others."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights; where it has several formats, those that transformers reads.
+
+    Raises ValueError, one line, when there are none, or when one of them is missing or a pointer of Git LFS.
+    """
+    present = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not present:
+        if (folder / PROJECTOR).is_file():
+            raise ValueError(f"{folder} holds a projector only ({PROJECTOR}); give its base, and it beside the base")
+        raise ValueError(f"{folder} holds no weights; expected one of {', '.join(WEIGHTS)}")
+    first, index = present[0], present[0].with_name(f"{present[0].name}.index.json")
+    if index.is_file():
+        logger.warning("%s is read, not what %s beside it names; remove the stale one", first, index.name)
+    files = [first]
+    if first.suffix == ".json":
+        files = sorted({folder / name for name in _weight_map(first).values()})
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            other = f", or remove {first.name} if {present[1].name} is whole" if len(present) > 1 else ""
+            raise ValueError(
+                f"{folder} lacks {len(missing)} of the {len(files)} files that {first.name} names: {listed(missing)}; "
+                f"copy them too{other}"
+            )
+    for file in files:
+        refuse_pointer(file)
+    return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The name of each tensor's file in an index."""
+    found = read_object(index).get("weight_map")
+    names = list(found.values()) if isinstance(found, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ValueError(f'{index} has no "weight_map" from names to files of this folder; copy the checkpoint again')
+    assert isinstance(found, dict)
+    return found
 
 
 def weight_names(folder: Path) -> set[str]:
-    """The names of the tensors in a checkpoint, from its index or header. Raises ValueError when it has no weights."""
-    present = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
-    if not present:
-        raise ValueError(f"{folder} holds no weights; expected one of {', '.join(_WEIGHTS)}")
-    file = present[0]
+    """The names of the tensors in a checkpoint, from its index or header. Raises ValueError as `weight_files` does."""
+    files = weight_files(folder)
+    index = next((folder / name for name in WEIGHTS if (folder / name).is_file()), files[0])
+    if index.suffix == ".json":
+        return set(_weight_map(index))
     try:
-        if file.suffix == ".json":
-            return set(json.loads(file.read_text("utf-8"))["weight_map"])
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as tensors:
+        if index.suffix == ".safetensors":
+            with safe_open(index, "pt") as tensors:
                 return set(tensors.keys())
-        return set(read_bin(file))
+        return set(read_bin(index))
     except DAMAGE as error:
-        raise ValueError(f"{file} is damaged ({one_line(error)}); copy the checkpoint again") from error
+        raise ValueError(f"{index} is damaged ({one_line(error)}); copy the checkpoint again") from error
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """All weights of a checkpoint, name and tensor, one file in memory at a time."""
-    weight_names(folder)  # raises the readable error when there are none
-    index = next((folder / name for name in _WEIGHTS if name.endswith("json") and (folder / name).is_file()), None)
-    whole = [folder / name for name in _WEIGHTS if not name.endswith("json") and (folder / name).is_file()]
-    shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index else set()
-    if elsewhere := [name for name in shards if not isinstance(name, str) or Path(name).name != name]:
-        raise ValueError(f"{index} names {elsewhere[0]!r}, which is no file of {folder}; copy the checkpoint again")
-    files = whole[:1] or sorted(folder / name for name in shards)
-    for file in files:
+    for file in weight_files(folder):
         try:
             yield from (load_file(file) if file.suffix == ".safetensors" else read_bin(file)).items()
-        except (*DAMAGE, FileNotFoundError) as error:
+        except DAMAGE as error:
             raise ValueError(f"{file} cannot be read ({one_line(error)}); copy the checkpoint again") from error
 
 
 def read_bin(file: Path) -> dict[str, Tensor]:
-    """The tensors in a file of torch.save, which may contain only tensors. Raises ValueError when it is damaged."""
+    """The tensors by name in a file of torch.save, which may hold nothing else.
+
+    Raises ValueError, one line, when it is damaged, or a pointer of Git LFS.
+    """
+    refuse_pointer(file)
     try:
         try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except (RuntimeError, OSError):  # the format before torch 1.6 cannot be memory-mapped
-            return torch.load(file, map_location="cpu", weights_only=True)
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except (*DAMAGE, OSError) as error:
         raise ValueError(f"{file} is damaged ({one_line(error)}); copy the checkpoint again") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"{file} holds no tensors by name; give a file of weights")
+    return found
 
 
 @contextmanager
@@ -131,7 +194,7 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    said = str(error).strip().split("\n")[0]
+    said = str(error).strip().split("\n")[0] or type(error).__name__
     return f"key {said} is missing" if isinstance(error, KeyError) else said
 
 
@@ -260,12 +323,25 @@ def _listed_files(output: Path, complete: Path) -> list[str]:
 
 def read_projector(path: str) -> dict[str, Tensor]:
     """The projector's own state dict in an `mm_projector.bin`, with any prefix before `mm_projector.` in its keys."""
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = read_bin(Path(path))
     marker = "mm_projector."
     found = {key.split(marker, 1)[1]: value for key, value in weights.items() if marker in key}
     if not found:
         raise ValueError(f"{path} holds no key with {marker!r}; give the mm_projector.bin of a pre-training run")
     return found
+
+
+def fill_projector(projector: nn.Module, path: str) -> None:
+    """Load an `mm_projector.bin` into a projector. Raises ValueError, one line, for another type or size."""
+    found = {name: tuple(value.shape) for name, value in read_projector(path).items()}
+    try:
+        projector.load_state_dict(read_projector(path))
+    except RuntimeError as error:
+        wanted = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
+        raise ValueError(
+            f"{path} is of a projector of another type or size: it has {found}, this model {wanted}; give the "
+            f"--mm_projector_type, tower and language model that it was trained with"
+        ) from error
 
 
 def with_vision_model_level(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ def consolidate(src: str, dst: str, base: str | None = None) -> None:
     Raises ValueError, one line, when it cannot be read or is a language model only.
     """
     name = get_model_name_from_path(src)
-    dtype = getattr(torch, stored_dtype(src))
+    dtype = getattr(torch, stored_dtype(src, base))
     tokenizer, model, processor, _ = load_pretrained_model(src, base, name, device="cpu", dtype=dtype, pruner="none")
     if processor is None:
         raise ValueError(f"{src} is a language model without vision tower; give a LLaVA checkpoint")

@@ -21,7 +21,7 @@ from flowcut.hooks.placeholders import loaded
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
 from llava.model.anyres import in_line, merge_tiles, read_newline, unpad_image
-from llava.model.checkpoint import read_projector, with_vision_model_level
+from llava.model.checkpoint import fill_projector, with_vision_model_level
 from llava.model.generation import GeneratesFromImages, generating
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -116,7 +116,7 @@ class LlavaMetaModel(_Mixin):
         self.mm_projector.requires_grad_(True)  # LoRA may have frozen it
         if model_args.pretrain_mm_mlp_adapter is not None:
             with whole(self.mm_projector.parameters(), write=True):
-                self.mm_projector.load_state_dict(read_projector(model_args.pretrain_mm_mlp_adapter))
+                fill_projector(self.mm_projector, model_args.pretrain_mm_mlp_adapter)
             newline = read_newline(model_args.pretrain_mm_mlp_adapter)
             if newline is not None and hasattr(self, "image_newline"):
                 with whole([self.image_newline], write=True):

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llava.model.checkpoint import local_folder, read_config
+from llava.model.checkpoint import PROJECTOR, local_folder, read_config
 from llava.model.delta import FIELD, is_delta
+from llava.model.fields import check_fields
 from llava.model.lora import OTHER_WEIGHTS, base_of, is_lora_folder
 from llava.model.transformers_layout import TO_LLAVA, is_transformers_layout, llava_fields
 
 logger = logging.getLogger(__name__)
 
-PROJECTOR = "mm_projector.bin"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin*")
 # The fields in which a base must equal the checkpoint that was trained on it.
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -83,10 +83,11 @@ def find_source(model_path: str, model_base: str | None, model_name: str, cache_
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
-    fields = read_config(folder)
+    fields, mapping = read_config(folder), None
     if is_transformers_layout(fields):
-        return llava_fields(fields, folder), TO_LLAVA
-    return fields, None
+        fields, mapping = llava_fields(fields, folder), TO_LLAVA
+    check_fields(fields, folder)
+    return fields, mapping
 
 
 def _kind(folder: Path, model_base: str | None, name: str) -> Kind:
@@ -134,8 +135,11 @@ def promised_weights(source: Source) -> str:
     return {Kind.ADAPTER: OTHER_WEIGHTS, Kind.PROJECTOR: PROJECTOR}.get(source.kind, "config.json")
 
 
-def stored_dtype(model_path: str) -> str:
-    """The floating-point type in a checkpoint's config, else float16."""
-    fields = read_config(local_folder(model_path))
+def stored_dtype(model_path: str, model_base: str | None = None) -> str:
+    """The floating-point type in a checkpoint's config, or its base's if it has no config; else float16."""
+    folder = local_folder(model_path)
+    if is_lora_folder(folder) and not (folder / "config.json").is_file():
+        folder = local_folder(model_base or base_of(folder) or model_path)
+    fields = read_config(folder)
     found = fields.get("dtype") or fields.get("torch_dtype") or "float16"
     return found if isinstance(getattr(torch, str(found), None), torch.dtype) else "float16"

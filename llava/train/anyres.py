@@ -4,7 +4,6 @@ images.
 LLaVA never released this part of v1.6's training. The flags are those stored in its checkpoints.
 """
 
-import ast
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +13,15 @@ from flowcut import Pruner
 from flowcut.pruner import EncoderShape, Rows
 from llava.mm_utils import Size, get_anyres_image_grid_shape
 from llava.model.anyres import unpadded_box
+from llava.model.fields import GRIDS as PUBLISHED_GRIDS
+from llava.model.fields import parse_grids as grids_of
 
 logger = logging.get_logger(__name__)
 
-PUBLISHED_GRIDS = "[(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]"
-
 
 def parse_grids(text: Any) -> list[Size]:
-    """Canvas sizes (width, height) from the text of a list of pairs, or from such a list; ValueError, one line."""
-    advice = f'give a list of (width, height), such as "{PUBLISHED_GRIDS}"'
-    try:
-        grids = [tuple(pair) for pair in (ast.literal_eval(text) if isinstance(text, str) else text)]
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise ValueError(f"--image_grid_pinpoints {text} is no list of pairs; {advice}") from error
-    right = [len(pair) == 2 and all(type(side) is int and side > 0 for side in pair) for pair in grids]
-    if not grids or not all(right):
-        raise ValueError(f"--image_grid_pinpoints {text} is not made of pairs of whole numbers above 0; {advice}")
-    return [(width, height) for width, height in grids]
+    """Canvas sizes (width, height) from the flag's text or a checkpoint's list; ValueError, one line."""
+    return grids_of(text, "--image_grid_pinpoints")
 
 
 def check_grids(grids: list[Size], side: int) -> None:

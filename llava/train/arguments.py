@@ -126,6 +126,8 @@ class TrainingArguments(transformers.TrainingArguments):
         "token: mean over all tokens of the accumulated global batch",
     )
 
+    dry_run: bool = option(False, "list everything that is wrong with flags and files, and train nothing")
+
     # flags of transformers 4
     evaluation_strategy: str | None = option(None, "old name of --eval_strategy")
     warmup_ratio: float | None = option(None, "warm-up as a share of all steps; now --warmup_steps below 1")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import Dataset
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
-from llava.conversation import Conversation
+from llava.conversation import Conversation, SeparatorStyle
 from llava.mm_utils import Size
 from llava.train.anyres import TileCount
 from llava.train.preprocess import BadSample
@@ -30,8 +30,9 @@ OTHER_EXTENSION = "image found under another extension"
 EMPTY_ANSWER = "an answer is empty"
 CUT = "cut at the longest length"
 STRAY = "<image> in the text but no image"
+LEFT_OUT = "an answer before the first question is left out"
 SAME_ID = "id given before"
-HARMLESS = (OTHER_EXTENSION, EMPTY_ANSWER, CUT, STRAY, SAME_ID)
+HARMLESS = (OTHER_EXTENSION, EMPTY_ANSWER, CUT, STRAY, LEFT_OUT, SAME_ID)
 
 
 class Problem(NamedTuple):
@@ -101,14 +102,17 @@ class Checker(Dataset):
         try:
             names = image_names(sample)
             checked.images = len(names)
-            checked.problems += remarks(sample)
+            checked.problems += remarks(sample, self.rules.conversation)
             segments_of(sample, self.rules, self.rules.conversation)
         except BadSample as error:
             checked.note(error)
         sizes = [self.decode(name, checked) for name in names] if checked.images else []
         whole = [size for size in sizes if size is not None]
         if self.tokenizer is not None and checked.usable:
-            self.count(self.encode(index), [self.rules.visual_tokens(size) for size in whole], checked)
+            try:
+                self.count(self.encode(index), [self.rules.visual_tokens(size) for size in whole], checked)
+            except BadSample as error:
+                checked.note(error)
         return checked
 
     def encode(self, index: int) -> Encoded:
@@ -132,7 +136,7 @@ class Checker(Dataset):
         limit = self.rules.model_max_length
         try:
             check_room(encoded, visual_tokens, limit)
-        except BadSample as error:
+        except BadSample as error:  # noted here, because the lengths below belong to the report
             checked.note(error)
         layout = spread_out(encoded.input_ids, visual_tokens)
         answers = encoded.labels != IGNORE_INDEX
@@ -147,11 +151,14 @@ class Checker(Dataset):
             )
 
 
-def remarks(sample: dict[str, Any]) -> Iterator[Problem]:
+def remarks(sample: dict[str, Any], conversation: Conversation) -> Iterator[Problem]:
     """Problems of a sample's turns that training would accept. Raises BadSample if they are not turns."""
     turns = read_turns(sample)
     for number, turn in enumerate(turns):
         if turn["from"] == "gpt" and not turn["value"].strip():
             yield Problem(EMPTY_ANSWER, f"turn {number} says nothing")
-    if not image_names(sample) and any(DEFAULT_IMAGE_TOKEN in turn["value"] for turn in turns):
+    said = [turn["from"] for turn in turns if turn["from"] != "system"]
+    if said[:1] == ["gpt"] and conversation.sep_style not in (SeparatorStyle.PLAIN, SeparatorStyle.SINGLE):
+        yield Problem(LEFT_OUT, "its first turn is an answer")
+    if "image" not in sample and any(DEFAULT_IMAGE_TOKEN in turn["value"] for turn in turns):
         yield Problem(STRAY, f"{DEFAULT_IMAGE_TOKEN} will be read as ordinary text")

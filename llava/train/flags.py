@@ -13,18 +13,21 @@ REPORTERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_availabl
 
 def check_flags(model_args: ModelArguments, training_args: TrainingArguments) -> None:
     """Raise ValueError, one line, for contradictory flags of several groups."""
+    for reason in contradictions(model_args, training_args):
+        raise ValueError(reason)
+
+
+def contradictions(model_args: ModelArguments, training_args: TrainingArguments) -> list[str]:
+    """One line for each contradiction between flags, and for each package that they need and that is missing."""
+    found: list[str | None] = []
     if model_args.version not in conv_templates:
-        raise ValueError(
-            f"--version {model_args.version} is no conversation template; use one of {', '.join(conv_templates)}"
-        )
-    for reason in (_lora(model_args, training_args), _quantisation(training_args), _launcher(training_args)):
-        if reason is not None:
-            raise ValueError(reason)
+        templates = ", ".join(conv_templates)
+        found.append(f"--version {model_args.version} is no conversation template; use one of {templates}")
+    found += [_lora(model_args, training_args), _quantisation(training_args), _launcher(training_args)]
     for name, is_available in REPORTERS.items():
         if name in (training_args.report_to or []) and not is_available():
-            raise ValueError(
-                f"--report_to {name} needs the {name} package; pip install {name}, or give --report_to none"
-            )
+            found.append(f"--report_to {name} needs the {name} package; pip install {name}, or give --report_to none")
+    return [reason for reason in found if reason is not None]
 
 
 def _lora(model_args: ModelArguments, training_args: TrainingArguments) -> str | None:

@@ -1,5 +1,6 @@
 """The language model that a run starts from: loaded in the right type, quantised if requested, ready to be saved."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,20 +9,14 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from llava.model.builder import NOT_QUANTISED
-from llava.model.checkpoint import local_folder, read_config
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.checkpoint import local_folder, read_config, weight_names
+from llava.model.fields import check_fields
+from llava.model.loading import check_finite, check_names, family_of, load_llava_model
 from llava.model.partitioned import is_partitioned
+from llava.model.transformers_layout import is_transformers_layout
 from llava.train.arguments import ModelArguments, TrainingArguments, zero_stage
 
 logger = logging.get_logger(__name__)
-
-MODEL_CLASSES: dict[str, Any] = {
-    "LlamaForCausalLM": LlavaLlamaForCausalLM,
-    "LlavaLlamaForCausalLM": LlavaLlamaForCausalLM,
-    "MistralForCausalLM": LlavaMistralForCausalLM,
-    "LlavaMistralForCausalLM": LlavaMistralForCausalLM,
-}
 
 
 def compute_type(training_args: TrainingArguments) -> torch.dtype:
@@ -36,7 +31,7 @@ def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> 
     the compute type, and so are all under DeepSpeed, which keeps its own float32 copies. With `--bits 4` or `8`
     quantised.
 
-    Raises ValueError, one line, for another architecture and when weights are missing.
+    Raises ValueError, one line, where loading would; see `load_llava_model`.
     """
     if zero_stage(training_args.deepspeed) == 3:
         import deepspeed
@@ -45,30 +40,37 @@ def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> 
         deepspeed.init_distributed(auto_mpi_discovery=False)
     half = bool(training_args.deepspeed) or training_args.lora_enable
     folder = local_folder(model_args.model_name_or_path, training_args.cache_dir)
-    fields = read_config(folder)
-    architecture = (fields.get("architectures") or ["none"])[0]
-    if architecture not in MODEL_CLASSES:
-        raise ValueError(f"{folder} is a {architecture}; training takes {', '.join(MODEL_CLASSES)}")
-    model_class = MODEL_CLASSES[architecture]
-    config = model_class.config_class.from_dict({key: value for key, value in fields.items() if key != "model_type"})
-    config._name_or_path = str(folder)  # the checkpoint's own tower is searched in this folder
-    config.use_cache = training_args.use_cache
-    model, report = model_class.from_pretrained(
+    fields = read_fields(folder)
+    model = load_llava_model(
         folder,
-        config=config,
-        dtype=compute_type(training_args) if half else torch.float32,
+        fields | {"use_cache": training_args.use_cache},
+        folder,
+        compute_type(training_args) if half else torch.float32,
         attn_implementation=model_args.attn_implementation,
-        output_loading_info=True,
+        ignore_mismatched_sizes=zero_stage(training_args.deepspeed) != 3,  # which then reports sizes itself
         **quantization(training_args),
     )
-    if report["missing_keys"]:
-        raise ValueError(
-            f"{folder} lacks {len(report['missing_keys'])} weights of {architecture}, such as "
-            f"{min(report['missing_keys'])}; give a whole checkpoint"
-        )
-    model.config.architectures = [model_class.__name__]  # a projector is saved with this config only
+    check_finite(model, folder)
     drop_unusable_sampling(model.generation_config)
     return model
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of a checkpoint that training can start from, checked with the names of its weights.
+
+    Raises ValueError, one line, for one that it cannot start from.
+    """
+    fields = read_config(folder)
+    if is_transformers_layout(fields):
+        raise ValueError(
+            f"{folder} has transformers' layout; training takes LLaVA's: python -m llava.convert --to llava"
+        )
+    check_fields(fields, folder)
+    if fields.get("quantization_config"):
+        raise ValueError(f"the weights of {folder} are quantised; give the unquantised ones, and --bits 4 if need be")
+    family_of(fields, folder)
+    check_names(weight_names(folder), fields, folder)
+    return fields
 
 
 def quantization(training_args: TrainingArguments) -> dict[str, Any]:

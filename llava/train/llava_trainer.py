@@ -1,6 +1,8 @@
 """transformers' Trainer with LLaVA's sampling order, learning-rate groups, loss average and checkpoint layout."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from llava.model.builder import save_llava_checkpoint
+from llava.model.checkpoint import listed
 from llava.train.arguments import TrainingArguments
 from llava.train.lora import load_lora
 from llava.train.sampler import (
@@ -173,7 +176,17 @@ class LLaVATrainer(transformers.Trainer):
             except ValueError as error:
                 raise BadCheckpoint(str(error)) from error
             return
-        weights = read_weights(Path(resume_from_checkpoint))
+        try:
+            weights = read_weights(Path(resume_from_checkpoint))
+        except ValueError as error:
+            raise BadCheckpoint(str(error)) from error
+        unknown = set(weights) - {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+        unknown = {name for name in unknown if "rotary_emb." not in name and "position_ids" not in name}
+        if unknown:
+            raise BadCheckpoint(
+                f"{resume_from_checkpoint} has {len(unknown)} weights that this run does not have: {listed(unknown)}; "
+                "resume with the flags of the interrupted run, or give another --output_dir"
+            )
         missing = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         missing = [name for name in missing if name not in weights]
         if missing:
@@ -186,6 +199,25 @@ class LLaVATrainer(transformers.Trainer):
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise BadCheckpoint(f"{resume_from_checkpoint} is of a model of other sizes: {reason}") from error
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with self._one_line(checkpoint, "optimizer and scheduler"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with self._one_line(checkpoint, "random numbers"):
+            super()._load_rng_state(checkpoint)
+
+    @contextmanager
+    def _one_line(self, checkpoint: str | None, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # torch and the Trainer raise many kinds
+            reason = " ".join(str(error).split())[:300]
+            raise BadCheckpoint(
+                f"the state of {what} in {checkpoint} cannot be loaded ({type(error).__name__}: {reason}); remove that "
+                f"checkpoint, so that the run continues from an older one, or resume with the flags of its run"
+            ) from error
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:

@@ -1,19 +1,18 @@
 """LoRA on the language model's linear layers; projector and, if requested, new tokens are trained too."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from llava.model.checkpoint import DAMAGE, finish_save, one_line, read_bin
+from llava.model.checkpoint import finish_save, listed, read_object
 from llava.model.lora import (
     ADAPTER_CONFIG,
-    ADAPTER_FILES,
+    PREFIX,
     base_of,
     is_lora_folder,
     language_targets,
+    read_adapter,
     read_other_weights,
 )
 from llava.model.partitioned import whole
@@ -65,7 +64,7 @@ def check_lora_folder(folder: Path, model_args: ModelArguments, training_args: T
         raise ValueError(
             f"{folder} holds no LoRA adapter ({ADAPTER_CONFIG}); drop --lora_enable, or give another folder"
         )
-    fields = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
+    fields = read_object(folder / ADAPTER_CONFIG, "adapter")
     for name, flag in (("r", "lora_r"), ("lora_alpha", "lora_alpha"), ("bias", "lora_bias")):
         wanted = getattr(training_args, flag)
         if fields.get(name) != wanted:
@@ -89,7 +88,15 @@ def load_lora(model: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
     adapter, others = read_adapter(folder), read_other_weights(folder)
-    found = set(adapter) | {f"base_model.model.{name}" for name in others}
+    found = set(adapter) | {f"{PREFIX}{name}" for name in others}
+    known = {name.replace(f".{ADAPTER}.", ".") for name, _ in model.named_parameters()}
+    known |= {name.replace(".base_layer.", ".") for name in known}
+    unknown = found - known
+    if unknown:
+        raise ValueError(
+            f"{folder} has {len(unknown)} weights that this run does not have: {listed(unknown)}; merge the adapter "
+            f"into its base first, and start from the merged model"
+        )
     trained = {name.replace(f".{ADAPTER}.", ".") for name, value in model.named_parameters() if value.requires_grad}
     missing = sorted(trained - found)
     if missing:
@@ -105,14 +112,3 @@ def load_lora(model: Any, folder: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder} was trained on a base of other sizes: {reason}") from error
-
-
-def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder's adapter. Raises ValueError, one line, when they are missing or damaged."""
-    files = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
-    if not files:
-        raise ValueError(f"{folder} has no {' or '.join(ADAPTER_FILES)}; copy the whole adapter")
-    try:
-        return load_file(files[0]) if files[0].suffix == ".safetensors" else read_bin(files[0])
-    except DAMAGE as error:
-        raise ValueError(f"{files[0]} is damaged ({one_line(error)}); copy the checkpoint again") from error

@@ -23,14 +23,18 @@ from llava.conversation import Conversation, SeparatorStyle
 from llava.mm_utils import with_dummy_prefix
 
 Turn = dict[str, str]  # {"from": "human" or "gpt", "value": text}
-ROLES = "roles out of turn"  # the kind of BadSample for a wrong order of roles
+# kinds of BadSample
+ROLES = "roles out of turn"
+OTHER_TEMPLATE = "not for this template"
+MPT_SYSTEM = "<|im_start|>system\n"
 
 
 class BadSample(ValueError):
     """A training sample that cannot be used; the message has the reason, `kind` its short form."""
 
     def __init__(self, message: str, kind: str = "unusable sample") -> None:
-        super().__init__(message)  # the message only: the data loader creates the exception again from it
+        # the message only: the data loader creates the exception again from it; a file's name may hold anything
+        super().__init__(" ".join(message.encode("utf-8", "backslashreplace").decode().split()))
         self.kind = kind
 
 
@@ -121,9 +125,22 @@ def to_segments(turns: list[Turn], conversation: Conversation) -> list[Segment]:
     """
     if conversation.sep_style == SeparatorStyle.PLAIN:
         return plain_segments(turns, conversation)
+    if turns[0]["from"] == "system":
+        conversation, turns = with_system(conversation, turns[0]["value"]), turns[1:]
+    if not turns:
+        raise BadSample("it has a system turn only", ROLES)
     if conversation.sep_style == SeparatorStyle.SINGLE:
         return version_0_segments(turns, conversation)
     return dialogue_segments(turns, conversation)
+
+
+def with_system(conversation: Conversation, text: str) -> Conversation:
+    """The template with a sample's own system text, if it has any; MPT's template has marks before it."""
+    changed = conversation.copy()
+    if text.strip():
+        before, mark, _ = conversation.system.partition(MPT_SYSTEM)
+        changed.system = before + mark + text if mark else text
+    return changed
 
 
 def plain_segments(turns: list[Turn], conversation: Conversation) -> list[Segment]:
@@ -132,18 +149,22 @@ def plain_segments(turns: list[Turn], conversation: Conversation) -> list[Segmen
         raise BadSample(
             f"--version plain takes one human turn with {DEFAULT_IMAGE_TOKEN} and one caption; this sample has "
             f"{len(turns)} turns, the first {'with' if DEFAULT_IMAGE_TOKEN in turns[0]['value'] else 'without'} it",
-            "not for this template",
+            OTHER_TEMPLATE,
         )
+    if [turn["from"] for turn in turns] != ["human", "gpt"]:
+        raise BadSample(f"--version plain takes human and gpt, not {turns[0]['from']!r}, {turns[1]['from']!r}", ROLES)
     return [Segment(DEFAULT_IMAGE_TOKEN, False), Segment(turns[1]["value"] + conversation.sep, True)]
 
 
 def dialogue_segments(turns: list[Turn], conversation: Conversation) -> list[Segment]:
-    """System text and questions are not learned; answers with their end token are.
+    """System text and questions are not learned; answers with their end token are. As in LLaVA, an answer before the
+    first question is left out.
 
     The template renders the prompt once up to the answer and once with it. The difference is the learned
     text, with the same spaces and end tokens as at inference.
     """
-    turns = turns if turns[0]["from"] == "human" else turns[1:]
+    if turns[0]["from"] == "gpt":
+        turns = turns[1:]
     conversation = conversation.copy()
     conversation.messages = []
     segments, rendered = [], ""
@@ -155,7 +176,10 @@ def dialogue_segments(turns: list[Turn], conversation: Conversation) -> list[Seg
             conversation.append_message(conversation.roles[1], None)
         else:
             conversation.messages[-1][1] = turn["value"]
-        prompt = conversation.get_prompt()
+        try:
+            prompt = conversation.get_prompt()
+        except ValueError as error:
+            raise BadSample(f"the template cannot say it: {error}", OTHER_TEMPLATE) from error
         assert prompt.startswith(rendered), "templates render a conversation's beginning as its prompt's beginning"
         segments.append(Segment(prompt[len(rendered) :], index % 2 == 1))
         rendered = prompt

@@ -15,10 +15,12 @@ from llava.conversation import Conversation
 from llava.pictures import read_picture
 from llava.train.preprocess import BadSample, Segment, encode, preprocess_multimodal, to_segments
 
+UNREAD = ("images", "video", "videos", "audio")  # other programs' fields, whose content would be lost
 IMAGE_EXTENSIONS = (".jpg", ".png", ".gif", ".jpeg")
 
 # kinds of BadSample
 MALFORMED = "malformed sample"
+UNREAD_KIND = "field that is not read"
 NO_IMAGE = "image missing"
 BAD_IMAGE = "image unreadable"
 COUNTS = "images and placeholders differ"
@@ -45,20 +47,49 @@ class Layout(NamedTuple):
 
 
 def read_samples(data_path: str | None) -> list[dict[str, Any]]:
-    """The JSON list in `data_path`; ValueError in one line when it is missing, not JSON, not a list, or empty."""
+    """The samples in `data_path`, a JSON list or JSON lines; ValueError in one line when it holds neither, or none."""
     if not data_path or not Path(data_path).is_file():
-        raise ValueError(f"--data_path {data_path}: no such file; give a JSON list of samples")
+        raise ValueError(f"--data_path {data_path}: no such file; give a JSON list of samples, or JSON lines")
     try:
-        samples = json.loads(Path(data_path).read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
+        text = Path(data_path).read_text(encoding="utf-8-sig")
+        samples = _lines(text) if data_path.endswith((".jsonl", ".ndjson")) else _list_or_lines(text)
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise ValueError(f"{data_path} is not JSON: {error}") from error
     if not isinstance(samples, list) or not samples or not all(isinstance(sample, dict) for sample in samples):
-        raise ValueError(f"{data_path} must hold a non-empty JSON list of samples (objects)")
+        raise ValueError(f"{data_path} must hold a non-empty JSON list of samples (objects), or one on each line")
     return samples
 
 
+def _list_or_lines(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        first = text.lstrip().split("\n", 1)
+        if len(first) < 2 or not first[0].startswith("{") or not first[0].rstrip().endswith("}"):
+            raise
+        return _lines(text)
+
+
+def _lines(text: str) -> list[Any]:
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            found += [json.loads(line.lstrip("\ufeff"))] if line.strip("\ufeff \t\r") else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return found
+
+
 def image_names(sample: dict[str, Any]) -> list[str]:
-    """The sample's image paths; none for a text-only sample. Raises BadSample for anything other than paths."""
+    """The sample's image paths; none for a text-only sample.
+
+    Raises BadSample for anything other than paths, and for pictures or videos in fields that training does not read.
+    """
+    for field in UNREAD:
+        if sample.get(field):
+            raise BadSample(
+                f'it has "{field}", which is not read; give pictures as "image", a path or a list', UNREAD_KIND
+            )
     names = sample.get("image") or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -68,7 +99,8 @@ def image_names(sample: dict[str, Any]) -> list[str]:
 
 def words(sample: dict[str, Any]) -> int:
     """Number of whitespace-separated words over all turns."""
-    turns = sample.get("conversations") or []
+    turns = sample.get("conversations")
+    turns = turns if isinstance(turns, list) else []
     return sum(len(str(turn.get("value", "")).split()) for turn in turns if isinstance(turn, dict))
 
 
@@ -76,10 +108,22 @@ def read_turns(sample: dict[str, Any]) -> list[dict[str, str]]:
     """The sample's turns; raises BadSample unless each has a role and text."""
     turns = sample.get("conversations")
     turns = turns if isinstance(turns, list) else []
-    told = [isinstance(turn, dict) and isinstance(turn.get("value"), str) and "from" in turn for turn in turns]
+    told = [
+        isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("from", "value")) for turn in turns
+    ]
     if not turns or not all(told):
-        raise BadSample('"conversations" must be a non-empty list of {"from": ..., "value": text}', MALFORMED)
+        raise BadSample('"conversations" must be a non-empty list of {"from": role, "value": text}', MALFORMED)
+    if any(not _is_unicode(turn["value"]) for turn in turns):
+        raise BadSample("its text has half a surrogate pair, which is no character; correct the escapes", MALFORMED)
     return turns
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def segments_of(sample: dict[str, Any], data_args: Any, conversation: Conversation) -> list[Segment]:
@@ -94,6 +138,8 @@ def segments_of(sample: dict[str, Any], data_args: Any, conversation: Conversati
         (turns,) = preprocess_multimodal([turns], data_args, conversation, image_count=len(names))
     segments = to_segments(turns, conversation)
     placeholders = sum(segment.text.count(DEFAULT_IMAGE_TOKEN) for segment in segments) if names else 0
+    if not names and "image" in sample and any(DEFAULT_IMAGE_TOKEN in turn["value"] for turn in turns):
+        raise BadSample(f'its text has {DEFAULT_IMAGE_TOKEN}, but its "image" is empty; give the path', COUNTS)
     if placeholders != len(names):
         raise BadSample(f"it has {len(names)} image(s) but {placeholders} {DEFAULT_IMAGE_TOKEN} placeholder(s)", COUNTS)
     if not any(segment.learned and segment.text for segment in segments):
@@ -107,7 +153,8 @@ def encode_sample(
     """Ids and labels of a sample. Raises BadSample as `segments_of` does."""
     names = image_names(sample)
     input_ids, labels = encode(segments_of(sample, data_args, conversation), tokenizer, bool(names))
-    assert bool((labels != IGNORE_INDEX).any()), "text to learn gives tokens to learn"
+    if not bool((labels != IGNORE_INDEX).any()):
+        raise BadSample("nothing to learn: its answers give no tokens", NO_ANSWER)
     return Encoded(input_ids, labels, names)
 
 
@@ -136,9 +183,12 @@ def check_room(encoded: Encoded, visual_tokens: Sequence[int], limit: int) -> No
 
 def find_image(path: Path) -> Path:
     """`path`, or the same file with another image extension (some OCR-VQA images are .gif, listed as .jpg)."""
-    for candidate in (path, *(path.with_suffix(extension) for extension in IMAGE_EXTENSIONS)):
-        if candidate.is_file():
-            return candidate
+    try:
+        for candidate in (path, *(path.with_suffix(extension) for extension in IMAGE_EXTENSIONS)):
+            if candidate.is_file():
+                return candidate
+    except (OSError, ValueError) as error:  # too long, no permission, no name at all
+        raise BadSample(f"image {str(path)[:200]} cannot be looked up: {error}"[:400], NO_IMAGE) from error
     raise BadSample(f"image {path} does not exist (nor with {', '.join(IMAGE_EXTENSIONS)})", NO_IMAGE)
 
 

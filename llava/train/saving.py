@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import logging
 
-from llava.model.checkpoint import finish_save, written_aside
+from llava.model import checkpoint
+from llava.model.checkpoint import PROJECTOR as PROJECTOR_FILE
+from llava.model.checkpoint import finish_save, read_bin, written_aside
 from llava.model.lora import ADAPTER_CONFIG, OTHER_WEIGHTS
 from llava.model.partitioned import whole
 
-logger = logging.get_logger(__name__)
-
-PROJECTOR_FILE = "mm_projector.bin"
 ADAPTER = "default"
 # The fields that peft 0.10 knows, which LLaVA requires; it refuses a config with any other.
 _OLD_FIELDS = {
@@ -165,32 +162,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     finish_save(folder)
     if (folder / PROJECTOR_FILE).is_file():
-        return torch.load(folder / PROJECTOR_FILE, map_location="cpu", weights_only=True)
-    weights: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        weights.update(load_file(file))
-    return {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in weights.items()}
-
-
-def last_complete_checkpoint(output_dir: str | None) -> str | None:
-    """The newest complete `checkpoint-N` in `output_dir`, or None.
-
-    This project's checkpoints get their name only when every process has written its part. Those of other programs may
-    be incomplete; the Trainer writes the state file last, so a folder without a readable one is skipped.
-    """
-    numbered = [
-        (int(folder.name.rpartition("-")[2]), folder)
-        for folder in Path(output_dir or ".").glob("checkpoint-*")
-        if folder.name.rpartition("-")[2].isdigit()
-    ]
-    for _, folder in sorted(numbered, reverse=True):
-        try:
-            json.loads((folder / TRAINER_STATE_NAME).read_text())
-        except (OSError, json.JSONDecodeError):
-            logger.warning(f"{folder} is not a complete checkpoint (the save was interrupted); it is passed over")
-            continue
-        return str(folder)
-    return None
+        return read_bin(folder / PROJECTOR_FILE)
+    weights = checkpoint.read_weights(folder)
+    return {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in weights}
 
 
 def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:

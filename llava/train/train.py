@@ -22,6 +22,7 @@ from flowcut.registry import parse_pruner, pruner_to_text
 from llava.conversation import Conversation, conv_templates
 from llava.model.builder import load_tokenizer
 from llava.model.checkpoint import local_folder, read_config
+from llava.model.loading import check_tower
 from llava.model.lora import is_lora_folder
 from llava.model.partitioned import full_size, is_partitioned, whole
 from llava.model.remembered_pruner import remember, remembered_pruner
@@ -32,6 +33,7 @@ from llava.train.data import (
     LazySupervisedDataset,
     make_supervised_data_module,
 )
+from llava.train.dry_run import faults
 from llava.train.flags import check_flags
 from llava.train.language_model import compute_type, load_model, settle_types
 from llava.train.llava_trainer import LLaVATrainer
@@ -45,12 +47,12 @@ from llava.train.preprocess import (
     preprocess_plain,
     preprocess_v1,
 )
+from llava.train.resuming import chosen_checkpoint
 from llava.train.saving import (
     BadCheckpoint,
     get_mm_adapter_state_maybe_zero_3,
     get_peft_state_maybe_zero_3,
     get_peft_state_non_lora_maybe_zero_3,
-    last_complete_checkpoint,
     maybe_zero_3,
     try_saving,
 )
@@ -99,9 +101,12 @@ def train(attn_implementation: str | None = None, argv: list[str] | None = None)
 
 def prepare(attn_implementation: str | None = None, argv: list[str] | None = None) -> LLaVATrainer:
     """A trainer with flags, model and data, ready to start."""
-    parser = HfArgumentParser(ARGUMENTS)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return build_trainer(model_args, data_args, training_args, attn_implementation)
+    return build_trainer(*parse(argv), attn_implementation)
+
+
+def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """The flags. Raises ValueError, one line, for values that cannot be."""
+    return HfArgumentParser(ARGUMENTS).parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
 def run(trainer: LLaVATrainer) -> LLaVATrainer:
@@ -127,7 +132,7 @@ def build_trainer(
     """A trainer with model, tokenizer and data according to the arguments.
 
     `attn_implementation` is the default of `--attn_implementation`. The default of `--resume_from_checkpoint` is the
-    last complete checkpoint in the output folder, if there is one.
+    last whole checkpoint in the output folder, if there is one.
     """
     check_flags(model_args, training_args)
     model_args.attn_implementation = model_args.attn_implementation or attn_implementation
@@ -168,10 +173,11 @@ def build_trainer(
 def choose_checkpoint(model_args: ModelArguments, training_args: TrainingArguments) -> None:
     """Decide from which checkpoint to continue, if any.
 
-    Raises ValueError, one line, when its run is of another kind.
+    Raises ValueError, one line, when there is no such one, or its run is of another kind.
     """
-    if training_args.resume_from_checkpoint is None and not training_args.overwrite_output_dir:
-        training_args.resume_from_checkpoint = last_complete_checkpoint(training_args.output_dir)
+    training_args.resume_from_checkpoint = chosen_checkpoint(
+        training_args.resume_from_checkpoint, training_args.output_dir, training_args.overwrite_output_dir
+    )
     resumed = training_args.resume_from_checkpoint
     folder = resumed or training_args.lora_weight_path
     if training_args.lora_enable and folder:
@@ -277,6 +283,7 @@ def add_vision(
     warn_of_other_pictures(config, model_args, data_args)
     brings_own_tower = getattr(config, "unfreeze_mm_vision_tower", False)
     model.get_model().initialize_vision_modules(model_args)
+    check_tower(model, model_args.model_name_or_path)
     # a trained tower differs from its source, so every later checkpoint has to include it
     config.unfreeze_mm_vision_tower = brings_own_tower or model_args.unfreeze_mm_vision_tower
     config.image_aspect_ratio = data_args.image_aspect_ratio
@@ -363,7 +370,14 @@ def rank0_print(*values: Any) -> None:
 def main(argv: list[str] | None = None, attn_implementation: str | None = None) -> None:
     """Entry point: `train`, with invalid flags, models and samples as one line instead of a traceback."""
     try:
-        trainer = prepare(attn_implementation, argv)
+        arguments = parse(argv)
+        wrong = faults(*arguments) if arguments[2].dry_run else []
+        if wrong:
+            raise SystemExit("\n".join(f"error: {reason}" for reason in wrong))
+        trainer = build_trainer(*arguments, attn_implementation)
+        if arguments[2].dry_run:
+            rank0_print("dry run: nothing is wrong, and nothing was trained")
+            return
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     try:

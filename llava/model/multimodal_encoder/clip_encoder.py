@@ -122,14 +122,23 @@ class CLIPVisionTower(nn.Module):
         if self.is_loaded:
             return
         try:
-            model = CLIPVisionModel.from_pretrained(self.source, device_map=device_map, dtype=torch.float32)
+            model, report = CLIPVisionModel.from_pretrained(
+                self.source, device_map=device_map, dtype=torch.float32, output_loading_info=True
+            )
             self.vision_tower = _with_old_name(model)
             self.image_processor = tower_image_processor(self.source, self.config.image_size)
-        except OSError as error:
+        except Exception as error:  # transformers raises many kinds for damaged files and odd configs
+            reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"vision tower {self.vision_tower_name!r} cannot be loaded; give a folder with CLIP weights or a name "
-                f"that the Hugging Face Hub (or its local cache) knows"
+                f"that the Hugging Face Hub (or its local cache) knows ({type(error).__name__}: {reason})"
             ) from error
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise ValueError(
+                f"vision tower {self.vision_tower_name!r} lacks {len(missing)} weights of a CLIP vision model, such as "
+                f"{missing[0]}; give a whole one"
+            )
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
 

@@ -33,9 +33,9 @@ def build_vision_projector(config: Any, delay_load: bool = False, **kwargs: Any)
         return nn.Linear(config.mm_hidden_size, config.hidden_size)
     if kind == "identity":
         return IdentityMap()
-    mlp = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind)
+    mlp = re.fullmatch(r"mlp([1-9]\d?)x_gelu", str(kind))
     if mlp is None:
-        raise ValueError(f"Unknown projector type: {kind}; use linear, identity or mlpNx_gelu (for example mlp2x_gelu)")
+        raise ValueError(f"Unknown projector type: {kind}; use linear, identity or mlpNx_gelu, N below 100")
     layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
     for _ in range(int(mlp[1]) - 1):
         layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]

@@ -242,7 +242,7 @@ def cut(file):
             lambda lora: (lora / "adapter_model.bin").unlink(),
             r"has no adapter_model\.safetensors or adapter_model\.bin",
         ),
-        (lambda lora: cut(lora / "adapter_model.bin"), "the adapter in .* cannot be put on this model"),
+        (lambda lora: cut(lora / "adapter_model.bin"), r"adapter_model\.bin is damaged"),
         (lambda lora: cut(lora / "non_lora_trainables.bin"), r"non_lora_trainables\.bin is damaged"),
         (lambda lora: (lora / "non_lora_trainables.bin").unlink(), r"lacks 4 weights .*non_lora_trainables\.bin has"),
         (lambda lora: (lora / "adapter_config.json").write_text("{"), r"adapter_config\.json is not readable JSON"),

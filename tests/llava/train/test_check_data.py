@@ -1,6 +1,9 @@
 """check_data on a file in which every kind of problem occurs once; it and the data set must agree on every sample."""
 
+import dataclasses
 import json
+import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +41,18 @@ SAMPLES = [
     (sample("late", "cats " * 400, "two cats"), {"nothing to learn: too long"}),
     (sample("long", "hello", "two cats " * 200, image=None), {"cut at the longest length"}),
     (sample("number", image=7), {"malformed sample"}),
+    (sample("blind", image=""), {"images and placeholders differ"}),
+    (sample("other field", images=["red.png"]), {"field that is not read"}),
+    (sample("clip", video="a.mp4"), {"field that is not read"}),
+    (sample("slash", image="/"), {"image missing"}),
+    (sample("endless", image="x" * 300), {"image missing"}),
+    (sample("float", image="float.tiff"), {"image unreadable"}),
+    (sample("strip", image="strip.png"), {"image unreadable"}),
+    (sample("half", "hello \ud800"), {"malformed sample"}),
+    (
+        {"id": "early", "conversations": [{"from": "gpt", "value": "no"}, *sample("", "hello")["conversations"]]},
+        {"an answer before the first question is left out"},
+    ),
     ({"id": "nothing"}, {"malformed sample"}),
     ({"id": "null", "conversations": [None]}, {"malformed sample"}),
     (
@@ -58,6 +73,9 @@ def folder(tmp_path_factory):
     Image.fromarray(noise).save(folder / "half.jpg")
     (folder / "half.jpg").write_bytes((folder / "half.jpg").read_bytes()[:-500])
     (folder / "broken.png").write_bytes(b"not a picture")
+    Image.fromarray(np.ones((9, 9), dtype=np.float32)).save(folder / "float.tiff")
+    Image.fromarray(np.full((9, 9), 30000, dtype=np.uint16)).save(folder / "deep.png")
+    Image.new("RGB", (1, 201)).save(folder / "strip.png")
     (folder / "data.json").write_text(json.dumps([sample for sample, _ in SAMPLES]))
     (folder / "fine.json").write_text(json.dumps([sample for sample, _ in SAMPLES[:3]]))
     return folder
@@ -94,28 +112,79 @@ def test_every_problem_is_found_once(run, workers):
             assert example["message"]
         assert any(line.startswith(problem["kind"]) for line in lines)
     assert (report["samples"], report["checked"], report["interrupted"]) == (len(SAMPLES), len(SAMPLES), False)
-    assert (report["one_image"], report["several_images"], report["images"]) == (5, 2, 9)
-    assert report["text_only"] == len(SAMPLES) - 7
+    assert (report["one_image"], report["several_images"], report["images"]) == (9, 2, 13)
+    assert report["text_only"] == len(SAMPLES) - 11
 
 
-def test_the_data_set_refuses_what_the_report_calls_unusable(folder, tokenizer_folder, clip_folder, run):
+def data_set(folder, tokenizer_folder, clip_folder, file, version="v1"):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     tokenizer = load_llama_tokenizer(tokenizer_folder)
     tokenizer.model_max_length = LIMIT
     arguments = DataArguments(image_folder=str(folder))
     arguments.image_processor, arguments.image_tokens = CLIPImageProcessorPil.from_pretrained(clip_folder), 16
-    data = LazySupervisedDataset(str(folder / "data.json"), tokenizer, arguments, conv_templates["v1"])
+    return LazySupervisedDataset(str(folder / file), tokenizer, arguments, conv_templates[version])
+
+
+def refusals(data) -> dict[int, str]:
     refused = {}
     for index in range(len(data)):
         try:
             data.prepare(index)
         except BadSample as error:
             refused[index] = error.kind
+    return refused
+
+
+def test_the_data_set_refuses_what_the_report_calls_unusable(folder, tokenizer_folder, clip_folder, run):
+    refused = refusals(data_set(folder, tokenizer_folder, clip_folder, "data.json"))
     _, report, _ = run("data.json", "--examples", len(SAMPLES))
     stopping = [problem for problem in report["problems"] if problem["stops_training"]]
     assert {e["index"]: problem["kind"] for problem in stopping for e in problem["examples"]} == refused
     assert report["unusable"] == len(refused)
+
+
+def random_sample(draw: random.Random) -> dict:
+    """A sample in which a few things may be odd."""
+    odd = (None, "", [], {}, 7, 1.5, True, "/", "..", "\x00", "x" * 300, "\ud800", ["red.png", ""], [None], "a\nb.png")
+    files = ("red.png", "red.gif", "broken.png", "half.jpg", "float.tiff", "strip.png", "deep.png", "absent.png")
+    texts = ("hello", "<image> how many cats?", "<image> <image>", "", " ", "</s>", "\ud800 cats", "cats " * 300)
+    roles = ("human", "gpt", "gpt", "system", "user", None, [])
+    made: dict = {"id": draw.choice([1, "a", None, {}])}
+    alternating = [{"from": ("human", "gpt")[number % 2], "value": draw.choice(texts)} for number in range(6)]
+    turns: Any = alternating[: draw.choice([1, 2, 2, 2, 4, 6])]
+    for turn in turns:
+        if draw.random() < 0.08:
+            turn["from"] = draw.choice(roles)
+        if draw.random() < 0.05:
+            turn["value"] = draw.choice(odd)
+    if draw.random() < 0.2:
+        turns.insert(draw.choice([0, 0, 1]), {"from": draw.choice(["system", "gpt"]), "value": draw.choice(texts)})
+    if draw.random() < 0.05:
+        turns = draw.choice([*odd, [None], [[]], "text"])
+    made["conversations"] = turns
+    if draw.random() < 0.6:
+        made["image"] = draw.choice([*odd, *files, *files, [draw.choice(files)], list(draw.choices(files, k=2))])
+    if draw.random() < 0.1:
+        made[draw.choice(["images", "video", "audio"])] = draw.choice([None, [], "red.png", ["red.png"]])
+    return made
+
+
+@pytest.mark.parametrize("version", ["v1", "plain", "v0", "mpt", "llava_llama_2"])
+def test_200_random_samples_are_refused_by_both_or_by_none(folder, tokenizer_folder, clip_folder, version):
+    draw = random.Random(version)
+    samples = [random_sample(draw) for _ in range(200)]
+    (folder / "random.json").write_text(json.dumps(samples))
+    data = data_set(folder, tokenizer_folder, clip_folder, "random.json", version)
+    refused = refusals(data)
+    assert 20 < len(refused) < 195
+    assert len(data.lengths) == len(data.modality_lengths) == 200
+    checker = Checker(data.samples, dataclasses.replace(rules(folder), model_max_length=LIMIT), data.tokenizer)
+    checker.rules = dataclasses.replace(checker.rules, conversation=conv_templates[version])
+    for index in range(200):
+        checked = checker[index]
+        assert checked.usable == (index not in refused), (samples[index], checked.problems, refused.get(index))
+        assert checked.usable or refused[index] in {problem.kind for problem in checked.problems}
 
 
 def test_lengths_are_those_of_training(run, folder, tokenizer_folder):

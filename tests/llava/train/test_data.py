@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +12,8 @@ from llava.conversation import conv_templates
 from llava.model.tokenizer import load_llama_tokenizer
 from llava.train.arguments import DataArguments
 from llava.train.data import DataCollatorForSupervisedDataset, LazySupervisedDataset
-from llava.train.preprocess import BadSample
+from llava.train.preprocess import BadSample, preprocess
+from llava.train.samples import read_samples
 
 
 @pytest.fixture
@@ -105,6 +107,11 @@ def test_other_extension_is_found(dataset):
         (sample("hello", ""), "only empty ones"),
         ({"id": "a"}, '"conversations" must be'),
         ({"id": "a", "conversations": [None]}, '"conversations" must be'),
+        (sample(image=None), r'its text has <image>, but its "image" is empty'),
+        (sample(images=["red.png"]), 'it has "images", which is not read'),
+        (sample(image="red.png", video="red.mp4"), 'it has "video", which is not read'),
+        (sample(image="/"), "cannot be looked up"),
+        (sample(image="x" * 300), "cannot be looked up: .*too long"),
         (sample(image=["red.png", 7]), '"image" must be a path or a list of paths'),
     ],
 )
@@ -139,7 +146,44 @@ def test_lengths_tell_the_modality(dataset):
     assert data.lengths == [6 + 128, 3, 0, 3, 0]
 
 
-@pytest.mark.parametrize(("text", "reason"), [("[", "not JSON"), ("[]", "non-empty"), ("{}", "non-empty")])
+def test_grey_pictures_of_16_bit_keep_their_values(dataset, tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (60, 80), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "8.png")
+    Image.fromarray(values.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    data = dataset(sample(image="8.png"), sample(image="16.png"))
+    assert torch.equal(data[0]["image"], data[1]["image"])
+
+
+@pytest.mark.parametrize("version", ["v1", "mpt", "llava_llama_2", "mistral_instruct", "v0"])
+def test_a_samples_own_system_text_takes_the_templates_place(tokenizer, version):
+    turns = [{"from": "system", "value": "red star"}, *sample("hello")["conversations"]]
+    template = conv_templates[version].copy()
+    own = preprocess([turns], tokenizer, conversation=template)
+    template.system = "<|im_start|>system\nred star" if version == "mpt" else "red star"
+    expected = preprocess([turns[1:]], tokenizer, conversation=template)
+    assert torch.equal(own["input_ids"][0], expected["input_ids"][0])
+    assert torch.equal(own["labels"][0], expected["labels"][0])
+    assert "red star" in tokenizer.decode(own["input_ids"][0])
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_lists_and_lines_with_or_without_a_byte_order_mark(tmp_path, mark, name):
+    samples = [sample("hello"), sample("héllo\u2028")]
+    file = tmp_path / name
+    for text in (json.dumps(samples), "\n".join(json.dumps(one, ensure_ascii=False) for one in samples) + "\n\n"):
+        if name == "data.json" or not text.startswith("["):
+            file.write_text(mark + text, "utf-8")
+            assert read_samples(str(file)) == samples
+    file.write_text(json.dumps(sample()) + "\n{\n", "utf-8")
+    with pytest.raises(ValueError, match="is not JSON: line 2: "):
+        read_samples(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("[", "not JSON"), ("[]", "non-empty"), ("{}", "non-empty"), ("[" * 99999, "not JSON"), ("{\n", "not JSON")],
+)
 def test_unusable_file_is_refused(tmp_path, tokenizer, text, reason):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(ValueError, match=reason):

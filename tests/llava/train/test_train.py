@@ -217,6 +217,47 @@ def test_unusable_input_is_one_line(flags, data_folder, tmp_path, capfd):
         assert "\n" not in message
 
 
+def test_a_dry_run_lists_everything_at_once(flags, data_folder, tmp_path, capsys):
+    more = ("--version", "v9", "--data_path", tmp_path / "absent.json", "--vision_tower", tmp_path / "no-tower")
+    more += ("--pretrain_mm_mlp_adapter", "absent.bin", "--image_folder", "/absent", "--resume_from_checkpoint", "gone")
+    with pytest.raises(SystemExit) as exit:
+        main(flags(tmp_path, *more, "--model_name_or_path", tmp_path, "--dry_run", True))
+    lines = str(exit.value).splitlines()
+    words = (
+        "v9",
+        r"holds no config\.json",
+        "has no tokenizer",
+        "Unknown vision tower",
+        r"absent\.bin",
+        r"absent\.json",
+    )
+    words += ("--image_folder /absent", "--resume_from_checkpoint gone")
+    assert len(lines) == len(words)
+    assert all(re.match(f"error: .*{word}", line) for word, line in zip(words, lines, strict=True))
+    main(flags(tmp_path / "out", "--version", "v1", "--data_path", data_folder / "dialogues.json", "--dry_run", True))
+    assert capsys.readouterr().out.splitlines()[-1] == "dry run: nothing is wrong, and nothing was trained"
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_projector_that_does_not_fit_is_one_line(flags, data_folder, tmp_path):
+    stage = ("--version", "v1", "--data_path", data_folder / "dialogues.json")
+    stage += ("--pretrain_mm_mlp_adapter", tmp_path / "mm_projector.bin")
+    layers = {"0.weight": (64, 32), "0.bias": (64,), "2.weight": (64, 64), "2.bias": (64,)}
+    for shapes, reason in (
+        ({"weight": (64, 32), "bias": (64,)}, "is of a projector of another type or size"),
+        (layers | {"0.weight": (64, 48)}, "is of a projector of another type or size"),
+    ):
+        torch.save({f"model.mm_projector.{k}": torch.ones(v) for k, v in shapes.items()}, tmp_path / "mm_projector.bin")
+        with pytest.raises(SystemExit, match=reason) as exit:
+            main(flags(tmp_path / "out", *stage))
+        assert "\n" not in str(exit.value)
+    for content, reason in ((b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"), (b"x", "damaged")):
+        (tmp_path / "mm_projector.bin").write_bytes(content)
+        with pytest.raises(SystemExit, match=reason) as exit:
+            main(flags(tmp_path / "out", *stage))
+        assert "\n" not in str(exit.value)
+
+
 def test_image_marks_are_learned_and_saved_in_stage_1(pretrained, flags, tmp_path, data_folder):
     _, stage, _ = pretrained
     trainer = train(argv=flags(tmp_path / "1", *stage, "--mm_use_im_start_end", True))
