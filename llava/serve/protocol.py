@@ -77,7 +77,9 @@ class GenerateRequest(Message):
     top_p: float = Field(1.0, ge=0, le=1)
     max_new_tokens: int = Field(256, ge=0)
     stop: str | Annotated[list[str], Field(fail_fast=True, max_length=64)] | None = None
-    images: Annotated[list[str], Field(fail_fast=True, max_length=10_000)] | None = None  # a million errors take a minute
+    images: Annotated[list[str], Field(fail_fast=True, max_length=10_000)] | None = (
+        None  # a million errors take a minute
+    )
     pruner: str | None = Field(None, max_length=1000)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)  # torch's range
     trace: bool = False
