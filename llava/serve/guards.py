@@ -82,8 +82,8 @@ def body_of(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
 
 
 class DocumentResponse(StreamingResponse):
-    """An answer's documents. Whatever happens to the connection, the answer is closed at its end, which frees its place;
-    Starlette leaves that to garbage collection.
+    """An answer's documents. Whatever happens to the connection, the answer is closed at its end, which frees its
+    place; Starlette leaves that to garbage collection.
     """
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
