@@ -13,7 +13,7 @@ import random
 import socket
 import threading
 import uuid
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -246,7 +246,7 @@ def _is_at(address: str, server: tuple[str, int] | None) -> bool:
 
 async def _forward(
     controller: Controller, client: httpx.AsyncClient, model: str, content: bytes, headers: dict[str, str]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """A worker's answer, streamed by whole documents. A worker that cannot be reached is dropped, and the next one is
     tried.
     """

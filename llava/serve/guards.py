@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -81,17 +81,28 @@ def body_of(kind: type[Body]) -> Callable[[Request], Awaitable[Body]]:
     return read
 
 
-async def respond(documents: AsyncIterator[bytes]) -> Response:
-    """An answer's documents as a response, with status 400 if the first of them says that the request is wrong."""
-    first = await anext(documents, b"")
+class DocumentResponse(StreamingResponse):
+    """An answer's documents. Whatever happens to the connection, the answer is closed at its end, which frees its
+    place; Starlette leaves that to garbage collection.
+    """
 
-    async def all_of_them() -> AsyncIterator[bytes]:
-        async with aclosing(documents):  # type: ignore[type-var]
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        async def documents() -> AsyncIterator[bytes]:
             yield first
-            async for document in documents:
+            async for document in rest:
                 yield document
 
-    return StreamingResponse(all_of_them(), status_code=400 if is_bad_request(first.rstrip(DELIMITER)) else 200)
+        super().__init__(documents(), 400 if is_bad_request(first.rstrip(DELIMITER)) else 200)
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._rest):
+            await super().__call__(scope, receive, send)
+
+
+async def respond(documents: AsyncGenerator[bytes, None]) -> Response:
+    """An answer's documents as a response, with status 400 if the first of them says that the request is wrong."""
+    return DocumentResponse(await anext(documents, b""), documents)
 
 
 def known_hosts(host: str, more: Collection[str] = ()) -> frozenset[str]:

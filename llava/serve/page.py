@@ -164,7 +164,7 @@ def _layout(handlers: Handlers) -> tuple[Widgets, list[Any], dict[str, gr.Button
         image = gr.Image(
             type="filepath", label="Picture", elem_id="picture", height=300, sources=["upload", "clipboard"]
         )
-        image.preprocess = _uploaded
+        image.preprocess = _uploaded  # type: ignore[method-assign]  # gradio would open any format
         method = gr.Dropdown(["none", *METHODS], value=DEFAULT_METHOD, label="Method", elem_id="method")
         budget = gr.Slider(
             1, DEFAULT_MOST, DEFAULT_BUDGET, step=1, label="Budget: visual tokens that reach the LLM", elem_id="budget"

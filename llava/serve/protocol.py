@@ -96,10 +96,10 @@ class WorkerStatus(Message):
     """
 
     model_names: Annotated[list[Name], Field(fail_fast=True, max_length=1000)]
-    speed: float = Field(1.0, gt=0, le=1e6)
+    speed: float = Field(default=1.0, gt=0, le=1e6)
     queue_length: Count = 0
     visual_tokens: Count = 0
-    pruner: str = Field("none", max_length=2000)
+    pruner: str = Field(default="none", max_length=2000)
     conv_mode: Name = ""
     methods: Annotated[list[Name], Field(fail_fast=True, max_length=1000)] | None = None
 

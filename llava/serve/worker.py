@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,7 +113,7 @@ class Worker(ABC):
     def generate(self, request: GenerateRequest) -> AsyncIterator[dict[str, Any]]:
         """The documents of an answer; an exception becomes the last one."""
 
-    async def stream(self, body: GenerateRequest) -> AsyncIterator[bytes]:
+    async def stream(self, body: GenerateRequest) -> AsyncGenerator[bytes, None]:
         """The encoded answer."""
         self._inside += 1
         entered = False

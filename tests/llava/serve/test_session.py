@@ -134,7 +134,7 @@ def test_a_worker_that_ignores_the_method_is_told(engine, files):
     @app.post("/worker_generate_stream")
     async def generate(request: Request):
         asked.append(await request.json())
-        return Response(json.dumps({"text": asked[0]["prompt"] + "yes", "error_code": 0}).encode() + b"\0")
+        return Response(json.dumps({"text": asked[-1]["prompt"] + "yes", "error_code": 0}).encode() + b"\0")
 
     known, session = Controller(), Session()
     with LocalServer(build_app(known)) as front, LocalServer(app) as worker:
