@@ -22,7 +22,7 @@ GOOD = {"question_id": "good", "image": "good.png", "text": "what is in this ima
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
-    buffer = io.bytesIO()
+    buffer = io.BytesIO()
     picture.save(buffer, kind, **settings)
     return buffer.getvalue()
 

@@ -25,7 +25,7 @@ from llava.eval.files import read_json, write_atomic, write_json
 from llava.eval.judge import review
 from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
-from llava.given import told_in_one_line
+from llava.given import home_path, told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,12 +77,12 @@ def _one_decimal(value: float | None) -> float | str:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    folder: Path = args.result_path.expanduser()
+    folder: Path = home_path(args.result_path)
     with told_in_one_line():
         settings = judge_settings.settings_of(args)
         if not settings.judges:
             raise ValueError(f"no judge to ask; {judge_settings.HOW}")
-        joined = read(args.mmvet_path.expanduser(), folder / f"{args.ckpt_name}.json")
+        joined = read(home_path(args.mmvet_path), folder / f"{args.ckpt_name}.json")
         journal = folder / f"{args.ckpt_name}.judge.jsonl"
         judged = review.apply(mmvet.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
     summary = mmvet.aggregate([mmvet.score(sample) for sample in judged.samples])

@@ -23,7 +23,7 @@ from llava.eval.files import Row, read_rows, write_rows
 from llava.eval.judge import review
 from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
-from llava.given import told_in_one_line
+from llava.given import home_path, told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,14 +70,14 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     args.judge_prompt = args.judge_prompt or args.rule
     args.judge_body = {"max_tokens": args.max_tokens, **args.judge_body}
-    output: Path = args.output.expanduser()
+    output: Path = home_path(args.output)
     with told_in_one_line():
         settings = judge_settings.settings_of(args)
         if not settings.judges:
             raise ValueError(f"no judge to ask; {judge_settings.HOW}")
         references, answers = (read_answers(path) for path in args.answer_list)
-        contexts = read_rows(args.context.expanduser(), "context")
-        samples = llavabench.samples_of(read_rows(args.question.expanduser()), contexts, references)
+        contexts = read_rows(home_path(args.context), "context")
+        samples = llavabench.samples_of(read_rows(home_path(args.question)), contexts, references)
         joined = join(samples, answers, by_id)
         journal = output.with_name(output.name + ".judge.jsonl")
         judged = review.apply(llavabench.BENCHMARK.judge, joined.samples, settings, journal, progress=True)

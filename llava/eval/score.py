@@ -18,7 +18,7 @@ from pathlib import Path
 from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.benchmarks.scoring import Scored, score_answers
 from llava.eval.judge import settings as judge_settings
-from llava.given import told_in_one_line
+from llava.given import home_path, told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     with told_in_one_line():
         split = bench.split(args.split)
         judge = judge_settings.settings_of(args)
-        answers = args.answers_file.expanduser()
+        answers = home_path(args.answers_file)
         scored = score_answers(bench, split, bench.folder(args.data, split), answers, judge, args.subset, progress=True)
     report(scored)
 

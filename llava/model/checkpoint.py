@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from llava.given import home_path
 from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVisionTower
 from llava.model.tokenizer import save_llama_tokenizer
 
@@ -49,7 +50,7 @@ def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list
 
     Raises ValueError when there is neither such a folder nor such a repository.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = home_path(name_or_path)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):

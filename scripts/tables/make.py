@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.given import told_in_one_line
+from llava.given import home_path, told_in_one_line
 from llava.mm_utils import get_model_name_from_path
 from scripts.tables.cells.embedded import make_missing
 from scripts.tables.cells.table_cells import TableCells
@@ -85,7 +85,7 @@ def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, s
 
 def refuse_absent(model: str) -> None:
     """Raise ValueError, one line, for a model that is neither a folder nor a name of the Hub."""
-    if not Path(model).expanduser().is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if not home_path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise ValueError(f"--model {model} is no folder; give a checkpoint's folder, a Hub name, or embedded")
 
 

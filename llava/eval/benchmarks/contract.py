@@ -21,6 +21,7 @@ from llava.eval.files import Row, absent, read_rows, write_rows
 from llava.eval.judge.protocol import JudgeProtocol
 from llava.eval.questions import subset
 from llava.eval.sample import Sample, Score
+from llava.given import home_path
 
 PROGRAMS = {
     "loader": "llava.eval.model_vqa_loader",
@@ -128,7 +129,7 @@ class Benchmark:
 
     def folder(self, data: str | Path, split: Split) -> Path:
         """The benchmark's folder under the data root: the one with most of the required files."""
-        candidates = [Path(data).expanduser() / name for name in self.folders]
+        candidates = [home_path(data) / name for name in self.folders]
         return max(candidates, key=lambda folder: (sum(need.met(folder) for need in split.needs), folder.is_dir()))
 
     def missing(self, folder: Path, split: Split, scoring: bool = False) -> list[Need]:

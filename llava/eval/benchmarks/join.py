@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from llava.eval.files import Row, read_rows
 from llava.eval.sample import Sample
+from llava.given import home_path
 
 
 class Join(NamedTuple):
@@ -28,7 +29,7 @@ class Join(NamedTuple):
 
 def read_answers(path: str | Path) -> list[Row]:
     """The lines of an answers file. Raises ValueError, one line, when it is missing or a line is no answer."""
-    rows = read_rows(Path(path).expanduser(), "answers")
+    rows = read_rows(home_path(path), "answers")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("text"), str) or not isinstance(row.get("question_id"), (int, str)):
             raise ValueError(f"{path} line {number} has no question_id or no text; give a file of LLaVA's answer lines")

@@ -28,6 +28,7 @@ from llava.eval.judge.protocol import JudgeProtocol, Message, fill
 from llava.eval.media.frames import SUFFIXES
 from llava.eval.metrics.vqa_normalise import m4c
 from llava.eval.sample import Sample, Score
+from llava.given import home_path
 
 SOURCE = "https://github.com/PKU-YuanGroup/Video-LLaVA/blob/main/TRAIN_AND_VALIDATE.md"
 QUESTIONS, ANSWERS = "test_q.json", "test_a.json"
@@ -55,7 +56,7 @@ class VideoBenchmark(Benchmark):
     """A benchmark whose answers may also be Video-LLaVA's `id, question, answer, pred`; scoring needs no videos."""
 
     def read(self, folder: Path, answers_file: str | Path, split: Split) -> Join:
-        rows = read_rows(Path(answers_file).expanduser(), "answers")
+        rows = read_rows(home_path(answers_file), "answers")
         return join(samples_of(folder, rows), [answer_line(row) for row in rows], self.answer_key)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from llava.eval.files import read_json
 from llava.eval.sample import Sample
+from llava.given import home_path
 
 Message = dict[str, str]
 
@@ -71,7 +72,7 @@ def load_prompts(protocol: JudgeProtocol, file: Path | None = None) -> Prompts:
     texts = dict(protocol.prompts)
     if file is None:
         return Prompts(texts, f"{protocol.version} {_digest(texts)}")
-    file = file.expanduser()
+    file = home_path(file)
     if not file.is_file():
         raise ValueError(f"prompt file {file} does not exist; give a text file or JSON")
     if file.suffix != ".json":

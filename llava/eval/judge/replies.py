@@ -16,6 +16,7 @@ from llava.eval.files import drop_half_line, read_rows, write_rows
 from llava.eval.judge.client import Client, reply_of
 from llava.eval.judge.protocol import Ask
 from llava.eval.sample import JudgeReply
+from llava.given import home_path
 
 
 class ReplyJournal:
@@ -25,7 +26,7 @@ class ReplyJournal:
     """
 
     def __init__(self, path: Path, host: str, prompt: str) -> None:
-        self.path = path.expanduser()
+        self.path = home_path(path)
         self._about = {"host": host, "prompt": prompt}
         self._lock = threading.Lock()
         self._replies: dict[str, JudgeReply] = {}
@@ -109,7 +110,7 @@ def read_replies(paths: Sequence[Path]) -> dict[str, JudgeReply]:
     """
     replies = {}
     for path in paths:
-        for number, row in enumerate(read_rows(path.expanduser(), "replies"), start=1):
+        for number, row in enumerate(read_rows(home_path(path), "replies"), start=1):
             try:
                 found = _filed(row)
             except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from llava.given import home_path
+
 DECODERS = ("pyav", "torchcodec")
 # Videos by file extension. A GIF counts as a picture: its first frame.
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
@@ -66,7 +68,7 @@ def sample_frames(path: str | Path, count: int = 8, decoder: str = "pyav") -> Cl
     package = {"pyav": "av", "torchcodec": "torchcodec"}[decoder]
     if find_spec(package) is None:
         raise ValueError(f"videos are read with {package}, which is not installed; pip install {package}")
-    file = Path(path).expanduser()
+    file = home_path(path)
     if not file.is_file():
         raise ValueError(f"video {file} does not exist")
     return _with_pyav(file, count) if decoder == "pyav" else _with_torchcodec(file, count)

@@ -24,7 +24,7 @@ from llava.eval.files import field_of, read_rows, write_json
 from llava.eval.judge import review
 from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
-from llava.given import told_in_one_line
+from llava.given import home_path, told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,15 +86,15 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     with told_in_one_line():
         settings = settings_of(args)
-        truths = video_qa.truths(args.gt_file_answers.expanduser()) if args.gt_file_answers else None
-        samples = samples_of(read_rows(args.pred_path.expanduser(), "answers"), truths)
-        journal = args.output_dir.expanduser() / "judge.jsonl"
+        truths = video_qa.truths(home_path(args.gt_file_answers)) if args.gt_file_answers else None
+        samples = samples_of(read_rows(home_path(args.pred_path), "answers"), truths)
+        journal = home_path(args.output_dir) / "judge.jsonl"
         judged = review.apply(video_qa.JUDGE, samples, settings, journal, progress=True)
     summary = video_qa.aggregate([video_qa.score(sample) for sample in judged.samples])
     labels = summary["labels"] + judged.labels
     if judged.record:
         verdicts = combined(judged.samples)
-        write_json(verdicts, args.output_json.expanduser())
+        write_json(verdicts, home_path(args.output_json))
         said = [verdict["pred"] for verdict, _ in verdicts.values()]
         print(f"Yes count: {said.count('yes')}\nNo count: {said.count('no')}")
     print(f"Accuracy: {shown(summary['main'])} %")

@@ -27,7 +27,7 @@ from llava.eval.models.hf_checkpoint import load_hf_checkpoint
 from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
-from llava.given import read_json, told_in_one_line
+from llava.given import home_path, read_json, told_in_one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,10 +67,10 @@ def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
 
     Raises ValueError, one line, for missing or invalid files.
     """
-    answers = _answers(Path(args.gt_file_answers).expanduser())
-    videos = _videos(Path(args.video_dir).expanduser())
+    answers = _answers(home_path(args.gt_file_answers))
+    videos = _videos(home_path(args.video_dir))
     questions, problems = [], []
-    file = Path(args.gt_file_question).expanduser()
+    file = home_path(args.gt_file_question)
     for number, row in enumerate(_rows(file, ("video_name", "question", "question_id")), start=1):
         name, asked, identity = str(row["video_name"]), str(row["question"]), row["question_id"]
         if identity not in answers:
@@ -117,7 +117,7 @@ def start(args: argparse.Namespace) -> AnswerRun:
         args.model_path, args.conv_mode, args.device, args.dtype, args.frames, args.max_pixels, args.cache_dir
     )
     answerer = HFAnswerer(checkpoint, args.pruner, Generation(max_new_tokens=args.max_new_tokens))
-    files = [Path(file).expanduser() for file in (args.gt_file_question, args.gt_file_answers)]
+    files = [home_path(file) for file in (args.gt_file_question, args.gt_file_answers)]
     settings = {
         **answerer.settings(),
         "questions": fingerprint(files),
@@ -137,7 +137,7 @@ def run_inference(args: argparse.Namespace) -> int:
         {"id": line["question_id"], "question": line["prompt"], "answer": line["answer"], "pred": line["text"]}
         for line in lines
     ]
-    output = Path(args.output_dir).expanduser() / f"{args.output_name}.json"
+    output = home_path(args.output_dir) / f"{args.output_name}.json"
     write_atomic(output, "".join(json.dumps(line) + "\n" for line in written))
     return failures
 

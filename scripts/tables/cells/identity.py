@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from llava.eval.provenance import fingerprint, model_fingerprint
+from llava.given import home_path
 from scripts.tables.cells.spec import CellSpec
 
 _TEXTS = (".json", ".jsonl", ".txt", ".tsv", ".csv", ".parquet")
@@ -18,7 +19,7 @@ _TEXTS = (".json", ".jsonl", ".txt", ".tsv", ".csv", ".parquet")
 
 def folder_here(name_or_path: str) -> Path | None:
     """A checkpoint's folder if it is on this machine, else None; the network is not asked."""
-    folder = Path(name_or_path).expanduser()
+    folder = home_path(name_or_path)
     if folder.is_dir():
         return folder
     try:

@@ -177,3 +177,28 @@ def test_a_question_the_model_cannot_take_stops_no_other(question_folder, flags,
         model_vqa_loader.main(flags("answers.jsonl", "--batch-size", "4"))
     assert [row["question_id"] for row in answers(question_folder)] == [0, 1, 3, 4, 5, 7]
     assert "question 2: no red stars" in capsys.readouterr().err
+
+
+def test_a_bad_row_is_its_own_problem(science, mmbench, flags):
+    """ScienceQA's rows without a picture, MMBench's whose picture is another row's, in odd base64, or missing."""
+    rows = json.loads((science / "science.json").read_text())
+    odd = [rows[0] | {"id": "null", "image": None}, rows[0] | {"id": "bad", "image": 0}, 3, rows[0] | {"id": "last"}]
+    (science / "odd.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(odd).encode())
+    arguments = with_file(flags("s.jsonl"), science, "odd.json")
+    questions, problems = model_vqa_science.read(model_vqa_science.build_parser().parse_args(arguments))
+    assert [(question.question_id, question.images) for question in questions][0] == ("null", ())
+    assert questions[-1].question_id == "last"
+    assert [problem.where for problem in problems] == ["odd.json entry 1", "odd.json entry 2"]
+
+    header, first, *_ = (mmbench / "mmbench.tsv").read_text().splitlines()
+    cells = dict(zip(header.split("\t"), first.split("\t"), strict=True))
+    picture = cells["image"]
+    images = (cells["index"], picture.rstrip("="), f"data:image/png;base64,{picture}", "999", "", picture)
+    lines = ["\t".join((cells | {"index": str(100 + n), "image": one}).values()) for n, one in enumerate(images)]
+    (mmbench / "odd.tsv").write_text("\n".join([header, first, *lines]))
+    arguments = with_file(flags("m.jsonl"), mmbench, "odd.tsv")
+    questions, problems = model_vqa_mmbench.read(model_vqa_mmbench.build_parser().parse_args(arguments))
+    same = [question.question_id for question in questions if question.images == questions[0].images]
+    assert same == [int(cells["index"]), 100, 101, 102, 105]
+    assert "mmbench" not in str(problems)
+    assert [problem.where for problem in problems][-1] == "odd.tsv row 6"

@@ -1,6 +1,11 @@
 """Which devices and chunks a node has. The launcher's tests run them."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +55,34 @@ def test_chunks_join_in_order_when_all_are_done(tmp_path):
         (tmp_path / f"3_{number}.jsonl").write_text(text)
         (tmp_path / f"3_{number}.done").touch()
     assert merge(tmp_path, 3).read_text() == "one\nthree\n"
+
+
+@pytest.mark.parametrize("devices", [",,", "", "banana", "0,,1", "-1", "cuda:0"])
+def test_devices_that_name_none(devices):
+    with pytest.raises(ValueError, match="names no devices"):
+        share_of(devices)
+
+
+def test_a_chunk_ends_with_its_parent_however_that_ended(tmp_path):
+    """The parent is killed, so that it cannot end its children; the watching one does so itself."""
+    child = "import time; from llava.eval.answering.chunks import end_with_parent; end_with_parent(); time.sleep(60)"
+    parent = (
+        "import os, subprocess, sys, time; from llava.eval.answering.chunks import PARENT;"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], env={{**os.environ, PARENT: str(os.getpid())}});"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    number = int(started.stdout.readline())
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    deadline = time.monotonic() + 60
+    while _runs(number) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _runs(number)
+
+
+def _runs(number):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{number}/status").read_text()
+    except FileNotFoundError:
+        return False

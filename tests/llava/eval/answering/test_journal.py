@@ -1,6 +1,8 @@
 """The answers file as a journal."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +96,34 @@ def test_answers_to_other_questions_are_refused(tmp_path):
     journal.write(line(QUESTIONS[3]))
     with pytest.raises(ValueError, match="1 answers to questions that are not asked"):
         journal.pending(QUESTIONS[:3])
+
+
+def test_one_writer_at_a_time(tmp_path):
+    path = tmp_path / "a.jsonl"
+    first = Journal(path, SETTINGS)
+    first.write(line(QUESTIONS[0]))
+    for fresh in (False, True):
+        with pytest.raises(ValueError, match="is being written by another process"):
+            Journal(path, SETTINGS, fresh)
+    assert ids(path) == [0]
+    first.close()
+    assert len(Journal(path, SETTINGS)) == 1
+
+
+def test_files_of_the_same_stem_have_settings_of_their_own(tmp_path):
+    for number, name in enumerate(("a.jsonl", "a.json", "a")):
+        journal = Journal(tmp_path / name, {"model": number})
+        journal.write(line(QUESTIONS[number]))
+        journal.finish(QUESTIONS, [Problem("question", name)])
+    for number, name in enumerate(("a.jsonl", "a.json", "a")):
+        assert Journal.fits(tmp_path / name, {"model": number})
+    assert len(list(tmp_path.iterdir())) == 9
+
+
+def test_fresh_discards_regular_files_only(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    for path in ("/dev/null", tmp_path / "pipe.jsonl", tmp_path / "folder.jsonl"):
+        with pytest.raises(ValueError, match="is no regular file"):
+            Journal(path, SETTINGS, fresh=True)
+        assert Path(path).exists()
