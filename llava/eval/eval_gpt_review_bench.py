@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     args.judge_body = {"max_tokens": args.max_tokens, **args.judge_body}
     output: Path = args.output.expanduser()
     try:
+        if args.rule is not None and not args.rule.expanduser().is_file():
+            raise ValueError(f"--rule {args.rule} does not exist; leave --rule out for the project's own rules")
         settings = judge_settings.settings_of(args)
         if not settings.judges:
             raise ValueError(f"no judge to ask; {judge_settings.HOW}")

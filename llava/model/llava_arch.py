@@ -255,9 +255,7 @@ class LlavaMetaForCausalLM(GeneratesFromImages):
             raise ValueError("the prompt holds <image> placeholders but no images were given; give one per placeholder")
         return True
 
-    def _needs_splice(self, input_ids: Tensor | None, images: Any) -> bool:
-        if input_ids is None:
-            return False
+    def _needs_splice(self, input_ids: Tensor, images: Any) -> bool:
         decoding = not self._holds_placeholders(input_ids, images) and input_ids.shape[1] == 1
         return images is not None and self.get_vision_tower() is not None and not decoding
 
@@ -277,7 +275,7 @@ class LlavaMetaForCausalLM(GeneratesFromImages):
         Without images, or while decoding, everything is returned unchanged and the embeddings are None. Otherwise
         input_ids is None, and arguments that are None stay None; only the mask is created if there is padding.
         """
-        if not self._needs_splice(input_ids, images):
+        if input_ids is None or not self._needs_splice(input_ids, images):
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         how: dict[str, Any] = {"padding_side": "left", "spare_images": True}
         if not generating():
@@ -354,8 +352,9 @@ class LlavaMetaForCausalLM(GeneratesFromImages):
             if hasattr(inputs_embeds, IMAGE_INDEX):
                 # With right padding the model's own 0..S-1 are used; ids that restart at 0 could be read as packed
                 # sequences.
-                left = self._padding_side == "left" and attention_mask is not None
-                position_ids = positions(attention_mask) if left else None
+                position_ids = None
+                if self._padding_side == "left" and attention_mask is not None:
+                    position_ids = positions(attention_mask)
         # Arguments that are None are left out, because transformers would not treat an explicit None as a default.
         wishes = {
             "return_dict": return_dict,
