@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     args.judge_body = {"max_tokens": args.max_tokens, **args.judge_body}
     output: Path = home_path(args.output)
     with told_in_one_line():
+        if args.rule is not None and not home_path(args.rule).is_file():
+            raise ValueError(f"--rule {args.rule} does not exist; leave --rule out for the project's own rules")
         settings = judge_settings.settings_of(args)
         if not settings.judges:
             raise ValueError(f"no judge to ask; {judge_settings.HOW}")

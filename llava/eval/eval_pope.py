@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
         for title in ("Accuracy", "Precision", "Recall", "F1 score", "Yes ratio"):
             value = part[{"F1 score": "f1", "Yes ratio": "yes_ratio"}.get(title, title.lower())]
             print(f"{title}: {'-' if value is None else value / 100}")
+        row = (part[name] for name in ("f1", "accuracy", "precision", "recall", "yes_ratio"))
+        print(", ".join("-" if value is None else f"{value / 100:.3f}" for value in row))
         print("=" * 36)
     print(f"mean F1 {shown(summary['main'])}")
     print(json.dumps({"benchmark": "pope", **summary}))

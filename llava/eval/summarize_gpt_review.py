@@ -1,4 +1,5 @@
-"""Scores from LLaVA's review files: for each category and all, 100 times the second mean over the first.
+"""Scores from LLaVA's review files, in LLaVA's columns: for each category and all, 100 times the second mean over the
+first, and ten times the means of the first and of the second.
 
     python -m llava.eval.summarize_gpt_review --files reviews/llava-v1.5-7b.jsonl
 
@@ -17,7 +18,6 @@ from statistics import fmean
 from typing import Any
 
 from llava.eval.benchmarks.llavabench import UNREADABLE
-from llava.eval.benchmarks.score_report import shown
 from llava.eval.files import read_rows
 from llava.given import told_in_one_line
 
@@ -53,6 +53,18 @@ def pairs_of(file: Path, ignore: Collection[int] = ()) -> dict[str, list[Pair]]:
     return dict(sorted(pairs.items()))
 
 
+def selected(files: Sequence[Path], version: str | None, words: Sequence[str]) -> list[Path]:
+    """The files with every word in their names, and the version. Raises ValueError when none is left."""
+    kept = [file for file in files if all(word in file.name for word in (*words, version or ""))]
+    if not kept:
+        raise ValueError("no review file has what --select and --version name; drop them")
+    return kept
+
+
+def tenfold(pairs: Sequence[Pair], place: int) -> float:
+    return round(round(fmean(pair[place] for pair in pairs), 3) * 10, 1)
+
+
 def relative(pairs: Sequence[Pair]) -> float | None:
     """LLaVA's number: the means to three decimals, their ratio in percent to one; None without positive reference."""
     reference, model = (round(fmean(pair[place] for pair in pairs), 3) for place in (0, 1))
@@ -63,19 +75,25 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", "--dir", type=Path, help="folder of review files")
     parser.add_argument("-f", "--files", type=Path, nargs="*", help="review files; in --dir, if that is given")
+    parser.add_argument("-v", "--version", help="take the files with this in their names")
+    parser.add_argument(
+        "-s", "--select", nargs="*", default=(), help="take the files with all these words in their names"
+    )
     parser.add_argument("-i", "--ignore", type=int, nargs="*", default=(), help="question ids to leave out")
     args = parser.parse_args(argv)
     summary: dict[str, Any] = {}
+    means: dict[tuple[str, str], str] = {}
     with told_in_one_line():
-        for file in review_files(args.dir, args.files):
+        for file in selected(review_files(args.dir, args.files), args.version, args.select):
             pairs = pairs_of(file, args.ignore)
             name = file.name.replace("gpt4_text_", "").removesuffix(".jsonl")
             unread = sum(pair == UNREADABLE for pair in pairs.get("all", ()))
+            means |= {(name, part): f" {tenfold(own, 0)} {tenfold(own, 1)}" for part, own in pairs.items()}
             summary[name] = {**{part: relative(own) for part, own in pairs.items()}, "unreadable": unread}
     for name, scores in summary.items():
         print(name)
         for part, value in scores.items():
-            print(part, value if part == "unreadable" else shown(value))
+            print(part, "-" if value is None else value, means.get((name, part), "").strip())
         print("=" * 33)
     print(json.dumps({"benchmark": "llavabench", "files": summary}, ensure_ascii=False))
 

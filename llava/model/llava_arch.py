@@ -255,9 +255,7 @@ class LlavaMetaForCausalLM(GeneratesFromImages):
             raise ValueError("the prompt holds <image> placeholders but no images were given; give one per placeholder")
         return True
 
-    def _needs_splice(self, input_ids: Tensor | None, images: Any) -> bool:
-        if input_ids is None:
-            return False
+    def _needs_splice(self, input_ids: Tensor, images: Any) -> bool:
         decoding = not self._holds_placeholders(input_ids, images) and input_ids.shape[1] == 1
         return images is not None and self.get_vision_tower() is not None and not decoding
 
@@ -354,8 +352,9 @@ class LlavaMetaForCausalLM(GeneratesFromImages):
             if hasattr(inputs_embeds, IMAGE_INDEX):
                 # With right padding the model's own 0..S-1 are used; ids that restart at 0 could be read as packed
                 # sequences.
-                left = self._padding_side == "left"
-                position_ids = positions(attention_mask) if left and attention_mask is not None else None
+                position_ids = None
+                if self._padding_side == "left" and attention_mask is not None:
+                    position_ids = positions(attention_mask)
         # Arguments that are None are left out, because transformers would not treat an explicit None as a default.
         wishes = {
             "return_dict": return_dict,

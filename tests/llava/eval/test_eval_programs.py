@@ -39,6 +39,7 @@ def test_eval_pope(answered, capsys):
         "Recall: 1.0",
     ]
     assert "Precision: -" in lines
+    assert lines[place + 8 : place + 10] == ["0.667, 0.500, 0.500, 1.000, 1.000", "=" * 36]  # as LLaVA ends a category
     last = json.loads(lines[-1])
     assert last["main"] == pytest.approx(66.6667 / 3, abs=1e-3)
     with pytest.raises(SystemExit, match="does not exist"):

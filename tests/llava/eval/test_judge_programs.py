@@ -170,7 +170,7 @@ def test_llavas_reviews_and_their_summary(data, answers, run, tmp_path):
         "llava_bench_detail": 12.5,
         "unreadable": 1,
     }
-    assert "all 16.1" in text
+    assert "all 16.1 62.0 10.0" in text  # means 31 / 5 and 5 / 5, ten times
     last, _, _ = run(summarize_gpt_review.main, "--files", output, "--ignore", "4")
     assert last["files"]["m"]["all"] == 18.8  # 6 / 32, 18.75 rounded
 
@@ -182,6 +182,8 @@ def test_review_files_are_found_in_a_folder(tmp_path, run):
     assert last["files"] == {name: {"all": 50.0, "unreadable": 0} for name in ("a", "review_b")}
     last, _, _ = run(summarize_gpt_review.main, "--dir", tmp_path, "--files", "other.jsonl")
     assert list(last["files"]) == ["other"]
+    last, _, _ = run(summarize_gpt_review.main, "--dir", tmp_path, "--select", "view", "--version", "_b")
+    assert list(last["files"]) == ["review_b"]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,7 @@ def test_review_files_are_found_in_a_folder(tmp_path, run):
     [
         ([], None, "neither --dir nor --files"),
         (["--dir", "."], None, "holds no gpt4_text"),
+        (["--files", "r.jsonl", "--select", "v1.6"], "{}\n", "no review file has what --select"),
         (["--files", "r.jsonl"], '{"tuple": 3}\n', "line 1 has no pair"),
     ],
 )
