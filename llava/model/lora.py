@@ -120,7 +120,7 @@ def merge_adapter(model: Any, folder: Path, keep_apart: bool = False) -> Any:
         layers = {name: value for name, (_, value) in tensors.items() if _is_adapters(name)}
         _replace(model, {name: value for name, (_, value) in tensors.items() if name not in layers})
         wrapped = PeftModel(model, config)
-        report = set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": value for name, value in layers.items()})
+        report: Any = set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": value for name, value in layers.items()})
         lost = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
         if lost:
             raise ValueError(f"its file does not fill its layers: {listed(lost)}; copy the whole adapter")

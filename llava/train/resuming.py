@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -84,7 +85,13 @@ def _check_state(folder: Path) -> None:
             f"{folder} is no complete checkpoint: it has no {TRAINER_STATE_NAME}; the save was interrupted"
         )
     fields = read_object(file)
-    types = {"global_step": int, "max_steps": int, "num_train_epochs": int, "log_history": list, "epoch": (int, float)}
+    types: dict[str, Any] = {
+        "global_step": int,
+        "max_steps": int,
+        "num_train_epochs": int,
+        "log_history": list,
+        "epoch": (int, float),
+    }
     wrong = [name for name, kind in types.items() if not isinstance(fields.get(name), kind)]
     number = folder.name.rpartition("-")[2]
     if (

@@ -206,7 +206,7 @@ def open_image(path: Path) -> Image.Image:
             if max(file.size) > LONGEST * min(file.size):
                 raise BadSample(f"image {path} is a strip of {file.width} x {file.height} pixels; crop it", BAD_IMAGE)
             if file.mode.startswith("I;16"):
-                file = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
+                return Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)).convert("RGB")
             return file.convert("RGB")
     except BadSample:
         raise

@@ -112,6 +112,7 @@ class CLIPVisionTower(nn.Module):
         """
         if self.is_loaded:
             return
+        report: dict[str, Any] = {}
         try:
             self.vision_tower, report = CLIPVisionModel.from_pretrained(
                 self.source, device_map=device_map, dtype=torch.float32, output_loading_info=True
