@@ -112,9 +112,9 @@ class CLIPVisionTower(nn.Module):
         """
         if self.is_loaded:
             return
-        report: dict[str, Any] = {}
+        loading: Any = CLIPVisionModel.from_pretrained  # its annotation does not know of the report
         try:
-            self.vision_tower, report = CLIPVisionModel.from_pretrained(
+            self.vision_tower, report = loading(
                 self.source, device_map=device_map, dtype=torch.float32, output_loading_info=True
             )
             self.image_processor = tower_image_processor(self.source, self.config.image_size)
