@@ -112,23 +112,23 @@ def merge_adapter(model: Any, folder: Path, keep_apart: bool = False) -> Any:
     if kind != "LORA":
         raise ValueError(f"{folder} holds an adapter of peft_type {kind}; this loader reads LORA")
     tensors = _own_names(read_adapter(folder), model, folder)
-    try:
-        config: Any = LoraConfig.from_pretrained(str(folder))
-        _aim(config, tensors, model, folder)
-        layers = {name: value for name, (_, value) in tensors.items() if _is_adapters(name)}
-        _replace(model, {name: value for name, (_, value) in tensors.items() if name not in layers}, folder)
-        wrapped = PeftModel(model, config)
-        report: Any = set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": value for name, value in layers.items()})
-    except (*DAMAGE, OSError, TypeError, AttributeError) as error:
-        raise ValueError(f"the adapter in {folder} cannot be put on this model: {one_line(error)}") from error
-    lost = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
-    if lost:
-        raise ValueError(f"the adapter in {folder} does not fill its layers: {listed(lost)}; copy the whole adapter")
     if not any(bool(value.any()) for name, (_, value) in tensors.items() if not _starts_random(name)):
         logger.warning("the adapter in %s changes no weight: it was not trained", folder)
-    if keep_apart:
-        return wrapped.base_model.model
-    merged = wrapped.merge_and_unload(safe_merge=True)
+    try:
+        config: Any = LoraConfig.from_pretrained(str(folder))
+        _aim(config, tensors, model)
+        layers = {name: value for name, (_, value) in tensors.items() if _is_adapters(name)}
+        _replace(model, {name: value for name, (_, value) in tensors.items() if name not in layers})
+        wrapped = PeftModel(model, config)
+        report: Any = set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": value for name, value in layers.items()})
+        lost = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
+        if lost:
+            raise ValueError(f"its file does not fill its layers: {listed(lost)}; copy the whole adapter")
+        if keep_apart:
+            return wrapped.base_model.model
+        merged = wrapped.merge_and_unload(safe_merge=True)
+    except Exception as error:  # PEFT raises many kinds for odd configs
+        raise ValueError(f"the adapter in {folder} cannot be put on this model: {one_line(error)}") from error
     if hasattr(merged, "peft_config"):
         del merged.peft_config  # the adapter is merged; saving would look for it
     return merged
@@ -170,7 +170,7 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0].removesuffix(".base_layer").removesuffix(".token_adapter")
 
 
-def _aim(config: Any, tensors: dict[str, tuple[str, Tensor]], model: Any, folder: Path) -> None:
+def _aim(config: Any, tensors: dict[str, tuple[str, Tensor]], model: Any) -> None:
     """Point an adapter's config at exactly the layers that its file has, with their ranks and scales.
 
     Raises ValueError, one line, when the config names layers of this model that the file lacks.
@@ -190,8 +190,7 @@ def _aim(config: Any, tensors: dict[str, tuple[str, Tensor]], model: Any, folder
     ]
     if absent:
         raise ValueError(
-            f"the adapter in {folder} lacks {len(absent)} layers that its config names: {listed(absent)}; copy the "
-            f"whole adapter"
+            f"its file lacks {len(absent)} layers that its config names: {listed(absent)}; copy the whole adapter"
         )
     for field, default in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
         given = getattr(config, field, None) or {}
@@ -210,7 +209,7 @@ def _spellings(name: str) -> tuple[str, ...]:
     return name, hub, f"model.{hub.replace('language_model.model.', 'language_model.', 1)}"
 
 
-def _replace(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+def _replace(model: Any, weights: dict[str, Tensor]) -> None:
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
@@ -218,7 +217,7 @@ def _replace(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
             if target is None or target.shape != value.shape:
                 there = "nothing of that name" if target is None else f"shape {tuple(target.shape)}"
                 raise ValueError(
-                    f"{name} in the adapter in {folder} has shape {tuple(value.shape)}, the model {there}; give the "
+                    f"its {name} has shape {tuple(value.shape)}, the model {there}; give the "
                     f"model that the adapter was trained on"
                 )
             target.copy_(value)

@@ -56,7 +56,9 @@ def _rename(name: str, table: dict[str, str]) -> str:
 
 def is_transformers_layout(fields: dict[str, Any]) -> bool:
     """Whether the fields of a config.json are those of transformers' own LLaVA classes."""
-    return "text_config" in fields or str((fields.get("architectures") or [""])[0]).endswith("ForConditionalGeneration")
+    names = fields.get("architectures")
+    name = names[0] if isinstance(names, list) and names else ""
+    return "text_config" in fields or str(name).endswith("ForConditionalGeneration")
 
 
 def llava_fields(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -76,7 +78,11 @@ def llava_fields(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
         kind = (fields.get("architectures") or [fields.get("model_type")])[0]
         raise ValueError(f"{folder} is a {kind}; of transformers' models this loader reads {' and '.join(known)}")
     config_class: Any = known[fields["model_type"]]
-    config = config_class.from_dict(fields)
+    try:
+        config = config_class.from_dict(fields)
+    except Exception as error:  # transformers validates some fields itself, in many ways
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the config.json of {folder} is no model's: {reason}; copy it again") from error
     text, vision = config.text_config, config.vision_config
     for what, given, allowed in (
         ("language model", text.model_type, tuple(_CLASSES)),

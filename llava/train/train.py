@@ -106,8 +106,8 @@ def prepare(attn_implementation: str | None = None, argv: list[str] | None = Non
 
 def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """The flags. Raises ValueError, one line, for values that cannot be."""
-    parsed: Any = HfArgumentParser(ARGUMENTS).parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return parsed
+    parser: Any = HfArgumentParser(ARGUMENTS)
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
 def run(trainer: LLaVATrainer) -> LLaVATrainer:

@@ -121,11 +121,9 @@ class CLIPVisionTower(nn.Module):
         """
         if self.is_loaded:
             return
+        loading: Any = CLIPVisionModel.from_pretrained  # its annotation does not know of the report
         try:
-            loaded: Any = CLIPVisionModel.from_pretrained(
-                self.source, device_map=device_map, dtype=torch.float32, output_loading_info=True
-            )
-            model, report = loaded
+            model, report = loading(self.source, device_map=device_map, dtype=torch.float32, output_loading_info=True)
             self.vision_tower = _with_old_name(model)
             self.image_processor = tower_image_processor(self.source, self.config.image_size)
         except Exception as error:  # transformers raises many kinds for damaged files and odd configs
