@@ -4,7 +4,7 @@ A method is a frozen dataclass derived from `Pruner`. After every layer of the v
 after every layer of the language model that sees an image a `LanguageView`; it answers with a `Cut`, or with None to
 leave the layer alone. It never touches the model; `flowcut.attach` does.
 
-What every pruner has to honour (tests/flowcut/test_laws.py holds all of them to it):
+What every pruner has to honour (tests/flowcut/test_laws*.py hold all of them to it):
 
 1. a budget not below the number of tokens changes nothing, to the last bit;
 2. exactly `budget` visual tokens (a share: that of the image's own number, see `whole_budget`) reach the language
