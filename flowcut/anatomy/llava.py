@@ -39,4 +39,6 @@ def read(model: Any) -> Anatomy | None:
     }
     described = tuple(vision_encoder(encoder, **fields) for encoder in encoders)
     head = model if "GenerationMixin" in class_names(model) else None
-    return Anatomy("llava", described, **language_model(body, head), two_stage=two_stage)
+    # The splice pads rows itself, so columns counted from the end mean nothing to its callers.
+    decoder = language_model(body, head, from_start=True)
+    return Anatomy("llava", described, **decoder, two_stage=two_stage)

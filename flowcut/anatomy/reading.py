@@ -96,7 +96,7 @@ class Projector:
         return self.module(states)
 
 
-def decoder_of(body: Any, head: Any = None, mrope: bool = False) -> Decoder:
+def decoder_of(body: Any, head: Any = None, mrope: bool = False, from_start: bool = False) -> Decoder:
     """A decoder in the layout of transformers' Llama, Mistral, Qwen2 and their kin.
 
     Raises:
@@ -114,7 +114,8 @@ def decoder_of(body: Any, head: Any = None, mrope: bool = False) -> Decoder:
             "causal self_attn, full or sliding, with one rotary_emb, such as Llama, Mistral and Qwen2; use a method "
             "that cuts in the encoder"
         )
-    return Decoder(body, layers, [layer.self_attn for layer in layers], body.rotary_emb, head, mrope, twins)
+    attentions = [layer.self_attn for layer in layers]
+    return Decoder(body, layers, attentions, body.rotary_emb, head, mrope, twins, from_start)
 
 
 def running_device(module: nn.Module) -> torch.device:
@@ -128,12 +129,12 @@ def running_device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if weight is None else weight.device
 
 
-def language_model(body: Any, head: Any = None, mrope: bool = False) -> dict[str, Any]:
+def language_model(body: Any, head: Any = None, mrope: bool = False, from_start: bool = False) -> dict[str, Any]:
     """The fields of an `Anatomy` that describe its decoder; its parts are looked for where a pruner cuts in it."""
     running = unwrap(body)
     return {
         "decoder_layers": running.config.num_hidden_layers,
         "decoder_model": running,
         "decoder_head": head,
-        "find_decoder": partial(decoder_of, body, head, mrope),
+        "find_decoder": partial(decoder_of, body, head, mrope, from_start),
     }

@@ -281,7 +281,7 @@ class DecoderForward:
         # What layers up to this one hold is noted before it changes; `leave` puts it on the cache.
         self.states.append(self.state(layer))
         self.tail = min(self.tail, tail_of(stays, self.real))
-        index, real, place = pack(stays, self.real)
+        index, real, place = pack(stays, self.real, self.decoder.from_start)
         index = source.gather(1, index)
         self.made = {}
         self.columns = place[torch.tensor(self.samples, device=self.device)[:, None], columns]
@@ -332,7 +332,8 @@ class DecoderForward:
         if self.index is None or self.cache is None:
             return
         states = [*self.states, self.state(len(self.decoder.layers))]
-        firsts = sorted({0, *(state.layer + 1 for state in self.states), *(past.first for past in self.past.layers)})
+        firsts = {0, *(state.layer + 1 for state in self.states), *(past.first for past in self.past.layers)}
+        firsts = sorted(first for first in firsts if first < len(self.decoder.layers))
         noted = []
         for first in firsts:
             state = next(state for state in states if first <= state.layer)

@@ -47,7 +47,7 @@ class Kept:
     real: Tensor | None = None
 
 
-def pack(keep: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def pack(keep: Tensor, real: Tensor | None, from_start: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Drop columns and close the gaps.
 
     A row's padding after its last real column stays where it is, so that columns counted from the end mean what they
@@ -56,11 +56,16 @@ def pack(keep: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     Args:
         keep: [B, S], True for real columns that stay.
         real: [B, S], False on padding; None if nothing is padded.
+        from_start: rows that are padded at their end only begin at column 0 again, for a model whose callers count
+            columns from the start.
 
     Returns:
         index [B, S'] of the columns that stay, in order; [B, S'], False on padding; and [B, S], where each column that
         stays stands among the S'.
     """
+    if from_start and real is not None and not bool(real[:, -1].all()):
+        index = keep.int().argsort(dim=1, descending=True, stable=True)[:, : int(keep.sum(dim=1).max())]
+        return index, keep.gather(1, index), (keep.long().cumsum(dim=1) - 1).clamp_min(0)
     stays = keep
     if real is not None:
         stays = keep | (real.flip(1).long().cumsum(dim=1).flip(1) == 0)

@@ -84,6 +84,7 @@ class Decoder:
         head: the module around it that computes the loss; None where there is none.
         mrope: whether positions have axes for time, height and width.
         twins: copies of the body that PEFT would run in its place, after a change of adapters.
+        from_start: whether callers count columns of rows that are padded at their end from the start; see `pack`.
     """
 
     model: Any
@@ -93,6 +94,7 @@ class Decoder:
     head: Any = None
     mrope: bool = False
     twins: Sequence[nn.Module] = ()
+    from_start: bool = False
 
     @property
     def rotary_by_kind(self) -> bool:

@@ -184,7 +184,9 @@ class Engine:
         stream = TokenStream(tokenizer, question.stop, self.interval, lambda text: news.put(Progress(text)))
         room = Room(self.context, question.max_new_tokens, stream, cancelled)
         temperature = question.temperature if question.temperature > GREEDY_BELOW else 0.0
-        settings = Generation(temperature, question.top_p, max_new_tokens=question.max_new_tokens)
+        if question.top_p == 0:  # the most likely token, whatever the temperature
+            temperature = 0.0
+        settings = Generation(temperature, question.top_p or None, max_new_tokens=question.max_new_tokens)
         run = Run(self.checkpoint, ids, pixels, [image.size for image in question.images] or None)
         result = run(pruner, settings, room)
         stream.end(result.ids)

@@ -553,17 +553,11 @@ class OurLlava(HFLlava):
             return [self.text(sample) + sum(map(self.placeholders, sample.images)) for sample in samples]
         return super().lengths(samples, handle)
 
-    def trailing(self, samples: list[Sample], handle: Any, side: str) -> list[int]:
-        """As many as fill the rows that enter the language model, whose images may have been cut already."""
-        lengths = self.lengths(samples, None)
-        if handle is not None and any(sample.images for sample in samples):
-            counts = iter([len(tokens) for tokens in handle.trace.tokens])
-            lengths = [self.text(sample) + sum(next(counts) for _ in sample.images) for sample in samples]
-        return [max(lengths) - length if side == "right" else 0 for length in lengths]
-
     def outputs(self, model: Any, samples: list[Sample], handle: Any = None, side: str = "right") -> list[torch.Tensor]:
         model.config.tokenizer_padding_side = side
-        return super().outputs(model, samples, handle, side)
+        logits = model(**self.cast(model, self.inputs(samples, side))).logits
+        lengths = self.lengths(samples, handle)
+        return [row[-n:] if side == "left" else row[:n] for row, n in zip(logits, lengths, strict=True)]
 
     def generate(self, model: Any, samples: list[Sample], **settings: Any) -> torch.Tensor:
         return model.generate(**self.inputs(samples, "left"), **GREEDY, **settings)

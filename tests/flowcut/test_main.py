@@ -53,7 +53,7 @@ def test_list(capsys):
         ({"--pruner": "none"}, "keeps every patch"),
         ({"--pruner": "flowcut:budget=3"}, "has only 2 layers"),
         ({"--image": "missing.png"}, "image missing.png does not exist"),
-        ({"--image": __file__}, "cannot identify"),
+        ({"--image": __file__}, "it is none of"),
         ({"--model-path": "nowhere"}, "nowhere"),
         ({"--out": "no/such/folder/kept.png"}, "no/such/folder"),
     ],

@@ -194,7 +194,7 @@ COMMON = {
     "gradient_checkpointing": True,
     "dataloader_num_workers": 4,
     "lazy_preprocess": True,
-    "report_to": "wandb",
+    "report_to": "none",
 }
 NEWER = {"vision_tower": TOWER, "mm_projector_type": "mlp2x_gelu", "bf16": True, "tf32": True}
 

@@ -2,7 +2,7 @@
 
 The reference is always the same conversation alone, unpadded, in one forward without a cache. The cut inside the
 language model is a fixed one, because a real method may choose by the text that has come so far. More cases:
-`CASES=200 pytest tests/flowcut/test_conversation.py`.
+`CASES=200 pytest tests/flowcut/test_conversations.py`.
 """
 
 import copy
