@@ -186,7 +186,7 @@ def test_a_bad_row_is_its_own_problem(science, mmbench, flags):
     (science / "odd.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(odd).encode())
     arguments = with_file(flags("s.jsonl"), science, "odd.json")
     questions, problems = model_vqa_science.read(model_vqa_science.build_parser().parse_args(arguments))
-    assert [(question.question_id, question.images) for question in questions][0] == ("null", ())
+    assert (questions[0].question_id, questions[0].images) == ("null", ())
     assert questions[-1].question_id == "last"
     assert [problem.where for problem in problems] == ["odd.json entry 1", "odd.json entry 2"]
 
