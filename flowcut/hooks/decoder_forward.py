@@ -332,8 +332,8 @@ class DecoderForward:
         if self.index is None or self.cache is None:
             return
         states = [*self.states, self.state(len(self.decoder.layers))]
-        firsts = {0, *(state.layer + 1 for state in self.states), *(past.first for past in self.past.layers)}
-        firsts = sorted(first for first in firsts if first < len(self.decoder.layers))
+        starts = {0, *(state.layer + 1 for state in self.states), *(past.first for past in self.past.layers)}
+        firsts = sorted(first for first in starts if first < len(self.decoder.layers))
         noted = []
         for first in firsts:
             state = next(state for state in states if first <= state.layer)
