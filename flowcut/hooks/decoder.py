@@ -47,10 +47,13 @@ class LanguageStage(Stage):
 
     @torch.compiler.disable
     def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        """Before a head that is given labels: have the decoder tell which of them remain."""
+        """Before a head that is given labels, or positions of logits: have the decoder tell which columns remain."""
         self.session.begin_forward()
         warn_of_embeddings(kwargs)
-        return (args, {**kwargs, KEPT: Kept()}) if kwargs.get("labels") is not None else None
+        by_position = isinstance(kwargs.get("logits_to_keep"), Tensor)
+        if kwargs.get("labels") is None and not by_position:
+            return None
+        return args, {**kwargs, KEPT: Kept(by_position=by_position)}
 
     @torch.compiler.disable
     def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

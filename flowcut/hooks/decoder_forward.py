@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowcut.compat import CACHE, causal_mask
 from flowcut.hooks.attention import AttentionInputsCaptured
 from flowcut.hooks.cache_notes import CacheNotes, Entries, notes_on, take_notes
-from flowcut.hooks.packing import AFTER, Kept, last_of, pack, restarts, tail_of
+from flowcut.hooks.packing import AFTER, BY_POSITION, Kept, last_of, pack, restarts, tail_of
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session
 from flowcut.hooks.shown_decoder_layer import ShownDecoderLayer
@@ -278,6 +278,8 @@ class DecoderForward:
         self.trace.kept[layer] = [p[:count].clone() for p, count in zip(self.positions, counts, strict=True)]
         if bool(stays.all()) and torch.equal(source, places):
             return hidden
+        if self.wanted is not None and self.wanted.by_position:
+            raise ValueError(BY_POSITION)
         # What layers up to this one hold is noted before it changes; `leave` puts it on the cache.
         self.states.append(self.state(layer))
         self.tail = min(self.tail, tail_of(stays, self.real))
@@ -314,7 +316,8 @@ class DecoderForward:
         query, key, value = (tensor.to(hidden.device) for tensor in (seen.query, seen.key, seen.value))
         if self.cache is not None and self.cached(number):
             entry = self.cache.layers[number]
-            if entry.keys.shape[2] != self.cached(number):
+            held = entry.keys.shape[2] if entry.keys.ndim == 4 else 0
+            if held != self.cached(number):
                 raise ValueError(
                     f"a method that reads the next layer needs its earlier keys, which a {type(entry).__name__} does "
                     "not keep as they were; use a DynamicCache, or give the whole conversation in one call"

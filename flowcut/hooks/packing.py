@@ -39,12 +39,19 @@ ALIGNED: Mapping[str, Aligned] = {"labels": Aligned(IGNORE_INDEX, first=IGNORE_I
 """Arguments that are aligned with tokens in every family; see `shorten_aligned`."""
 
 
+BY_POSITION = "logits_to_keep as a tensor of positions cannot follow dropped tokens; pass a number"
+
+
 @dataclass
 class Kept:
-    """Which of the S columns that entered the decoder left it: index [B, S'], and real [B, S'] or None."""
+    """Which of the S columns that entered the decoder left it: index [B, S'], and real [B, S'] or None.
+
+    by_position: whether the head is to take logits of single columns, which may not be dropped or move then.
+    """
 
     index: Tensor | None = None
     real: Tensor | None = None
+    by_position: bool = False
 
 
 def pack(keep: Tensor, real: Tensor | None, from_start: bool = False) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ from flowcut.hooks.cache_notes import (
     take_notes,
     with_cache,
 )
-from flowcut.hooks.packing import ALIGNED, IMAGE_INDEX, Aligned, pack, restarts, shorten_aligned, tail_of
+from flowcut.hooks.packing import ALIGNED, BY_POSITION, IMAGE_INDEX, Aligned, pack, restarts, shorten_aligned, tail_of
 from flowcut.hooks.placeholders import SPANS, TRACE, Encoding, Modality, PlaceholderSpan, put_spans
 from flowcut.hooks.session import Session, warn_of_embeddings
 
@@ -131,7 +131,7 @@ class PromptStage(Stage):
             refuse_lengths(call)
             keep, before = new.bool() & ~pruned, new.bool()
             index, real, _ = pack(keep, before)
-            self.shorten_logits(call, index, real, length)
+            self.shorten_logits(call, lost)
             padded = padded or not bool(real.all())
             pad = 1 if self.inner.config.image_token_id == 0 else 0
             # Zeros for embeddings, because the model finds placeholders among them by comparing.
@@ -185,17 +185,17 @@ class PromptStage(Stage):
             before = before - before.masked_fill(~begins, 0).cummax(dim=1).values
         return (positions - before - shift).clamp_min(0)
 
-    def shorten_logits(self, call: dict[str, Any], index: Tensor, real: Tensor, length: int) -> None:
-        """`logits_to_keep` speaks of the caller's last tokens; make it speak of those of them that remain.
+    def shorten_logits(self, call: dict[str, Any], lost: Tensor) -> None:
+        """`logits_to_keep` counts the caller's last columns; make it count those of them that remain. lost [B, S].
 
         Raises:
             ValueError: it names single tokens.
         """
         kept = call.get("logits_to_keep")
         if isinstance(kept, Tensor):
-            raise ValueError("logits_to_keep as a tensor of positions cannot follow dropped tokens; pass a number")
+            raise ValueError(BY_POSITION)
         if kept:
-            call["logits_to_keep"] = int((real & (index >= length - kept)).sum(dim=1).max())
+            call["logits_to_keep"] = kept - int(lost[:, -kept:].sum(dim=1).min())
 
     def warn_of_unpruned(self, call: dict[str, Any]) -> None:
         """Warn where images reach the model in a way that leaves nothing to prune."""

@@ -334,10 +334,11 @@ def read_projector(path: str) -> dict[str, Tensor]:
 
 def fill_projector(projector: nn.Module, path: str) -> None:
     """Load an `mm_projector.bin` into a projector. Raises ValueError, one line, for another type or size."""
-    found = {name: tuple(value.shape) for name, value in read_projector(path).items()}
+    weights = read_projector(path)
     try:
-        projector.load_state_dict(read_projector(path))
+        projector.load_state_dict(weights)
     except RuntimeError as error:
+        found = {name: tuple(value.shape) for name, value in weights.items()}
         wanted = {name: tuple(value.shape) for name, value in projector.state_dict().items()}
         raise ValueError(
             f"{path} is of a projector of another type or size: it has {found}, this model {wanted}; give the "

@@ -9,12 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.media.images import LARGEST_PICTURE, decode_image
 from llava.given import decode_base64
+from llava.pictures import LARGEST_PICTURE, LARGEST_RATIO, decode_image
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
 MOST_PICTURES = 32
-MOST_ELONGATED = 200  # sides; an image processor scales the short side to a few hundred pixels
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ def check_shape(image: Image.Image, largest: int) -> int:
     picture is too elongated.
     """
     short, long = sorted(image.size)
-    if long > MOST_ELONGATED * short:
+    if long > LARGEST_RATIO * short:
         raise ValueError(
-            f"{image.width} x {image.height} pixels are too elongated; at most {MOST_ELONGATED} to 1; crop it"
+            f"{image.width} x {image.height} pixels are too elongated; at most {LARGEST_RATIO} to 1; crop it"
         )
     if long * long > largest:
         raise ValueError(

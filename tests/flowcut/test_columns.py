@@ -62,6 +62,35 @@ def test_columns_counted_from_the_end(hosts, family, pruner):
             torch.testing.assert_close(shown, alone, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llava_hf", "qwen2_vl"])
+def test_padding_after_every_row(hosts, family):
+    """All rows end in padding, such as where lengths are rounded up: it counts among the last columns."""
+    host = hosts[family]
+    model = host.build()
+    samples = [sample for sample, _ in PROMPTS]
+    prompts = [host.row(sample) for sample in samples]
+    rows = [(0, prompt, max(map(len, prompts)) + 3 - len(prompt)) for prompt in prompts]
+    with attach(model, FlowCut(BUDGET)):
+        every = model(**call(host, rows, samples)).logits
+        last = model(**call(host, rows, samples), logits_to_keep=4).logits
+    assert torch.equal(last, every[:, -4:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_logits_of_single_columns(hosts, pruner):
+    """They are refused where tokens are dropped, in the encoder or inside, and given where none is."""
+    host, model = hosts["llava_hf"], hosts["llava_hf"].build()
+    inputs, at = host.inputs([Sample([1, 5, IMAGE, 7, 8], [0])], "left"), torch.tensor([3])
+    vanilla = model(**inputs, logits_to_keep=at).logits
+    with attach(model, PRUNERS[pruner]) as handle:
+        with pytest.raises(ValueError, match="as a tensor of positions cannot follow dropped tokens; pass a number"):
+            model(**inputs, logits_to_keep=at)
+        handle.pruner = type(handle.pruner)(1000)
+        assert torch.equal(model(**inputs, logits_to_keep=at).logits, vanilla)
+
+
 def packed(host, prompts):
     """Two samples in one row, told apart by their position ids."""
     rows = [host.row(sample) for sample in prompts]

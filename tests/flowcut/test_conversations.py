@@ -179,7 +179,7 @@ def test_random_conversations(family, models):
     host, model = models[family]
     for case in range(CASES):
         draw = random.Random(f"{family} {case}")
-        after, renumber = draw.choice([(), (0,), (1,), (0, 2)]), draw.random() < 0.5
+        after, renumber = draw.choice([(), (0,), (1,), (0, 2), (1, 3)]), draw.random() < 0.5
         pruner = FixedCuts(draw.choice([3, 10, 20, 1000]), after=after, renumber=renumber)
         with torch.no_grad(), attach(model, pruner):
             so_far: list[Segment] = []

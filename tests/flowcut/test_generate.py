@@ -196,6 +196,17 @@ def test_quantised_cache(models, family, pruner):
     assert torch.equal(plain, quantised)
 
 
+def test_a_second_image_on_a_quantised_cache_is_refused(models):
+    """PyramidDrop scores with the keys of the next layer, which such a cache keeps in another form."""
+    host, model = models("llava_hf")
+    inputs = host.inputs([PROMPT], "left")
+    twice = torch.cat([inputs["attention_mask"]] * 2, dim=1)
+    with attach(model, PRUNERS["pdrop"]):
+        cache = model(**inputs, **{CACHE: Cache(layer_class_to_replicate=Coarse)})[CACHE]
+        with pytest.raises(ValueError, match="reads the next layer needs its earlier keys, which a Coarse does not"):
+            model(**{**inputs, "attention_mask": twice}, **{CACHE: cache})
+
+
 @pytest.mark.parametrize(
     "family", ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl"]
 )
