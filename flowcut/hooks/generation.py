@@ -86,7 +86,8 @@ class GenerationStage(Stage):
             ValueError: the prompt is to be read in pieces, and tokens of it are dropped.
         """
         notes = notes_on(one_cache(model_kwargs))
-        sees = model_kwargs.get("mm_encoder_outputs") or model_kwargs.get(IMAGE_INDEX) is not None
+        index = model_kwargs.get(IMAGE_INDEX)
+        sees = model_kwargs.get("mm_encoder_outputs") or (index is not None and bool((index >= 0).any()))
         if generation_config.prefill_chunk_size is not None and (sees or notes is not None):
             raise ValueError(
                 f"prefill_chunk_size={generation_config.prefill_chunk_size} would split a prompt whose visual tokens "

@@ -137,6 +137,14 @@ def test_refused_in_one_line(models, family, pruner, settings, reason):
     assert "\n" not in str(refusal.value)
 
 
+def test_text_alone_may_be_read_in_pieces(models):
+    host, model = models("llava_hf")
+    text = host.inputs([Sample([1, 5, 6, 7, 8, 9], [])], "left")
+    vanilla = model.generate(**text, **SETTINGS)
+    with attach(model, PRUNERS["fastv"]):
+        assert torch.equal(model.generate(**text, **SETTINGS, prefill_chunk_size=3), vanilla)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pruner", ["flowcut", "fastv"])
 def test_what_is_returned_besides(models, family, pruner):
