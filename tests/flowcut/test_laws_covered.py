@@ -30,6 +30,7 @@ REFUSED = {
     "tome": (QWEN, f"ToMe {MERGES}"),
     "pooling": (QWEN, f"Pooling {MERGES}"),
     "rcom": (QWEN, f"RCom {MERGES}"),
+    "flowcut_plus": (QWEN, f"FlowCut+ {MERGES}"),
     "qwen_released": (
         ["qwen2_5_vl"],
         "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'",
