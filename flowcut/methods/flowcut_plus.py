@@ -52,7 +52,7 @@ class FlowCutPlus(Pruner):
         history: weight of the past in the flow.
 
     Raises:
-        ValueError: a field is out of range; the encoder joins patches itself, or its layers are laid out in another way.
+        ValueError: a field is out of range; the model joins patches itself; layers are laid out in another way.
     """
 
     name: ClassVar[str] = "flowcut_plus"
@@ -140,9 +140,7 @@ class FlowCutPlus(Pruner):
             memory["flow"] = total(memory["flow"] * before) / memory["sizes"].clamp_min(1)
 
 
-def merge_pairs(
-    keys: Tensor, mass: Tensor, counts: Sequence[int], remaining: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def merge_pairs(keys: Tensor, mass: Tensor, counts: Sequence[int], remaining: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Merge the cheapest pairs of an even and an odd place by Ward's criterion.
 
     Args:
@@ -154,7 +152,7 @@ def merge_pairs(
     Returns:
         keep [R, K], the places that remain, ascending, and into [R, n]; see `Cut`.
     """
-    rows, length = mass.shape
+    length = mass.shape[1]
     places = torch.arange(length, device=mass.device)
     even, odd = mass[:, ::2, None], mass[:, None, 1::2]
     price = (1 - keys[:, ::2] @ keys[:, 1::2].mT) * (even * odd / (even + odd).clamp_min(scores.TINY))
@@ -176,7 +174,7 @@ def merge_pairs(
 
 
 def cover(keys: Tensor, mass: Tensor, counts: Sequence[int], valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Pick `counts[r]` tokens of each row that cover all of its mass best, greedily; the others join their nearest pick.
+    """Pick tokens that cover the mass of their row best, `counts[r]` of them; the others join their nearest pick.
 
     Args:
         keys: [R, n, d], of length 1.
