@@ -59,12 +59,12 @@ class EncoderStage(Stage):
         VISION.set(forward)
 
     @torch.compiler.disable
-    def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         forward = self.running()
         VISION.set(None)
         LAYER_CONTEXT.set(None)
         if forward is None or output is None:
-            return
+            return None
         trace = forward.finish()
         self.session.encoded(trace)
         if forward.known is not None:
@@ -75,6 +75,7 @@ class EncoderStage(Stage):
                 f"features are read after encoder layer {features} but tokens were cut after layer {max(trace.kept)}; "
                 "let the pruner finish earlier (FlowCut: last_layer) or read a later feature layer"
             )
+        return forward.batched(output)
 
     @torch.compiler.disable
     def before_layer(

@@ -3,7 +3,7 @@
 While the rows of a batch differ in length they lie one after the other in one packed sequence (`Segments` of
 `flowcut.hooks.attention`), docs/decisions/0004. From the layer on that features are read after, and in the encoder's
 output, a batch is [B, S, D] again; if a method leaves rows of different length there, the shorter ones are padded at
-their end and masked.
+their end and masked. So are the hidden states that a caller asks for, of all layers.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class EncoderForward:
         self.question: Question | None = None
         self.pixels: Any = kwargs.get("pixel_values", args[0] if args else None)
         self.packed = False
+        self.unpadded: dict[int, list[int]] = {}
         self.mask: Any = None
         self.token_sizes: TokenSizes | None = None
         self.context: LayerContext | None = None
@@ -114,6 +115,8 @@ class EncoderForward:
             hidden = self.shorten(cut, hidden, layer)
         elif self.packed and layer >= self.shape.feature_layer:
             hidden = self.arrange(hidden.flatten(0, -2), layer)
+        if self.packed and hidden.ndim == 3:
+            self.unpadded[layer] = self.lengths
         self.trace.leaving.append(self.counts)
         return hidden
 
@@ -250,6 +253,25 @@ class EncoderForward:
             log_sizes = None if sizes is None else sizes.log_sizes(prefix, self.counts, self.packed)
             mask = self.context = LayerContext(mask, log_sizes)
         return None if mask is None else (args[:1], {**kwargs, "attention_mask": mask})
+
+    def batched(self, output: Any) -> Any:
+        """The encoder's output with the hidden states of all layers as batches [R, S, D], 0 on padding."""
+        if not self.unpadded:
+            return output
+        if isinstance(output, tuple):
+            return tuple(self.batch_of(part) if isinstance(part, tuple) else part for part in output)
+        if getattr(output, "hidden_states", None) is not None:
+            output.hidden_states = self.batch_of(output.hidden_states)
+        return output
+
+    def batch_of(self, states: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """`batched` of a tuple of hidden states, of which one came before the first layer."""
+        batches = list(states)
+        for layer, lengths in self.unpadded.items():
+            packed = states[layer + 1] if layer + 1 < len(states) else None
+            if packed is not None and packed.shape[:2] == (1, sum(lengths)):
+                batches[layer + 1] = pad_sequence(list(packed[0].split(lengths)), batch_first=True)
+        return tuple(batches)
 
     def finish(self) -> Trace:
         """After the last layer: the trace, complete for this encoder."""

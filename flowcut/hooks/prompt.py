@@ -325,8 +325,7 @@ class PromptStage(Stage):
         if expand_size == 1 or not encoded_here:
             return original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
         for name, outputs in encoded_here.items():
-            modality = self.modalities[name]
-            at = self.placeholders(modality, input_ids, kwargs.get("inputs_embeds"))
+            at = self.placeholders(self.modalities[name], input_ids, kwargs.get("inputs_embeds"))
             waiting = iter(getattr(outputs, SPANS))
             repeated: list[PlaceholderSpan] = []
             for placeholders in at.sum(dim=1).tolist():
@@ -334,7 +333,7 @@ class PromptStage(Stage):
                 while sum(len(span.stays) for span in taken) < placeholders:
                     taken.append(next(waiting))
                 repeated += taken * expand_size
-            put_spans(outputs, repeated, modality.joined)
+            put_spans(outputs, repeated)
             getattr(outputs, TRACE).place([span.tokens for span in repeated if span.tokens is not None])
         kwargs["mm_encoder_outputs"] = encoded
         input_ids, kwargs = original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
