@@ -9,8 +9,10 @@ their end and masked.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -20,8 +22,10 @@ from flowcut.hooks.attention import AttentionInputsCaptured, Segments
 from flowcut.hooks.call_context import KnownRows
 from flowcut.hooks.merge_before_mlp import LayerContext, TokenSizes, merge_of
 from flowcut.hooks.parts import Encoder
+from flowcut.hooks.row_layout import RowLayout
 from flowcut.hooks.shown_layer import ShownLayer
 from flowcut.pruner import CLS, Cut, Pruner, Question, Rows, View, valid_mask
+from flowcut.pruner.cut import on_device
 from flowcut.trace import Trace
 
 
@@ -43,6 +47,8 @@ class EncoderForward:
         self.cut: Cut | None = None
         self.positions: Tensor | None = None
         self.counts: tuple[int, ...] = ()
+        self.masks: dict[str, Tensor | None] = {}
+        self.known_layout: RowLayout | None = None
         self.groups: tuple[int, ...] = ()
         self.grids: tuple[tuple[int, int], ...] = ()
         self.question: Question | None = None
@@ -72,7 +78,7 @@ class EncoderForward:
         seen = sum(query.shape[2] for query, *_ in self.seen)
         return seen == (sum(self.lengths) if self.packed else max(self.lengths))
 
-    @property
+    @cached_property
     def rows(self) -> Rows:
         """What the rows are."""
         known = self.known or KnownRows()
@@ -91,10 +97,20 @@ class EncoderForward:
         """Tokens of each row, special ones included."""
         return [self.encoder.num_prefix_tokens + count for count in self.counts]
 
+    @property
+    def layout(self) -> RowLayout:
+        """Where the rows lie, for as long as their lengths stay the same."""
+        assert self.positions is not None
+        if self.known_layout is None:
+            self.known_layout = RowLayout(self.lengths, self.positions.device)
+        return self.known_layout
+
     def start(self, query: Tensor) -> None:
         """Learn from the first layer's queries [R, H, S, d] how many rows there are."""
         number, length = query.shape[0], query.shape[2] - self.encoder.num_prefix_tokens
         self.positions = torch.arange(length, device=query.device).expand(number, length)
+        self.numbers = torch.arange(number, device=query.device)[:, None]
+        self.special = torch.arange(-self.encoder.num_prefix_tokens, 0, device=query.device).expand(number, -1)
         self.counts = (length,) * number
         groups = self.known.groups if self.known is not None else None
         self.groups = tuple(range(number)) if groups is None else groups
@@ -178,18 +194,12 @@ class EncoderForward:
             shape=self.shape,
             source=ShownEncoderLayer(self, states, hidden),
             memory=self.memory,
+            masks=self.masks,
         )
 
     def unpack(self, tokens: Tensor) -> Tensor:
         """[H, sum S, d] -> [R, S, H, d], padded at the end."""
-        return pad_sequence(list(tokens.transpose(0, 1).split(self.lengths)), batch_first=True)
-
-    def starts(self, hidden: Tensor) -> list[int]:
-        """Where each row begins when `hidden` is flattened to [tokens, D]."""
-        if not self.packed:
-            return [row * hidden.shape[1] for row in range(len(self.counts))]
-        lengths = self.lengths
-        return [sum(lengths[:row]) for row in range(len(lengths))]
+        return self.layout.pad(tokens.transpose(0, 1))
 
     def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
         """Apply a cut to a layer's output; one gather over all rows."""
@@ -197,8 +207,10 @@ class EncoderForward:
         sizes = self.token_sizes if cut.into is None else self.sizes()
         before, prefix = self.counts, self.encoder.num_prefix_tokens
         counts = cut.counts or (cut.keep.shape[1],) * len(before)
-        self.positions = self.positions.gather(1, cut.keep.clamp_min(0)).masked_fill(cut.keep == CLS, CLS)
-        self.trace.kept[layer] = [p[:count].clone() for p, count in zip(self.positions, counts, strict=True)]
+        self.positions = self.positions.gather(1, cut.keep if cut.hidden is None else cut.keep.clamp_min(0))
+        if cut.hidden is not None:
+            self.positions = self.positions.masked_fill(cut.keep == CLS, CLS)
+        self.trace.kept[layer] = [p[:count] for p, count in zip(self.positions, counts, strict=True)]
         if cut.hidden is None and counts == before and all(count == cut.keep.shape[1] for count in counts):
             return hidden
         merge = None
@@ -206,23 +218,35 @@ class EncoderForward:
             if cut.into is not None and not cut.before_mlp:
                 merge = merge_of(cut, sizes.sizes, prefix, before, counts, self.packed)
             sizes.update(cut, before, counts)
-        starts = self.starts(hidden)
-        ahead = torch.arange(prefix, device=hidden.device)
-        index = [
-            torch.cat([ahead + start, keep[:count] + (start + prefix)])
-            for start, keep, count in zip(starts, cut.keep, counts, strict=True)
-        ]
+        starts = self.layout.starts if self.packed else np.arange(len(before)) * hidden.shape[1]
+        even = not self.packed and len(set(counts)) == 1
+        self.counts, self.masks, self.known_layout = counts, {}, None
+        if merge is None and cut.hidden is None and even:
+            patches = hidden[:, prefix:][self.numbers, cut.keep]
+            return torch.cat([hidden[:, :prefix], patches], dim=1) if prefix else patches
         if merge is not None:
             flat = merge(hidden.flatten(0, -2))
         elif cut.hidden is None:
-            self.kept_flat = torch.cat(index)
-            flat = hidden.flatten(0, -2)[self.kept_flat]
+            self.kept_flat = self.places(cut.keep, starts)
+            flat = hidden.flatten(0, -2).index_select(0, self.kept_flat)
         else:
             special = [hidden.flatten(0, -2)[start : start + prefix] for start in starts]
             new = [tokens[:count] for tokens, count in zip(cut.hidden.to(hidden.dtype), counts, strict=True)]
             flat = torch.cat([part for pair in zip(special, new, strict=True) for part in pair])
-        self.counts = counts
         return self.arrange(flat, layer)
+
+    def places(self, keep: Tensor, starts: np.ndarray) -> Tensor:
+        """Where special and kept tokens [R, K] lie in a flattened batch whose rows begin at `starts`."""
+        prefix, columns = self.encoder.num_prefix_tokens, keep
+        if prefix:
+            columns = torch.cat([self.special, keep], dim=1)
+        shift = starts[:, None] + prefix
+        if len(shift) > 1:
+            columns = columns + on_device(shift, keep.device)
+        elif shift[0, 0]:
+            columns = columns + int(shift[0, 0])
+        ragged = len(set(self.lengths)) > 1
+        return columns.flatten().index_select(0, self.layout.packed) if ragged else columns.flatten()
 
     def arrange(self, flat: Tensor, layer: int) -> Tensor:
         """Rows one after the other [tokens, D] -> the shape that the next layer gets."""
@@ -258,9 +282,12 @@ class EncoderForward:
             self.trace.merged_before_mlp = self.pruner.merges_before_mlp
         rows = self.rows
         self.trace.unpruned_tokens, self.trace.budgets = rows.unpruned_tokens, tuple(rows.budgets(self.pruner.budget))
-        self.trace.place(
-            [torch.stack([torch.full_like(final, row), final], dim=1) for row, final in enumerate(self.trace.final)]
-        )
+        final = self.trace.final
+        if final:
+            places = torch.cat(final)
+            owners = np.repeat(np.arange(len(final)), [len(places) for places in final])
+            tokens = torch.stack([on_device(owners, places.device), places], dim=1)
+            self.trace.place(list(tokens.split([len(places) for places in final])))
         return self.trace
 
 

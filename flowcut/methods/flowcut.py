@@ -10,6 +10,7 @@ field below switches each difference.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flowcut import scores
+from flowcut.methods import flow_score
 from flowcut.pruner import Budget, Cut, EncoderShape, LanguageView, ModelShape, Pruner, Rows, View
 
 
@@ -165,15 +167,15 @@ class FlowCut(Pruner):
         targets = self.targets(view.rows, view.shape)
         if left < 0 or all(count <= target for count, target in zip(view.counts, targets, strict=True)):
             return None
-        importance, row = self.importance(view)
-        cumulative = scores.running_mean(view.memory.get("cumulative"), importance, self.history)
-        view.memory["cumulative"] = cumulative
-        view.record("cumulative", cumulative)
+        looks = view.memory.setdefault("looks", [])
+        looks.append((view.layer, self.look(view)))
         if left % self.interval:
             return None
-        counts = self.keep_counts(view, row, targets, left)
+        view.memory["looks"] = []
+        cumulative, weights = self.importance(view, looks)
+        counts = self.keep_counts(view, weights, targets, left)
         cut = Cut.best(cumulative, counts, view.valid) if self.merge == "patches" else view.best(cumulative, counts)
-        view.memory["cumulative"] = cumulative.gather(1, cut.keep)
+        view.memory["cumulative"] = cumulative.gather(1, cut.keep) if left else None
         return cut
 
     def language(self, view: LanguageView) -> Cut | None:
@@ -195,35 +197,38 @@ class FlowCut(Pruner):
             view.record(name, signal)
         return Cut.best(score, counts, view.valid, renumber=True)
 
-    def importance(self, view: View) -> tuple[Tensor, Tensor]:
-        """Equation 5 for this layer, [B, n], and the CLS attention row over all tokens averaged over heads, [B, S]."""
-        if self.softmax_over == "patches":
-            prefix, valid = view.shape.num_prefix_tokens, view.valid
-        else:
-            prefix, valid = 0, view.key_valid
-        query, keys = view.global_token(view.q), view.k[:, :, prefix:]
-        row = scores.softmax_row(query, keys, view.scaling, valid).mean(dim=1)
-        attention = row[:, view.shape.num_prefix_tokens - prefix :]
-        view.record("attention", attention)
-
+    def look(self, view: View) -> flow_score.Look:
+        """What the next selection needs of this layer: the tokens stay the same until then."""
+        prefix = view.shape.num_prefix_tokens if self.softmax_over == "patches" else 0
+        attention = view.global_token(view.q), view.k[:, :, prefix:], view.scaling
         values = view.v if self.heads == "split" else view.v.transpose(1, 2).flatten(2)[:, None]
         scale = 1.0 if self.semantic_scale == "none" else values.shape[-1] ** -0.5
-        importance = torch.zeros_like(attention)
-        if self.attention:
-            importance = importance + scores.normalise(attention)
-        if self.semantic:
-            semantic = scores.softmax_row(view.global_token(values), values[:, :, prefix:], scale, valid).mean(dim=1)
-            semantic = semantic[:, view.shape.num_prefix_tokens - prefix :]
-            view.record("semantic", semantic)
-            importance = importance + scores.normalise(semantic)
-        if self.value:
-            strength = scores.value_strength(view.visual(values))
-            view.record("value", strength)
-            importance = importance * strength if self.attention or self.semantic else strength
-        view.record("score", importance)
-        return importance, row
+        semantic = (view.global_token(values), values[:, :, prefix:], scale) if self.semantic else None
+        return flow_score.look(attention, semantic, view.visual(values) if self.value else None)
 
-    def keep_counts(self, view: View, row: Tensor, targets: list[int], left: int) -> list[int]:
+    def importance(self, view: View, looks: Sequence[tuple[int, flow_score.Look]]) -> tuple[Tensor, Tensor]:
+        """Rate the layers since the last selection.
+
+        Returns:
+            [R, n], their scores averaged with the past by equation 6; and [R, n], the weights of the last layer's
+            attention whose entropy equation 3 takes, or [R, S] with special tokens.
+        """
+        patches = view.positions.shape[1]
+        valid = view.valid if self.softmax_over == "patches" else view.key_valid
+        rating = flow_score.rate([look for _, look in looks], valid, patches, self.attention)
+        cumulative = view.memory.get("cumulative")
+        for number, (layer, _) in enumerate(looks):
+            cumulative = scores.running_mean(cumulative, rating.score[number], self.history)
+            signals = dict(zip(("attention", "semantic"), rating.rows[:, number, :, -patches:], strict=False))
+            signals |= {"score": rating.score[number], "cumulative": cumulative}
+            if rating.strength is not None:
+                signals["value"] = rating.strength[number]
+            for name, values in signals.items():
+                view.record(name, values, layer)
+        assert cumulative is not None
+        return cumulative, (rating.shares if self.entropy_over == "patches" else rating.rows)[0, -1]
+
+    def keep_counts(self, view: View, weights: Tensor, targets: list[int], left: int) -> list[int]:
         """How many patches each row keeps after this layer; equation 3."""
         goals = [min(n, target) for n, target in zip(view.counts, targets, strict=True)]
         unit = 1 if self.merge == "patches" else view.shape.patches_per_token
@@ -232,10 +237,7 @@ class FlowCut(Pruner):
         if not self.adaptive:
             share = 1 / (left // self.interval + 1)
             return [round(n / unit * (goal / n) ** share) * unit for n, goal in zip(view.counts, goals, strict=True)]
-        if self.entropy_over == "patches":
-            weights, extra = scores.normalise(row[:, -view.positions.shape[1] :]), 0
-        else:
-            weights, extra = row, row.shape[1] - view.positions.shape[1]
+        extra = weights.shape[1] - view.positions.shape[1]
         entropy = scores.entropy(weights)
         view.record("entropy", entropy)
         steps = left if self.steps_left == "layers" else left / self.interval
