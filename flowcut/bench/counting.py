@@ -6,8 +6,10 @@ load. At batch 1 they say more about a GPU than FLOPs do: an operator that does 
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,12 +48,32 @@ class Calls:
         return self.work.total() + self.views
 
 
-def count(call: Callable[[], Any]) -> Calls:
-    """What `call` asks for, without gradients. Composite operators are counted by their parts, as a GPU runs them."""
+@contextmanager
+def counting() -> Iterator[Calls]:
+    """Count while the block runs, without gradients. Composite operators are counted by their parts, as a GPU runs."""
     calls = Calls()
     with torch.inference_mode(False), torch.no_grad(), _Functions(calls), _Operators(calls):
+        yield calls
+
+
+def count(call: Callable[[], Any]) -> Calls:
+    """What `call` asks for; see `counting`."""
+    with counting() as calls:
         call()
     return calls
+
+
+def count_waits_of_gpu(call: Callable[[], Any]) -> int:
+    """How often CUDA itself says that `call` waited."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught, torch.inference_mode():
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 class _Operators(TorchDispatchMode):

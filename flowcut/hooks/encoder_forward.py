@@ -67,11 +67,17 @@ class EncoderForward:
         self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         if self.capturing:
             raise AttentionInputsCaptured(query, key, value, self.scaling)
-        if self.positions is None:
+        if not self.counts:
             self.start(query)
+        if not self.reads():
+            return
         self.seen.append((query.detach(), key.detach(), value.detach()))
         if not self.pruner.reads_hidden and self.complete():
             self.ask(None)
+
+    def reads(self) -> bool:
+        """Whether the pruner reads the layer under way."""
+        return self.pruner.reads_layer(len(self.trace.entering), self.shape)
 
     def complete(self) -> bool:
         """Whether all of this layer's tokens have attended."""
@@ -97,6 +103,19 @@ class EncoderForward:
         """Tokens of each row, special ones included."""
         return [self.encoder.num_prefix_tokens + count for count in self.counts]
 
+    @cached_property
+    def numbers(self) -> Tensor:
+        """[R, 1], 0, 1, .."""
+        assert self.positions is not None
+        return torch.arange(len(self.counts), device=self.positions.device)[:, None]
+
+    @cached_property
+    def special(self) -> Tensor:
+        """[R, prefix], -prefix .. -1: columns of the special tokens, counted from the first patch."""
+        assert self.positions is not None
+        columns = torch.arange(-self.encoder.num_prefix_tokens, 0, device=self.positions.device)
+        return columns.expand(len(self.counts), -1)
+
     @property
     def layout(self) -> RowLayout:
         """Where the rows lie, for as long as their lengths stay the same."""
@@ -108,9 +127,6 @@ class EncoderForward:
     def start(self, query: Tensor) -> None:
         """Learn from the first layer's queries [R, H, S, d] how many rows there are."""
         number, length = query.shape[0], query.shape[2] - self.encoder.num_prefix_tokens
-        self.positions = torch.arange(length, device=query.device).expand(number, length)
-        self.numbers = torch.arange(number, device=query.device)[:, None]
-        self.special = torch.arange(-self.encoder.num_prefix_tokens, 0, device=query.device).expand(number, -1)
         self.counts = (length,) * number
         groups = self.known.groups if self.known is not None else None
         self.groups = tuple(range(number)) if groups is None else groups
@@ -122,7 +138,7 @@ class EncoderForward:
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """The layer's output, shortened if the pruner says so."""
-        if self.pruner.reads_hidden:
+        if self.pruner.reads_hidden and self.reads():
             self.ask(hidden)
         cut, self.cut = self.cut, None
         self.trace.entering.append(self.counts)
@@ -172,8 +188,10 @@ class EncoderForward:
         return seen, scaling
 
     def view(self, layer: int, hidden: Tensor | None) -> View:
-        assert self.positions is not None
         assert self.seen, "the layer ran without calling its tapped attention"
+        if self.positions is None:
+            device, patches = self.seen[0][0].device, max(self.counts)
+            self.positions = torch.arange(patches, device=device).expand(len(self.counts), patches)
         pieces = list(zip(*self.seen, strict=True))
         query, key, value = (p[0] if len(p) == 1 else torch.cat(p, dim=2) for p in pieces)
         self.seen, states = [], hidden
