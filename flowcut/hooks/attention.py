@@ -21,8 +21,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, LayerContext, weighed
 
@@ -95,6 +93,9 @@ def _untap(originals: list[tuple[Any, Any]]) -> None:
 
 
 def _tapped_name(base: str) -> str:
+    from transformers import AttentionInterface  # by now a model is there, so this costs nothing
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     name = f"flowcut_{base}"
     if name in ALL_ATTENTION_FUNCTIONS:
         return name
@@ -103,11 +104,13 @@ def _tapped_name(base: str) -> str:
             f"attention implementation {base!r} cannot be tapped; use 'sdpa', as attn_implementation='sdpa' in "
             "from_pretrained or with model.set_attn_implementation('sdpa')"
         )
-    AttentionInterface.register(name, _tapped(base))
+    AttentionInterface.register(name, _tapped(base, ALL_ATTENTION_FUNCTIONS))
     return name
 
 
-def _tapped(base: str) -> Callable[..., Any]:
+def _tapped(base: str, functions: Any) -> Callable[..., Any]:
+    """An attention function that shows its inputs and calls the one named `base` among transformers' functions."""
+
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
@@ -126,7 +129,7 @@ def _tapped(base: str) -> Callable[..., Any]:
         return attend(module, query, key, value, attention_mask, **kwargs)
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-        function = _eager(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
+        function = _eager(module) if base == "eager" else functions[base]
         bare: Any = _Untapped(module, base) if "flash" in base else module
         if not isinstance(attention_mask, Segments):
             return function(bare, query, key, value, attention_mask, **kwargs)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.masking_utils import create_bidirectional_mask
 
 from flowcut.hooks.attention import AttentionInputsCaptured, Segments
 from flowcut.hooks.call_context import KnownRows
@@ -277,6 +276,8 @@ class EncoderForward:
             return flat[None]
         hidden = pad_sequence(list(flat.split(lengths)), batch_first=True)
         valid = valid_mask(lengths, max(lengths), flat.device)
+        from transformers.masking_utils import create_bidirectional_mask  # not before a model is there
+
         self.mask = create_bidirectional_mask(
             config=self.encoder.model.config, inputs_embeds=hidden, attention_mask=valid
         )
