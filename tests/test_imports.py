@@ -20,7 +20,7 @@ LAYERS = (  # from the ground up; a room imports from its own layer and those be
     ("flowcut.attach", "flowcut.text_tower"),
     ("flowcut.bench",),
     ("flowcut.checkpoints",),
-    ("flowcut.flow", "flowcut.vtw_search", "flowcut.__main__"),
+    ("flowcut.flow", "flowcut.vtw_search", "flowcut.calibrate", "flowcut.__main__"),
 )
 APART = (("flowcut.methods", "flowcut.hooks"), ("flowcut.hooks", "flowcut.methods"))  # a method knows no model
 DOOR = "flowcut.checkpoints"

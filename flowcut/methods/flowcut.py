@@ -37,6 +37,8 @@ class FlowCut(Pruner):
         attention, semantic, value: which criteria take part.
         adaptive: take the number to drop from the attention's entropy (equation 3); otherwise drop the same share
             each time.
+        counts: how many patches of an image stay at each selection but the last, in place of what equation 3 says (and
+            in merge groups, whole groups of them); see `calibrated`.
         batch_coupling: "none" lets every image decide for itself; "max" drops the largest number of any image in the
             batch from all of them, as the released code does.
         semantic_scale: divide value products by nothing ("none"), by sqrt of the head's width ("head"). In the language
@@ -69,6 +71,7 @@ class FlowCut(Pruner):
     semantic: bool = True
     value: bool = True
     adaptive: bool = True
+    counts: tuple[int, ...] | None = None
     batch_coupling: Literal["none", "max"] = "none"
     semantic_scale: Literal["none", "head"] = "none"
     heads: Literal["split", "joined"] = "split"
@@ -89,6 +92,8 @@ class FlowCut(Pruner):
         _one_of(self, "steps_left", "layers", "selections")
         _one_of(self, "merge", "groups", "patches")
         _one_of(self, "patch_positions", "own", "first")
+        if self.counts is not None and any(count < 1 for count in self.counts):
+            raise ValueError(f"counts={_written(self.counts)} are not all numbers of patches >= 1")
         if self.interval < 1:
             raise ValueError(f"interval={self.interval} is not a number of layers >= 1; the paper's is 2")
         if self.last_layer is not None and self.last_layer > -1:
@@ -124,6 +129,16 @@ class FlowCut(Pruner):
         released = {"semantic": False, "merge": "patches", "patch_positions": "first"}
         return cls(budget=budget, **{**released, **fields})
 
+    @classmethod
+    def calibrated(cls, budget: Budget, counts: tuple[int, ...], **fields: Any) -> FlowCut:
+        """With numbers that are fixed beforehand: the means of those that equation 3 gives for a set of images.
+
+        Nothing then depends on the attention's entropy. So no layer waits for the host, rows of a batch stay equally
+        long, and an encoder can be captured in a CUDA graph or compiled as a whole. The paper does not do this.
+        `python -m flowcut.calibrate` finds the numbers.
+        """
+        return cls(budget=budget, counts=counts, **fields)
+
     @property
     def keeps_groups(self) -> bool:
         return self.merge == "groups"
@@ -136,14 +151,31 @@ class FlowCut(Pruner):
         if self.merge == "patches" and any(encoder.windowed for encoder in shape.encoders):
             raise ValueError("merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'")
         for encoder in shape.encoders:
-            last = encoder.last_layer if self.last_layer is None else self.last_layer
-            if encoder.layers + last < 0:
+            last = self.last(encoder) - encoder.layers
+            if self.last(encoder) < 0:
                 raise ValueError(f"last_layer={last} is not in this encoder, which has only {encoder.layers} layers")
+            before = len(self.selections(encoder)) - 1
+            if self.counts is not None and len(self.counts) != before:
+                raise ValueError(
+                    f"counts={_written(self.counts)} are {len(self.counts)} numbers, and before the last one this "
+                    f"encoder has {before} selections; `python -m flowcut.calibrate` finds as many"
+                )
         layers = shape.decoder_layers
         if shape.two_stage and layers is not None and self.language_layer >= layers:
             raise ValueError(
                 f"language_layer={self.language_layer} is not in this decoder, which has only {layers} layers"
             )
+
+    def last(self, shape: EncoderShape) -> int:
+        """The encoder layer after which the budget is met."""
+        return shape.layers + (shape.last_layer if self.last_layer is None else self.last_layer)
+
+    def selections(self, shape: EncoderShape) -> list[int]:
+        """The encoder layers after which it selects, ascending."""
+        return list(range(self.last(shape) % self.interval, self.last(shape) + 1, self.interval))
+
+    def reads_layer(self, layer: int, shape: EncoderShape) -> bool:
+        return layer <= self.last(shape)
 
     def cuts_language(self, two_stage: bool) -> bool:
         return two_stage
@@ -162,8 +194,7 @@ class FlowCut(Pruner):
         return [max(budget // 2, 1) if tiles > 1 else budget for tiles, budget in zip(rows.tiles, budgets, strict=True)]
 
     def vision(self, view: View) -> Cut | None:
-        last = view.layers + (view.shape.last_layer if self.last_layer is None else self.last_layer)
-        left = last - view.layer
+        left = self.last(view.shape) - view.layer
         targets = self.targets(view.rows, view.shape)
         if left < 0 or all(count <= target for count, target in zip(view.counts, targets, strict=True)):
             return None
@@ -234,6 +265,9 @@ class FlowCut(Pruner):
         unit = 1 if self.merge == "patches" else view.shape.patches_per_token
         if left == 0:
             return goals
+        if self.counts is not None:
+            fixed = self.counts[-(left // self.interval)] // unit * unit
+            return [max(min(n, fixed), goal) for n, goal in zip(view.counts, goals, strict=True)]
         if not self.adaptive:
             share = 1 / (left // self.interval + 1)
             return [round(n / unit * (goal / n) ** share) * unit for n, goal in zip(view.counts, goals, strict=True)]
@@ -254,6 +288,11 @@ class FlowCut(Pruner):
             max(n - round(largest[group] / unit) * unit, goal)
             for n, goal, group in zip(view.counts, goals, together, strict=True)
         ]
+
+
+def _written(counts: Sequence[int]) -> str:
+    """Numbers as they stand in a pruner's text."""
+    return "/".join(map(str, counts))
 
 
 def _one_of(pruner: Pruner, name: str, *allowed: str) -> None:
