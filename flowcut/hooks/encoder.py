@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from flowcut.hooks.attention import VISION, tap
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.call_context import known_rows, question_about
 from flowcut.hooks.encoder_forward import EncoderForward
 from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, BranchHooks
@@ -33,7 +32,7 @@ class EncoderStage(Stage):
         self.around(self.encoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
-            self.undo.append(layer.register_forward_hook(_LayerHook(self, number), prepend=True).remove)
+            self.undo.append(layer.register_forward_hook(_LayerHook(self, number).run, prepend=True).remove)
         if self.session.pruner.merges_before_mlp:
             hooks = BranchHooks()
             for first, last in self.encoder.branches:
@@ -45,7 +44,7 @@ class EncoderStage(Stage):
         forward = VISION.get()
         return forward if forward is not None and forward.encoder is self.encoder else None
 
-    @torch.compiler.disable
+    @opaque
     def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         VISION.set(None)  # a forward that was interrupted may have left its own
         LAYER_CONTEXT.set(None)
@@ -58,7 +57,7 @@ class EncoderStage(Stage):
         forward.question = question_about(self.session)
         VISION.set(forward)
 
-    @torch.compiler.disable
+    @opaque
     def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         forward = self.running()
         VISION.set(None)
@@ -77,7 +76,7 @@ class EncoderStage(Stage):
             )
         return forward.batched(output)
 
-    @torch.compiler.disable
+    @opaque
     def before_layer(
         self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
@@ -92,7 +91,7 @@ class _LayerHook:
         self.stage = stage
         self.number = number
 
-    @torch.compiler.disable
-    def __call__(self, layer: nn.Module, args: tuple, output: Any) -> Any:
+    @opaque
+    def run(self, layer: nn.Module, args: tuple, output: Any) -> Any:
         forward = self.stage.running()
         return None if forward is None else forward.after_layer(self.number, output)

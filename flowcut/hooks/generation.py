@@ -12,11 +12,10 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import nn
 
 from flowcut.compat import CACHE, one_cache
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import notes_on
 from flowcut.hooks.packing import AFTER, IMAGE_INDEX
 from flowcut.hooks.session import Session
@@ -118,7 +117,7 @@ class GenerationStage(Stage):
             model_kwargs = {**model_kwargs, CACHE: ConversationLength(cache)}
         return type(self.head)._prepare_position_ids_for_generation(self.head, inputs_tensor, model_kwargs)
 
-    @torch.compiler.disable
+    @opaque
     def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Pass on to the decoder how many of the last tokens come after the prompt."""
         if AFTER_PROMPT not in kwargs:

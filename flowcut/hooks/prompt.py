@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowcut.compat import CACHE, rename_cache
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import (
     Entries,
     check_earlier,
@@ -73,7 +73,7 @@ class PromptStage(Stage):
             # generate() repeats encoded images for beams by counting their placeholders, which no longer match.
             self.replace(self.model, "_expand_inputs_for_generation", self.expand)
 
-    @torch.compiler.disable
+    @opaque
     def drop_pruned_placeholders(
         self, module: Any, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
@@ -89,7 +89,7 @@ class PromptStage(Stage):
             call.pop(CLOSED, None)
         return (), call
 
-    @torch.compiler.disable
+    @opaque
     def restore_logits(self, module: Any, args: tuple, output: Any) -> Any:
         """Forward hook: logits with a column for each token of the caller's."""
         if isinstance(output, tuple):
