@@ -12,29 +12,33 @@ import torch
 from torch import Tensor
 
 TINY = torch.finfo(torch.float32).tiny
-_TOGETHER = 8
+_WIDTH_PER_SAMPLE = 128
 
 
 def row_logits(query_BHD: Tensor, keys_BHND: Tensor, scale: float) -> Tensor:
     """scale * query·key for one query per sample and head, float32. -> [B, H, N].
 
-    Keys are not copied where they are a float32 batch as attention makes it, [B, N, H, D] in memory: one product per
-    head of up to 8 samples' queries with all their keys, of which each sample's own part is a view. On a GPU keys in
-    16 bits are not copied either: products of them are exact in float32, where they are summed.
+    A batch that attention made lies as [B, N, H, D] in memory, so products by sample and head would have to copy its
+    keys. In a small batch each head's queries of all samples therefore meet all keys, and each sample's own part is
+    taken as a view; small enough that this is about a thousandth of an encoder layer's FLOPs. On a GPU keys of 16 bits
+    are not copied either: their products are exact in float32, where they are summed.
     """
-    batch, heads, tokens, _ = keys_BHND.shape
+    batch, heads, tokens, width = keys_BHND.shape
     if torch.compiler.is_compiling():  # fuses with what follows
         return (query_BHD.float()[:, :, None] * keys_BHND).sum(dim=-1, dtype=torch.float32) * scale
-    if batch > _TOGETHER:
-        pieces = zip(query_BHD.split(_TOGETHER), keys_BHND.split(_TOGETHER), strict=True)
-        return torch.cat([row_logits(query, keys, scale) for query, keys in pieces])
-    queries, keys = query_BHD.transpose(0, 1), keys_BHND.transpose(0, 1).flatten(1, 2).mT
+    together = batch == 1 or batch <= heads * width // _WIDTH_PER_SAMPLE
+    if together:
+        queries, keys = query_BHD.transpose(0, 1), keys_BHND.transpose(0, 1).flatten(1, 2).mT
+    else:
+        queries, keys = query_BHD.flatten(0, 1)[:, None], keys_BHND.flatten(0, 1).mT
     if keys.is_cuda and keys.dtype == queries.dtype != torch.float32 and hasattr(torch.ops.aten.bmm, "dtype"):
         logits = torch.bmm(queries, keys, out_dtype=torch.float32)
         logits = logits if scale == 1 else logits * scale
     else:
         unused = torch.empty(1, 1, 1, device=keys.device)
         logits = torch.baddbmm(unused, queries.float(), keys.float(), beta=0, alpha=scale)
+    if not together:
+        return logits.view(batch, heads, tokens)
     return logits.view(heads, batch, batch, tokens).diagonal(dim1=1, dim2=2).permute(2, 0, 1)
 
 

@@ -75,6 +75,7 @@ GEOMETRIES = {
     "video-llava-7b": Geometry("VideoLlava", _clip(1024, 4096, 24, 16, 224), _LLAMA, budget=32, rows=8, side=224),
     "qwen2-vl-7b": Geometry("Qwen2VL", _QWEN_VIT, _QWEN, slice=4, side=672),
     "narrow": Geometry("Llava", _clip(64, 128, 24, 4), _SMALL),
+    "deep": Geometry("Llava", _clip(512, 512, 24, 8, 168), _SMALL, budget=16, side=168),
     "tiny": Geometry("Llava", _TINY, _SMALL, budget=8, side=84),
     "tiny-next": Geometry("LlavaNext", _TINY, _SMALL, budget=8, slice=4, rows=5, side=84),
     "tiny-video": Geometry("VideoLlava", _TINY, _SMALL, budget=4, rows=3, side=84),

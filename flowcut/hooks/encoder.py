@@ -55,6 +55,7 @@ class EncoderStage(Stage):
             self.session.pruner, self.encoder, self.session.signals, known, args, kwargs
         )
         forward.question = question_about(self.session)
+        forward.compile = self.session.compile
         VISION.set(forward)
 
     @opaque

@@ -58,6 +58,7 @@ class EncoderForward:
         self.token_sizes: TokenSizes | None = None
         self.context: LayerContext | None = None
         self.capturing = False
+        self.compile = False
 
     def observes(self, module: nn.Module) -> bool:
         return any(module is attention for attention in self.encoder.attentions)
@@ -215,6 +216,7 @@ class EncoderForward:
             source=ShownEncoderLayer(self, states, hidden),
             memory=self.memory,
             masks=self.masks,
+            compile=self.compile,
         )
 
     def unpack(self, tokens: Tensor) -> Tensor:

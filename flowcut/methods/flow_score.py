@@ -46,6 +46,19 @@ class Rating(NamedTuple):
     strength: Tensor | None
     score: Tensor
 
+    def layers(self) -> list[Rating]:
+        """Each layer by itself."""
+        numbers = range(len(self.score))
+        return [
+            Rating(
+                self.rows[:, at : at + 1],
+                self.shares[:, at : at + 1],
+                None if self.strength is None else self.strength[at : at + 1],
+                self.score[at : at + 1],
+            )
+            for at in numbers
+        ]
+
 
 def look(
     attention: tuple[Tensor, Tensor, float], semantic: tuple[Tensor, Tensor, float] | None, values: Tensor | None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from flowcut import scores
 from flowcut.methods import flow_score
 from flowcut.pruner import Budget, Cut, EncoderShape, LanguageView, ModelShape, Pruner, Rows, View
+from flowcut.pruner.fused import fused
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class FlowCut(Pruner):
     merge: Literal["groups", "patches"] = "groups"
     patch_positions: Literal["own", "first"] = "own"
     language_layer: int = 1
+
+    def __repr__(self) -> str:
+        """As of a dataclass, without `counts` where there are none: results committed before it came keep their name."""
+        shown = [field.name for field in fields(self) if field.name != "counts" or self.counts is not None]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,16 +234,26 @@ class FlowCut(Pruner):
             view.record(name, signal)
         return Cut.best(score, counts, view.valid, renumber=True)
 
-    def look(self, view: View) -> flow_score.Look:
+    def look(self, view: View) -> flow_score.Look | flow_score.Rating:
         """What the next selection needs of this layer: the tokens stay the same until then."""
         prefix = view.shape.num_prefix_tokens if self.softmax_over == "patches" else 0
         attention = view.global_token(view.q), view.k[:, :, prefix:], view.scaling
         values = view.v if self.heads == "split" else view.v.transpose(1, 2).flatten(2)[:, None]
         scale = 1.0 if self.semantic_scale == "none" else values.shape[-1] ** -0.5
         semantic = (view.global_token(values), values[:, :, prefix:], scale) if self.semantic else None
-        return flow_score.look(attention, semantic, view.visual(values) if self.value else None)
+        strong = view.visual(values) if self.value else None
+        if not view.compile:
+            return flow_score.look(attention, semantic, strong)
+        return fused(flow_score.layer_score)(attention, semantic, strong, *self.rated_by(view))
 
-    def importance(self, view: View, looks: Sequence[tuple[int, flow_score.Look]]) -> tuple[Tensor, Tensor]:
+    def rated_by(self, view: View) -> tuple[Tensor | None, int, bool]:
+        """Which tokens are real, how many patches there are, and whether attention counts: arguments of `rate`."""
+        valid = view.valid if self.softmax_over == "patches" else view.key_valid
+        return valid, view.positions.shape[1], self.attention
+
+    def importance(
+        self, view: View, looks: Sequence[tuple[int, flow_score.Look | flow_score.Rating]]
+    ) -> tuple[Tensor, Tensor]:
         """Rate the layers since the last selection.
 
         Returns:
@@ -245,19 +261,22 @@ class FlowCut(Pruner):
             attention whose entropy equation 3 takes, or [R, S] with special tokens.
         """
         patches = view.positions.shape[1]
-        valid = view.valid if self.softmax_over == "patches" else view.key_valid
-        rating = flow_score.rate([look for _, look in looks], valid, patches, self.attention)
+        ratings = [seen for _, seen in looks if isinstance(seen, flow_score.Rating)]
+        if not ratings:
+            pending = [seen for _, seen in looks if isinstance(seen, flow_score.Look)]
+            ratings = flow_score.rate(pending, *self.rated_by(view)).layers()
         cumulative = view.memory.get("cumulative")
-        for number, (layer, _) in enumerate(looks):
-            cumulative = scores.running_mean(cumulative, rating.score[number], self.history)
-            signals = dict(zip(("attention", "semantic"), rating.rows[:, number, :, -patches:], strict=False))
-            signals |= {"score": rating.score[number], "cumulative": cumulative}
+        for (layer, _), rating in zip(looks, ratings, strict=True):
+            cumulative = scores.running_mean(cumulative, rating.score[0], self.history)
+            signals = dict(zip(("attention", "semantic"), rating.rows[:, 0, :, -patches:], strict=False))
+            signals |= {"score": rating.score[0], "cumulative": cumulative}
             if rating.strength is not None:
-                signals["value"] = rating.strength[number]
+                signals["value"] = rating.strength[0]
             for name, values in signals.items():
                 view.record(name, values, layer)
         assert cumulative is not None
-        return cumulative, (rating.shares if self.entropy_over == "patches" else rating.rows)[0, -1]
+        last = ratings[-1]
+        return cumulative, (last.shares if self.entropy_over == "patches" else last.rows)[0, -1]
 
     def keep_counts(self, view: View, weights: Tensor, targets: list[int], left: int) -> list[int]:
         """How many patches each row keeps after this layer; equation 3."""

@@ -38,6 +38,8 @@ class LayerView:
     memory: dict[str, Any] = field(default_factory=dict, kw_only=True)
     masks: dict[str, Tensor | None] = field(default_factory=dict, kw_only=True, repr=False)
     """What follows from `counts` alone: made when it is first asked for, and shared by layers with the same counts."""
+    compile: bool = field(default=False, kw_only=True)
+    """Whether scores are to be computed by compiled functions (`flowcut.pruner.fused`), where a method has some."""
     stack: ClassVar[str] = "encoder"
     """What the layer is of, for messages."""
 

@@ -142,3 +142,8 @@ def test_bad_input_is_one_line(words, message, capsys):
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("flowcut.calibrate: ")
     assert message in line
+
+
+def test_numbers_are_part_of_a_pruners_name_where_there_are_some():
+    assert "counts" not in repr(FlowCut(4))
+    assert "counts=(9, 8), " in repr(FlowCut.calibrated(4, counts=(9, 8)))

@@ -12,7 +12,7 @@ from flowcut.bench.model import Bench
 
 
 def encoder(batch):
-    words = ["encode", "--geometry", "narrow", "--threads", "1", "--batch", str(batch)]
+    words = ["encode", "--geometry", "deep", "--threads", "1", "--batch", str(batch)]
     args, pruner = parse(words)
     return Bench(args, pruner)
 
@@ -70,7 +70,7 @@ def test_waits(work, waits):
 
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize(
-    "pruner", ["flowcut:budget=64,batch_coupling=max", "flowcut-paper:budget=64,batch_coupling=max"]
+    "pruner", ["flowcut:budget=16,batch_coupling=max", "flowcut-paper:budget=16,batch_coupling=max"]
 )
 def test_flowcut_adds_twelve_working_calls_a_layer(benches, batch, pruner):
     """Measured 12.0; 30 to 40 before docs/LOG.md, 2026-11-28."""
@@ -82,14 +82,14 @@ def test_flowcut_adds_twelve_working_calls_a_layer(benches, batch, pruner):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_without_the_entropy_the_host_never_waits(benches, batch):
-    vanilla, pruned, _ = counted(benches[batch], "flowcut:budget=64,adaptive=False")
+    vanilla, pruned, _ = counted(benches[batch], "flowcut:budget=16,adaptive=False")
     assert pruned.waits.total() == vanilla.waits.total() == 0
     assert per_layer(vanilla, pruned) <= 12
 
 
 def test_rows_of_different_length_add_attention_for_each_and_no_wait(benches):
     """Four rows mean three more calls of the attention, and packing and padding; 67 a layer before."""
-    vanilla, pruned, handle = counted(benches[4], "flowcut:budget=64")
+    vanilla, pruned, handle = counted(benches[4], "flowcut:budget=16")
     assert any(len(set(counts)) > 1 for counts in handle.trace.leaving)
     assert per_layer(vanilla, pruned) <= 24.5
     assert pruned.waits.total() <= len(handle.trace.kept)
@@ -113,7 +113,7 @@ def test_a_method_with_one_cut_adds_nothing_before_it(benches, name):
         return seen
 
     vanilla = before_each_layer()
-    with attach(bench.model, parse_pruner(f"{name}:budget=64")):
+    with attach(bench.model, parse_pruner(f"{name}:budget=16")):
         assert before_each_layer()[:23] == vanilla[:23]  # the cut comes after layer 22
 
 
@@ -133,5 +133,5 @@ def test_report(capsys):
 
 
 def test_a_method_of_the_language_model_is_refused(capsys):
-    assert main(["ops", "--geometry", "narrow", "--pruner", "fastv"]) == 2
+    assert main(["ops", "--geometry", "deep", "--pruner", "fastv"]) == 2
     assert "vision encoder alone" in capsys.readouterr().err
