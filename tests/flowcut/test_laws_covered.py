@@ -16,7 +16,7 @@ ON_EVERY_PAIR = {"test_identity", "test_restore", "test_budget", "test_batch"}
 ENCODERS = ["clip", "siglip", "dinov2"]
 QWEN = ["qwen2_vl", "qwen2_5_vl"]
 INSIDE = "cuts inside a language model, and this is a vision encoder alone"
-MERGES = "cannot merge patches where the model merges 2 x 2 of them itself (Qwen2-VL)"
+MERGES = "cannot merge patches where the model joins several into one token itself"
 REFUSED = {
     "fastv": (ENCODERS, f"FastV {INSIDE}"),
     "sparsevlm": (ENCODERS, f"SparseVLM {INSIDE}"),
@@ -41,6 +41,13 @@ def test_what_is_refused_and_why():
     assert refusals() == {
         (family, pruner): reason for pruner, (families, reason) in REFUSED.items() for family in families
     }
+
+
+def test_this_projects_llava_takes_what_transformers_takes():
+    """docs/families.md says so, where only transformers' classes are listed."""
+    for ours, theirs in (("llava", "llava_hf"), ("llava_mistral", "llava_hf"), ("llava_next", "llava_next_hf")):
+        refused = [{pruner for family, pruner in refusals() if family == name} for name in (ours, theirs)]
+        assert refused[0] == refused[1]
 
 
 def laws():
