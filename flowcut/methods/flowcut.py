@@ -84,7 +84,7 @@ class FlowCut(Pruner):
     language_layer: int = 1
 
     def __repr__(self) -> str:
-        """As of a dataclass, without `counts` where there are none: results committed before it came keep their name."""
+        """As of a dataclass, without `counts` where there are none: results from before it came keep their name."""
         shown = [field.name for field in fields(self) if field.name != "counts" or self.counts is not None]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
