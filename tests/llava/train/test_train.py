@@ -239,6 +239,37 @@ def test_a_dry_run_lists_everything_at_once(flags, data_folder, tmp_path, capsys
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_dry_run_lists_every_wrong_flag(flags, data_folder, tmp_path):
+    """Flags that cannot be read, in each way that there is, do not hide what is wrong with the others."""
+    more = (
+        "--learning_rate",
+        "fast",
+        "--lora_r=high",
+        "--bits",
+        5,
+        "--no_such_flag",
+        3,
+        "--pruner",
+        "flowcut:budget=0",
+    )
+    more += ("--image_grid_pinpoints", "[(1,", "--warmup_ratio", 2, "--version", "v9", "--image_folder", "/absent")
+    with pytest.raises(SystemExit) as exit:
+        main(flags(tmp_path, "--dry_run", True, *more, "--data_path", data_folder / "dialogues.json"))
+    lines = str(exit.value).splitlines()
+    words = (
+        "learning_rate.*fast",
+        "lora_r.*high",
+        "bits.*5",
+        "no_such_flag",
+        "budget=0",
+        "pinpoints|grids",
+        "warmup_ratio",
+    )
+    words += ("--version v9", "--image_folder /absent")
+    assert len(lines) == len(words)
+    assert all(re.match(f"error: .*({word})", line) for word, line in zip(words, lines, strict=True))
+
+
 def test_a_projector_that_does_not_fit_is_one_line(flags, data_folder, tmp_path):
     stage = ("--version", "v1", "--data_path", data_folder / "dialogues.json")
     stage += ("--pretrain_mm_mlp_adapter", tmp_path / "mm_projector.bin")
