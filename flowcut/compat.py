@@ -16,7 +16,12 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import (
+    blockwise_overlay,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    sliding_window_overlay,
+)
 
 TESTED = {"transformers": ("5.23.0", "5.24.0"), "torch": ("2.6.0", "2.15.0")}
 """Oldest and newest version of each package that the test suite passes with; pyproject.toml declares the same range."""
@@ -90,7 +95,13 @@ def checkpoints_layers(module: Any) -> bool:
 
 
 def causal_mask(
-    config: Any, hidden: Tensor, real: Tensor | None, cache: Any, layer: int | None, sliding: bool = False
+    config: Any,
+    hidden: Tensor,
+    real: Tensor | None,
+    cache: Any,
+    layer: int | None,
+    sliding: bool = False,
+    blocks: Tensor | None = None,
 ) -> Any:
     """The attention mask of one decoder layer, in the form that the model's attention implementation takes.
 
@@ -100,8 +111,14 @@ def causal_mask(
         cache: the KV cache or None.
         layer: the layer whose entries in the cache count.
         sliding: whether the layer attends within `config.sliding_window` only.
+        blocks: [B, P + S], in which block each token is, that attends in both directions; -1 in none.
     """
     make = create_sliding_window_causal_mask if sliding else create_causal_mask
     mask = None if real is None else real.long()
     given: dict[str, Any] = {CACHE: cache, "layer_idx": layer if cache is not None else None}
+    if blocks is not None and not sliding:
+        given["block_sequence_ids"] = blocks
+    elif blocks is not None:
+        make, given["or_mask_function"] = create_causal_mask, blockwise_overlay(blocks)
+        given["and_mask_function"] = sliding_window_overlay(config.sliding_window)
     return make(config=config, inputs_embeds=hidden, attention_mask=mask, **given)

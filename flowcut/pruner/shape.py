@@ -61,8 +61,11 @@ class ModelShape:
         Raises:
             ValueError: the model merges patches itself.
         """
-        if any(encoder.patches_per_token > 1 for encoder in self.encoders):
-            raise ValueError(f"{method} cannot merge patches where the model merges 2 x 2 of them itself (Qwen2-VL)")
+        size = max(encoder.patches_per_token for encoder in self.encoders)
+        if size > 1:
+            raise ValueError(
+                f"{method} cannot merge patches where the model itself merges {size} of them into one token"
+            )
 
     def need_last_layer(self, method: str) -> None:
         """For a method that reads the layer after the features.
