@@ -17,7 +17,7 @@ ENCODERS = ["clip", "siglip", "dinov2"]
 QWEN = ["qwen2_vl", "qwen2_5_vl"]
 CELLS = ["internvl", "smolvlm", "gemma3"]
 INSIDE = "cuts inside a language model, and this is a vision encoder alone"
-MERGES = "cannot merge patches where the model itself merges 4 of them into one token"
+MERGES = "cannot merge patches where the model joins several into one token itself"
 PATCHES_OF_CELLS = "merge='patches' is what the released code does in Qwen2-VL; here use 'groups'"
 REFUSED = {
     "fastv": (ENCODERS, f"FastV {INSIDE}"),
@@ -43,6 +43,13 @@ def test_what_is_refused_and_why():
     assert refusals() == {
         (family, pruner): reason for pruner, (families, reason) in REFUSED.items() for family in families
     } | {(family, "qwen_released"): PATCHES_OF_CELLS for family in CELLS}
+
+
+def test_this_projects_llava_takes_what_transformers_takes():
+    """docs/families.md says so, where only transformers' classes are listed."""
+    for ours, theirs in (("llava", "llava_hf"), ("llava_mistral", "llava_hf"), ("llava_next", "llava_next_hf")):
+        refused = [{pruner for family, pruner in refusals() if family == name} for name in (ours, theirs)]
+        assert refused[0] == refused[1]
 
 
 def laws():

@@ -152,3 +152,11 @@ def test_another_tower_is_refused():
         other = Gemma3ForConditionalGeneration(config)
     with pytest.raises(ValueError, match="a CLIPVisionModel as vision tower of Gemma 3 cannot be pruned"):
         attach(other, FlowCut(6))
+
+
+def test_patches_that_make_no_whole_cells_are_refused():
+    """The default config of transformers' class has 14 x 14 patches for 16 x 16 tokens."""
+    with torch.device("meta"):
+        other = Gemma3ForConditionalGeneration(Gemma3Config(text_config=HOST.config().text_config))
+    with pytest.raises(ValueError, match="14 x 14 patches make no 16 x 16 tokens of whole cells"):
+        attach(other, FlowCut(6))
