@@ -17,6 +17,7 @@ from torch import nn
 from flowcut.compat import CACHE, one_cache
 from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import notes_on
+from flowcut.hooks.call_context import prompted
 from flowcut.hooks.packing import AFTER, IMAGE_INDEX
 from flowcut.hooks.session import Session
 
@@ -67,6 +68,7 @@ class GenerationStage(Stage):
 
     def install(self) -> None:
         steps: dict[str, Callable[..., Any]] = {
+            "_maybe_prepare_encoder_kwargs_for_generation": self.encode,
             "_prefill": self.prefill,
             "prepare_inputs_for_generation": self.prepare_inputs,
             "_prepare_position_ids_for_generation": self.prepare_positions,
@@ -76,6 +78,13 @@ class GenerationStage(Stage):
                 self.replace(self.head, name, Instead(self.head, name, step))
         before = self.head.register_forward_pre_hook(self.before_head, prepend=True, with_kwargs=True)
         self.undo.append(before.remove)
+
+    def encode(self, inputs_tensor: Any, model_kwargs: dict[str, Any], model_input_name: Any, *args: Any) -> Any:
+        """Encode images while it is known in which prompt they stand."""
+        found = {**model_kwargs, model_input_name: inputs_tensor}
+        with prompted(found.get("input_ids"), found.get("inputs_embeds")):
+            original = type(self.head)._maybe_prepare_encoder_kwargs_for_generation
+            return original(self.head, inputs_tensor, model_kwargs, model_input_name, *args)
 
     def prefill(
         self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kw: Any

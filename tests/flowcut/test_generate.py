@@ -216,7 +216,18 @@ def test_a_second_image_on_a_quantised_cache_is_refused(models):
 
 
 @pytest.mark.parametrize(
-    "family", ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl"]
+    "family",
+    [
+        "llava_hf",
+        "llava_next_hf",
+        "llava_onevision",
+        "video_llava",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "internvl",
+        "smolvlm",
+        "gemma3",
+    ],
 )
 @pytest.mark.parametrize(
     "pruner",
@@ -234,7 +245,7 @@ def test_second_turn(models, family, pruner, what):
     with attach(model, pruner):
         first = model.generate(**inputs, **SETTINGS, return_dict_in_generate=True)
         whole = torch.cat([first.sequences, more], dim=1)
-        types = {"mm_token_type_ids": (whole == IMAGE_TOKEN).int()} if mrope else {}
+        types = {"mm_token_type_ids": (whole == IMAGE_TOKEN).int()} if mrope else host.types(whole)
         given = torch.cat([first.sequences[:, -1:], more], dim=1) if what == "new" else whole
         second = model.generate(
             input_ids=given,
