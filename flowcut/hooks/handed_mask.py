@@ -21,11 +21,12 @@ _MASK: ContextVar[Any] = ContextVar("flowcut_handed_mask", default=None)
 
 def takes_mask(layer: nn.Module) -> bool:
     """Whether a layer can be called with `attention_mask`."""
-    return _takes_mask(type(layer))
+    kind: Any = type(layer)
+    return _takes_mask(kind)
 
 
 @cache
-def _takes_mask(layer: type[nn.Module]) -> bool:
+def _takes_mask(layer: Any) -> bool:
     parameters = inspect.signature(layer.forward).parameters.values()
     return any(each.name == "attention_mask" or each.kind is each.VAR_KEYWORD for each in parameters)
 
