@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,6 +17,7 @@ from llava.model.builder import load_pretrained_model, load_tokenizer
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import main, prepare, run, smart_tokenizer_and_embedding_resize, train
+from tests.kills import Killer
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,29 @@ def test_killed_run_resumes_to_the_same_end(stage_fixture, request, flags, tmp_p
     assert losses(resumed) == losses(unbroken)
     after = weights(resumed)
     assert all(torch.equal(value, after[name]) for name, value in weights(unbroken).items())
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(flags, finetuned, tmp_path):
+    """Every time, the run that is started again ends as one that was left alone, to the bit."""
+    _, stage, _ = finetuned
+    more = (*stage, "--save_steps", 1, "--save_total_limit", 2)
+    killer, killed = Killer(main), 0
+    killer.run(["--help"])  # which imports everything
+    killer.run(flags(tmp_path / "calm", *more))
+    expected = load_file(tmp_path / "calm" / "model.safetensors")
+    for number, moment in enumerate(killer.moments()):
+        folder = tmp_path / f"killed{number}"
+        killed += killer.run(flags(folder, *more), until=moment)
+        assert not killer.run(flags(folder, *more), until=300)
+        after = load_file(folder / "model.safetensors")
+        assert after.keys() == expected.keys()
+        assert all(torch.equal(value, after[name]) for name, value in expected.items())
+        ends = [json.loads((tmp_path / one / "trainer_state.json").read_text()) for one in ("calm", folder.name)]
+        calm, own = ([entry["loss"] for entry in end["log_history"] if "loss" in entry] for end in ends)
+        assert own == calm
+        shutil.rmtree(folder)
+    assert killed
 
 
 def test_gradient_checkpointing_and_workers_change_nothing(finetuned, flags, tmp_path):
