@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
 from flowcut.compat import CACHE, one_cache
@@ -58,6 +59,11 @@ class ConversationLength:
         return self.cache.get_seq_length(layer_idx) + (0 if notes is None else notes.dropped)
 
 
+def _last(tokens: torch.Tensor | None, number: int) -> torch.Tensor | None:
+    """The last columns of ids or embeddings."""
+    return None if tokens is None else tokens[:, -number:]
+
+
 class GenerationStage(Stage):
     """Replacements of steps of `generate` on one model, and a hook before its forward."""
 
@@ -79,12 +85,16 @@ class GenerationStage(Stage):
         before = self.head.register_forward_pre_hook(self.before_head, prepend=True, with_kwargs=True)
         self.undo.append(before.remove)
 
-    def encode(self, inputs_tensor: Any, model_kwargs: dict[str, Any], model_input_name: Any, *args: Any) -> Any:
-        """Encode images while it is known in which prompt they stand."""
+    def encode(self, inputs_tensor: Any, model_kwargs: dict[str, Any], model_input_name: Any, config: Any) -> Any:
+        """Encode images while it is known in which prompt they stand: in what is new after a cache."""
+        mask, cache, length = model_kwargs.get("attention_mask"), one_cache(model_kwargs), inputs_tensor.shape[1]
+        whole = getattr(config, "_mask_length", None) or length if mask is None else mask.shape[1]
+        past = 0 if cache is None else ConversationLength(cache).get_seq_length()
+        new = whole - past if whole > past else length
         found = {**model_kwargs, model_input_name: inputs_tensor}
-        with prompted(found.get("input_ids"), found.get("inputs_embeds")):
+        with prompted(*(_last(found.get(name), new) for name in ("input_ids", "inputs_embeds"))):
             original = type(self.head)._maybe_prepare_encoder_kwargs_for_generation
-            return original(self.head, inputs_tensor, model_kwargs, model_input_name, *args)
+            return original(self.head, inputs_tensor, model_kwargs, model_input_name, config)
 
     def prefill(
         self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kw: Any

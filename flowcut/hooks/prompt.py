@@ -268,7 +268,7 @@ class PromptStage(Stage):
         """Where a call brings images and videos, tell of both in one trace."""
         found = [getattr(encoded.get(name), TRACE, None) for name in self.modalities]
         traces = [trace for trace in found if trace is not None]
-        if len(traces) < 2 or self.session.trace not in traces:
+        if len(traces) < 2 or not any(trace is self.session.trace for trace in traces):
             return
         whole, tokens = copy.deepcopy(traces[0]), list(traces[0].tokens)
         for trace in traces[1:]:
