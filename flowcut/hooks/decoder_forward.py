@@ -63,6 +63,8 @@ class DecoderForward:
         self.cut: Cut | None = None
         self.trace: StageTrace | None = None
         self.wanted: Kept | None = None
+        self.layer = 0
+        self.deepstack = len(call.get("deepstack_visual_embeds") or ())
         self.memory: dict[str, Any] = {}
         if image_index is not None and bool((image_index >= 0).any()):
             self.refuse_packed()
@@ -153,6 +155,7 @@ class DecoderForward:
     def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the layer has to be called with, if not with what the decoder gives it."""
         kind = _kind(self.decoder.model.config, layer)
+        self.layer = layer
         self.given[kind], self.call = kwargs["position_embeddings"], kwargs
         self.embedded = args[0].detach() if layer == 0 else None
         if self.index is None and self.past.of_layer(layer) is None:
@@ -226,6 +229,22 @@ class DecoderForward:
         self.trace.leaving.append(self.counts)
         return hidden
 
+    def remaining(self, visual: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the remaining columns are visual [B, S'], and their features [V', D], from those that entered.
+
+        Args:
+            visual: [B, S], which columns were visual when they entered.
+            features: [V, D], of these, row after row.
+        """
+        if self.index is None:
+            return visual, features
+        index = self.index.to(visual.device)
+        left = visual.gather(1, index)
+        if self.real is not None:
+            left = left & self.real.to(visual.device)
+        numbers = visual.flatten().long().cumsum(dim=0).view_as(visual) - 1
+        return left, features[numbers.gather(1, index)[left].to(features.device)]
+
     def ask(self, hidden: Tensor | None) -> None:
         """Show the layer under way to the pruner."""
         assert self.trace is not None
@@ -245,6 +264,7 @@ class DecoderForward:
             positions=self.positions,
             initial=self.initial,
             layout=Layout(self.columns, self.samples, self.last, real, self.unpruned_tokens),
+            shape=self.session.shape,
             source=ShownDecoderLayer(self, hidden, self.rotary),
             memory=self.memory,
         )

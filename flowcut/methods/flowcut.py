@@ -47,7 +47,8 @@ class FlowCut(Pruner):
         merge: where patches are merged into one token four by four (Qwen2-VL): keep whole "groups", or single
             "patches", of which four that were no neighbours then make a token.
         patch_positions: M-RoPE position ids of kept tokens: their "own", or the "first" ones of their image.
-        language_layer: decoder layer of two-stage families after which the budget is met.
+        language_layer: decoder layer of two-stage families after which the budget is met. None takes the family's: 1,
+            the second layer, or in Qwen3-VL the last one after which its DeepStack adds features.
 
     Raises:
         ValueError: a field has a value that is not allowed.
@@ -75,7 +76,7 @@ class FlowCut(Pruner):
     steps_left: Literal["layers", "selections"] = "layers"
     merge: Literal["groups", "patches"] = "groups"
     patch_positions: Literal["own", "first"] = "own"
-    language_layer: int = 1
+    language_layer: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +100,7 @@ class FlowCut(Pruner):
             raise ValueError(
                 "merge='patches' makes tokens that have no place of their own; use patch_positions='first'"
             )
-        if self.language_layer < 0:
+        if self.language_layer is not None and self.language_layer < 0:
             raise ValueError(f"language_layer={self.language_layer} is not a layer's number >= 0; the paper's is 1")
 
     @classmethod
@@ -131,17 +132,23 @@ class FlowCut(Pruner):
         return self.patch_positions == "own"
 
     def check(self, shape: ModelShape) -> None:
-        if self.merge == "patches" and any(encoder.windowed for encoder in shape.encoders):
-            raise ValueError("merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'")
+        if self.merge == "patches" and any(encoder.windowed or encoder.tapped for encoder in shape.encoders):
+            raise ValueError(
+                "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL and Qwen3-VL use 'groups'"
+            )
         for encoder in shape.encoders:
             last = encoder.last_layer if self.last_layer is None else self.last_layer
             if encoder.layers + last < 0:
                 raise ValueError(f"last_layer={last} is not in this encoder, which has only {encoder.layers} layers")
-        layers = shape.decoder_layers
-        if shape.two_stage and layers is not None and self.language_layer >= layers:
+        layers, cut = shape.decoder_layers, self.cut_after(shape)
+        if shape.two_stage and layers is not None and cut >= layers:
             raise ValueError(
-                f"language_layer={self.language_layer} is not in this decoder, which has only {layers} layers"
+                f"language_layer={cut} is not in this decoder, which has only {layers} layers"
             )
+
+    def cut_after(self, shape: ModelShape) -> int:
+        """The decoder layer after which the budget is met."""
+        return shape.language_layer if self.language_layer is None else self.language_layer
 
     def cuts_language(self, two_stage: bool) -> bool:
         return two_stage
@@ -178,7 +185,7 @@ class FlowCut(Pruner):
 
     def language(self, view: LanguageView) -> Cut | None:
         """After decoder layer `language_layer`: keep the budget by what the last token attends to and resembles."""
-        if view.layer != self.language_layer:
+        if view.layer != self.cut_after(view.shape):
             return None
         counts = [
             min(n, self.tokens_of(whole)) for n, whole in zip(view.counts, view.layout.unpruned_tokens, strict=True)

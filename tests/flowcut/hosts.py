@@ -8,6 +8,7 @@ alone know no text, so there every image is a sample.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,10 @@ from transformers import (
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
     SiglipVisionModel,
     VideoLlavaConfig,
@@ -211,6 +216,10 @@ class HFLlava(Clip):
     def frames(self, video: int) -> list[int]:
         return []
 
+    def stamps(self, video: int) -> list[list[int]]:
+        """Text ahead of each of its frames."""
+        return [[] for _ in self.frames(video)]
+
     def media(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         images = [image for sample in samples for image in sample.images]
         return {"pixel_values": pixels(images)} if images else {}
@@ -221,7 +230,9 @@ class HFLlava(Clip):
             if token == IMAGE:
                 row += [IMAGE_TOKEN] * self.placeholders(next(images))
             elif token == VIDEO:
-                row += [VIDEO_TOKEN] * sum(self.frames(next(videos)))
+                video = next(videos)
+                for stamp, count in zip(self.stamps(video), self.frames(video), strict=True):
+                    row += stamp + [VIDEO_TOKEN] * count
             else:
                 row.append(token)
         return row
@@ -425,15 +436,16 @@ class HFQwen2VL(HFLlava):
     def config(self) -> Any:
         return self.config_class()(
             vision_config=self.vision(),
-            text_config={
-                **TEXT,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-            },
+            text_config=self.text_config(),
             image_token_id=IMAGE_TOKEN,
             video_token_id=VIDEO_TOKEN,
             vision_start_token_id=97,
             vision_end_token_id=96,
         )
+
+    def text_config(self) -> dict[str, Any]:
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+        return {**TEXT, "rope_parameters": rope}
 
     def config_class(self) -> Any:
         return Qwen2VLConfig
@@ -504,6 +516,56 @@ class HFQwen25VL(HFQwen2VL):
 
     def new(self, config: Any) -> Any:
         return Qwen2_5_VLForConditionalGeneration(config)
+
+
+class HFQwen3VL(HFQwen2VL):
+    """transformers' Qwen3VLForConditionalGeneration: DeepStack after three layers, and text between a video's frames."""
+
+    name = "qwen3_vl"
+
+    def vision(self) -> dict[str, Any]:
+        return {
+            "depth": DEPTH,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 36,
+            "deepstack_visual_indexes": [1, 4, 6],
+        }
+
+    def text_config(self) -> dict[str, Any]:
+        return {**super().text_config(), "head_dim": 8}
+
+    def config_class(self) -> Any:
+        return Qwen3VLConfig
+
+    def new(self, config: Any) -> Any:
+        return Qwen3VLForConditionalGeneration(config)
+
+    def stamps(self, video: int) -> list[list[int]]:
+        return [[60 + video, 97], [96, 70 + video, 97]]
+
+    def text(self, sample: Sample) -> int:
+        return super().text(sample) + sum(map(len, chain(*map(self.stamps, sample.videos))))
+
+
+class HFQwen3VLMoe(HFQwen3VL):
+    """transformers' Qwen3VLMoeForConditionalGeneration: the same with experts in the language model."""
+
+    name = "qwen3_vl_moe"
+
+    def text_config(self) -> dict[str, Any]:
+        return {**super().text_config(), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+    def config_class(self) -> Any:
+        return Qwen3VLMoeConfig
+
+    def new(self, config: Any) -> Any:
+        return Qwen3VLMoeForConditionalGeneration(config)
 
 
 class OurLlava(HFLlava):
@@ -610,6 +672,7 @@ def all_hosts(folder: Path) -> dict[str, Any]:
     """Every host by name; `folder` gets the tower that this project's classes load."""
     clip = Clip()
     clip.build().save_pretrained(folder)
-    theirs = (HFLlava(), HFLlavaSiglip(), HFLlavaNext(), HFOnevision(), HFVideoLlava(), HFQwen2VL(), HFQwen25VL())
+    theirs = (HFLlava(), HFLlavaSiglip(), HFLlavaNext(), HFOnevision(), HFVideoLlava())
+    packed = (HFQwen2VL(), HFQwen25VL(), HFQwen3VL(), HFQwen3VLMoe())
     ours = (OurLlava(folder), OurMistral(folder), OurNext(folder))
-    return {host.name: host for host in (clip, Siglip(), Dinov2(), *theirs, *ours)}
+    return {host.name: host for host in (clip, Siglip(), Dinov2(), *theirs, *packed, *ours)}

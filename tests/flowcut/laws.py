@@ -76,6 +76,9 @@ PRUNERS = {
 KNOWN = {type(pruner) for pruner in PRUNERS.values()}
 PRUNERS |= {name: method.make(budget=BUDGET) for name, method in METHODS.items() if method.cls not in KNOWN}
 
+VARIANTS = {"qwen3_vl_moe"}
+"""Families whose encoder, prompt and cuts are another family's; these pruners meet them."""
+SPOKESMEN = {"flowcut", "divprune", "holov", "fastv", "dart", "sparsevlm"}
 OURS = ["llava", "llava_mistral", "llava_next"]
 SETTINGS: dict[str, list] = {
     "implementation": ["sdpa", "eager"],
@@ -113,7 +116,11 @@ def refusals() -> dict[tuple[str, str], str]:
 def pairs(speaking: bool = False) -> list[tuple[str, str]]:
     """(family, pruner) of all that go together; `speaking`: without the bare encoders."""
     every = product((name for name, host in hosts().items() if host.speaks or not speaking), PRUNERS)
-    return [pair for pair in every if pair not in refusals()]
+    return [
+        (family, pruner)
+        for family, pruner in every
+        if (family, pruner) not in refusals() and (family not in VARIANTS or pruner in SPOKESMEN)
+    ]
 
 
 def _law(choose: Callable, speaking: bool, test: Callable) -> Callable:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from flowcut import FastV, FlowCut, attach
 
 BUDGET = 10
-FAMILIES = ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl"]
+FAMILIES = ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 PRUNERS = {"flowcut": FlowCut(BUDGET), "fastv": FastV.keeping(BUDGET)}
 PROMPTS = [
     (Sample([1, 5, IMAGE, 7, 8, 9], [0]), [11, 12, 13]),
@@ -117,7 +117,7 @@ def test_packed_samples_keep_their_boundaries(hosts, family):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_packed_samples_with_axes_keep_their_boundaries(hosts, family):
     """M-RoPE's position ids with the text's count as a fourth axis in front, by which transformers tells samples."""
     host = hosts[family]

@@ -25,6 +25,8 @@ NAMES = [
     "video_llava",
     "qwen2_vl",
     "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
     "llava",
     "llava_mistral",
     "llava_next",

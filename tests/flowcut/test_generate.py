@@ -216,7 +216,7 @@ def test_a_second_image_on_a_quantised_cache_is_refused(models):
 
 
 @pytest.mark.parametrize(
-    "family", ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl"]
+    "family", ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 )
 @pytest.mark.parametrize(
     "pruner",

@@ -14,7 +14,7 @@ SPEAKING = (test_laws_generation, test_laws_training)  # laws of language models
 FILES = (test_laws, test_laws_agreement, *SPEAKING)
 ON_EVERY_PAIR = {"test_identity", "test_restore", "test_budget", "test_batch"}
 ENCODERS = ["clip", "siglip", "dinov2"]
-QWEN = ["qwen2_vl", "qwen2_5_vl"]
+PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 INSIDE = "cuts inside a language model, and this is a vision encoder alone"
 MERGES = "cannot merge patches where the model merges 2 x 2 of them itself (Qwen2-VL)"
 REFUSED = {
@@ -24,15 +24,15 @@ REFUSED = {
     "pdrop": (ENCODERS, f"PyramidDrop {INSIDE}"),
     "vtw": (ENCODERS, f"VTW {INSIDE}"),
     "dart": (ENCODERS, f"DART {INSIDE}"),
-    "visionzip": (QWEN, f"VisionZip {MERGES}"),
-    "prumerge": (QWEN, f"PruMerge {MERGES}"),
-    "prumerge_plus": (QWEN, f"PruMerge {MERGES}"),
-    "tome": (QWEN, f"ToMe {MERGES}"),
-    "pooling": (QWEN, f"Pooling {MERGES}"),
-    "rcom": (QWEN, f"RCom {MERGES}"),
+    "visionzip": (PACKED, f"VisionZip {MERGES}"),
+    "prumerge": (PACKED, f"PruMerge {MERGES}"),
+    "prumerge_plus": (PACKED, f"PruMerge {MERGES}"),
+    "tome": (PACKED, f"ToMe {MERGES}"),
+    "pooling": (PACKED, f"Pooling {MERGES}"),
+    "rcom": (PACKED, f"RCom {MERGES}"),
     "qwen_released": (
-        ["qwen2_5_vl"],
-        "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'",
+        PACKED[1:],
+        "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL and Qwen3-VL use 'groups'",
     ),
 }
 
