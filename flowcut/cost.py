@@ -132,12 +132,33 @@ def encoder_flops(config: Any, path: Sequence[int], prefix: int = 1, mlp_path: S
 
 
 def merging_encoder_flops(config: Any, path: Sequence[int], left: int) -> float:
-    """Qwen2-VL's ViT with its merger, for an image or frame. path: patches entering each layer; left: the merger."""
-    width, unit = config.embed_dim, config.spatial_merge_size**2
-    patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    layers = sum((4 + 2 * config.mlp_ratio) * n * width**2 + 2 * n**2 * width for n in path)
-    merger = left // unit * (unit * width) * (unit * width + config.hidden_size)
-    return 2.0 * (path[0] * patch * width + layers + merger)
+    """A ViT whose merger makes tokens of 2 x 2 patches, as in Qwen2-VL, Qwen3-VL and GLM-4.1V, for an image or frame.
+
+    DeepStack's mergers get the patches that leave the layers they follow.
+
+    Args:
+        path: patches entering each layer.
+        left: patches entering the merger.
+
+    Raises:
+        ValueError: its layers attend inside windows of the image (Qwen2.5-VL), which no formula here counts.
+    """
+    if hasattr(config, "window_size"):
+        raise ValueError(f"{type(config).__name__} attends inside windows, which no formula of flowcut.cost counts")
+    unit, patch = config.spatial_merge_size**2, config.in_channels * config.temporal_patch_size * config.patch_size**2
+    width = getattr(config, "embed_dim", config.hidden_size)
+    if hasattr(config, "mlp_ratio"):
+        mlp, merger = 2 * config.mlp_ratio * width**2, unit * width * (unit * width + config.hidden_size)
+    elif config.model_type.startswith("glm4v"):  # three matrices, and a convolution that joins the patches
+        out = config.out_hidden_size
+        mlp, merger = 3 * width * out, unit * width * out + out**2 + 3 * out * config.intermediate_size
+    else:
+        mlp = 2 * width * config.intermediate_size
+        merger = unit * width * (unit * width + config.out_hidden_size)
+    layers = sum((4 * width**2 + mlp) * n + 2 * n**2 * width for n in path)
+    leaving, taps = [*path[1:], left], getattr(config, "deepstack_visual_indexes", ())
+    merged = left // unit + sum(leaving[layer] // unit for layer in taps)
+    return 2.0 * (path[0] * patch * width + layers + merged * merger)
 
 
 def projector_flops(tokens: int, width_in: int, width_out: int, layers: int = 2) -> float:
@@ -145,15 +166,20 @@ def projector_flops(tokens: int, width_in: int, width_out: int, layers: int = 2)
 
 
 def prefill_flops(config: Any, path: Sequence[int]) -> float:
-    """A decoder with gated (three-matrix) MLPs and grouped keys and values. path: tokens entering each layer."""
-    matrices, inner = _decoder_layer(config)
-    return 2.0 * sum(n * matrices + 2 * n**2 * inner for n in path)
+    """A decoder with gated (three-matrix) MLPs or experts, and grouped keys. path: tokens entering each layer.
+
+    Raises:
+        ValueError: some of its layers have no attention.
+    """
+    inner = _attention_width(config)
+    return 2.0 * sum(n * _matrices(config, layer) + 2 * n**2 * inner for layer, n in enumerate(path))
 
 
 def decode_flops(config: Any, path: Sequence[int], steps: int) -> float:
     """The decoder's layers over `steps` further tokens, one by one with a KV cache. path: entries of each layer's."""
-    matrices, inner = _decoder_layer(config)
-    return 2.0 * sum(steps * matrices + 2 * inner * (steps * n + steps * (steps + 1) // 2) for n in path)
+    inner = _attention_width(config)
+    attended = sum(steps * n + steps * (steps + 1) // 2 for n in path)
+    return 2.0 * (sum(steps * _matrices(config, layer) for layer in range(len(path))) + 2 * inner * attended)
 
 
 def kv_cache_bytes(config: Any, path: Sequence[int], bytes_per_value: float = 2) -> float:
@@ -166,7 +192,7 @@ def kv_cache_bytes(config: Any, path: Sequence[int], bytes_per_value: float = 2)
         bytes_per_value: 2 in half precision, 4 in float32, below 1 for packed caches (without their scales).
 
     Raises:
-        ValueError: `bytes_per_value` is not above 0.
+        ValueError: `bytes_per_value` is not above 0, or some layers have no attention.
     """
     if bytes_per_value <= 0:
         raise ValueError(f"bytes_per_value={bytes_per_value} is not above 0; 2 is half precision, 4 float32")
@@ -176,12 +202,25 @@ def kv_cache_bytes(config: Any, path: Sequence[int], bytes_per_value: float = 2)
 
 def _heads(config: Any) -> tuple[int, int, int]:
     """-> width of a head, number of heads, number of key and value heads."""
+    if "linear_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ValueError(f"{type(config).__name__} has layers without attention, which flowcut.cost does not count")
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     return head, heads, getattr(config, "num_key_value_heads", None) or heads
 
 
-def _decoder_layer(config: Any) -> tuple[int, int]:
-    """-> multiply-accumulates of a layer's linear maps for one token, and the width of all its heads."""
+def _attention_width(config: Any) -> int:
+    """The width of all heads."""
+    head, heads, _ = _heads(config)
+    return heads * head
+
+
+def _matrices(config: Any, layer: int) -> int:
+    """Multiply-accumulates of a decoder layer's linear maps for one token; of experts, those it goes through."""
     width, (head, heads, key_values) = config.hidden_size, _heads(config)
-    return 2 * width * head * (heads + key_values) + 3 * width * config.intermediate_size, heads * head
+    attention, mlp = 2 * width * head * (heads + key_values), 3 * width * config.intermediate_size
+    every, without = getattr(config, "decoder_sparse_step", None), getattr(config, "mlp_only_layers", None) or ()
+    if every and layer not in without and (layer + 1) % every == 0:
+        experts = 3 * width * config.moe_intermediate_size * config.num_experts_per_tok
+        mlp = experts + width * config.num_experts
+    return attention + mlp

@@ -51,7 +51,17 @@ def packed_model(
 
 
 def packed_encoder(tower: Any, **fields: Any) -> Encoder:
-    """The parts of an encoder that has `blocks`, each with an `attn`, and a `merger`. `fields`: others it needs."""
+    """The parts of an encoder that has `blocks`, each with an `attn`, and a `merger`. `fields`: others it needs.
+
+    Raises:
+        ValueError: it is an encoder of another kind.
+    """
+    lacking = [name for name in ("blocks", "merger", "spatial_merge_size") if not hasattr(tower, name)]
+    if lacking:
+        raise ValueError(
+            f"a {type(tower).__name__} as vision encoder of this family is not known: it has no {lacking[0]}; known "
+            "are encoders that pack the patches of all images into one sequence and merge 2 x 2 of them"
+        )
     blocks = [unwrap(block) for block in tower.blocks]
     known: dict[str, Any] = {
         "num_prefix_tokens": 0,

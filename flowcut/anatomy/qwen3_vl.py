@@ -29,4 +29,4 @@ def read(model: Any) -> Anatomy | None:
         return None
     taps = len(found[0].config.vision_config.deepstack_visual_indexes)
     encoder_of = partial(packed_encoder, tapped=bool(taps))
-    return packed_model("qwen3_vl", model, *found, encoder_of, language_layer=max(1, taps - 1))
+    return packed_model("qwen3_vl", model, *found, encoder_of, complete_after=max(taps - 1, 0))

@@ -88,8 +88,8 @@ class LanguageStage(Stage):
         if forward.index is not None:
             if kwargs.get("output_router_logits"):
                 raise ValueError(
-                    "output_router_logits=True balances experts over layers that all see the same tokens; leave it out, "
-                    "or use a method that cuts in the encoder alone"
+                    "output_router_logits=True balances experts over layers that all see the same tokens; leave it "
+                    "out, or use a method that cuts in the encoder alone"
                 )
             self.session.drop_columns(forward.index, forward.real, forward.length)
         if forward.wanted is not None:

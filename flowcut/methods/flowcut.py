@@ -47,8 +47,8 @@ class FlowCut(Pruner):
         merge: where patches are merged into one token four by four (Qwen2-VL): keep whole "groups", or single
             "patches", of which four that were no neighbours then make a token.
         patch_positions: M-RoPE position ids of kept tokens: their "own", or the "first" ones of their image.
-        language_layer: decoder layer of two-stage families after which the budget is met. None takes the family's: 1,
-            the second layer, or in Qwen3-VL the last one after which its DeepStack adds features.
+        language_layer: decoder layer of two-stage families after which the budget is met; not before visual tokens have
+            all their features, which in Qwen3-VL is after the last layer that DeepStack adds to.
 
     Raises:
         ValueError: a field has a value that is not allowed.
@@ -76,7 +76,7 @@ class FlowCut(Pruner):
     steps_left: Literal["layers", "selections"] = "layers"
     merge: Literal["groups", "patches"] = "groups"
     patch_positions: Literal["own", "first"] = "own"
-    language_layer: int | None = None
+    language_layer: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +100,7 @@ class FlowCut(Pruner):
             raise ValueError(
                 "merge='patches' makes tokens that have no place of their own; use patch_positions='first'"
             )
-        if self.language_layer is not None and self.language_layer < 0:
+        if self.language_layer < 0:
             raise ValueError(f"language_layer={self.language_layer} is not a layer's number >= 0; the paper's is 1")
 
     @classmethod
@@ -142,13 +142,11 @@ class FlowCut(Pruner):
                 raise ValueError(f"last_layer={last} is not in this encoder, which has only {encoder.layers} layers")
         layers, cut = shape.decoder_layers, self.cut_after(shape)
         if shape.two_stage and layers is not None and cut >= layers:
-            raise ValueError(
-                f"language_layer={cut} is not in this decoder, which has only {layers} layers"
-            )
+            raise ValueError(f"language_layer={cut} is not in this decoder, which has only {layers} layers")
 
     def cut_after(self, shape: ModelShape) -> int:
         """The decoder layer after which the budget is met."""
-        return shape.language_layer if self.language_layer is None else self.language_layer
+        return max(self.language_layer, shape.complete_after)
 
     def cuts_language(self, two_stage: bool) -> bool:
         return two_stage

@@ -51,14 +51,14 @@ class ModelShape:
         encoders: its vision encoders; most models have one.
         decoder_layers: how many layers its language model has; None for an encoder alone.
         two_stage: whether pruners are expected to cut in the language model too.
-        language_layer: the decoder layer after which they do: the second, or the last one after which the model adds
-            features to the visual tokens (DeepStack).
+        complete_after: the decoder layer after which visual tokens have all their features: later than 0 where the
+            model adds some after its first layers (DeepStack).
     """
 
     encoders: tuple[EncoderShape, ...]
     decoder_layers: int | None = None
     two_stage: bool = False
-    language_layer: int = 1
+    complete_after: int = 0
 
     def refuse_merging(self, method: str) -> None:
         """For a method that merges patches.

@@ -519,7 +519,7 @@ class HFQwen25VL(HFQwen2VL):
 
 
 class HFQwen3VL(HFQwen2VL):
-    """transformers' Qwen3VLForConditionalGeneration: DeepStack after three layers, and text between a video's frames."""
+    """transformers' Qwen3VLForConditionalGeneration: DeepStack after three layers, text between frames."""
 
     name = "qwen3_vl"
 

@@ -1,14 +1,22 @@
 """The formulas against torch's own counter on real modules, and against published figures."""
 
+from functools import partial
+
 import pytest
 import torch
-from hosts import PATCHES, SAMPLES, TEXT, VISION, HFLlava, HFLlavaNext, HFQwen2VL, Sample
+from hosts import PATCHES, SAMPLES, TEXT, VISION, HFLlava, HFLlavaNext, HFQwen2VL, HFQwen3VL, HFQwen3VLMoe, Sample
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel, LlavaConfig
+from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeTextConfig
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
 
 from flowcut import FastV, FlowCut, PyramidDrop, SparseVLM, ToMe, attach
 from flowcut.bench.replay import Replay
+from flowcut.bench.synthetic import GEOMETRIES
 from flowcut.compat import CACHE
 from flowcut.cost import (
     Cost,
@@ -33,6 +41,9 @@ VICUNA = LlamaConfig()  # transformers' defaults are Llama-7B's
 
 
 MISTRAL = LlamaConfig(intermediate_size=14336, num_key_value_heads=8, num_hidden_layers=4)  # a slice of Mistral-7B
+
+
+MERGING = [Qwen3VLVisionConfig()]
 
 
 def counted(model, inputs) -> Cost:
@@ -85,8 +96,8 @@ def test_llava_7b_as_published():
 
 
 @pytest.mark.parametrize("budget", [PATCHES, 3])
-def test_a_merging_encoder_against_the_counter(budget):
-    host = HFQwen2VL()
+@pytest.mark.parametrize("host", [HFQwen2VL(), HFQwen3VL()], ids=lambda host: host.name)
+def test_a_merging_encoder_against_the_counter(host, budget):
     model = host.build(implementation="eager")
     media = {name: values for name, values in host.media(SAMPLES[:1]).items() if "video" not in name}
     with attach(model, FlowCut(budget)) as handle, torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -95,6 +106,25 @@ def test_a_merging_encoder_against_the_counter(budget):
     assert (trace.leaving[-1] < trace.entering[0]) == (budget == 3)
     flops = merging_encoder_flops(model.config.vision_config, trace.path(), trace.leaving[-1][0])
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_experts_against_the_counter():
+    """Each token goes through two of four experts, in every second layer but one that has none."""
+    host = HFQwen3VLMoe()
+    more = {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    config = Qwen3VLMoeTextConfig(**host.text_config() | more)
+    model = Qwen3VLMoeTextModel(config).eval()
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    counter = total(model, input_ids=torch.arange(1, 31)[None], use_cache=False)
+    assert prefill_flops(config, [30] * 6) == pytest.approx(counter, rel=0.01)
+
+
+def test_layers_without_attention_are_not_counted():
+    config = Qwen3_5TextConfig(num_hidden_layers=4)
+    for formula in (partial(decode_flops, steps=2), prefill_flops, kv_cache_bytes):
+        with pytest.raises(ValueError, match="Qwen3_5TextConfig has layers without attention"):
+            formula(config, [5] * 4)
 
 
 def test_decoding_against_the_counter():
@@ -155,6 +185,33 @@ class TestFullSize:
         model = on_meta(LlamaModel, config, implementation)
         counter = total(model, inputs_embeds=embeddings, attention_mask=mask, use_cache=False)
         assert cost_of(CLIP_LARGE, config, 62, visual_tokens=visual).prefill == pytest.approx(counter, rel=0.001)
+
+    @pytest.mark.parametrize("config", MERGING, ids=lambda config: config.model_type)
+    def test_merging_encoders(self, config, implementation):
+        """Of a picture of 28 x 40 patches. What the sizes of pictures decide is computed ahead, not on meta."""
+        model, grid = on_meta(AutoModel.from_config, config, implementation), torch.tensor([[1, 28, 40]])
+        patches = torch.zeros(1120, 3 * 2 * config.patch_size**2, device="meta")
+        ahead = {
+            "cu_seqlens": torch.tensor([0, 1120]),
+            "position_ids": torch.zeros(1120, 2, dtype=torch.long, device="meta"),
+            "interp_indices": torch.zeros(1120, 4, dtype=torch.long, device="meta"),
+            "interp_weights": torch.zeros(1120, 4, device="meta"),
+        }
+        counter = total(model, hidden_states=patches, grid_thw=grid, **ahead)
+        flops = merging_encoder_flops(config, [1120] * config.depth, 1120)
+        assert flops == pytest.approx(counter, rel=0.001)
+
+    def test_the_language_model_of_qwen3_vl(self, implementation):
+        config = Qwen3VLTextConfig(**GEOMETRIES["qwen3-vl-8b"].text | {"num_hidden_layers": 2})
+        model = on_meta(Qwen3VLTextModel, config, implementation)
+        counter = total(
+            model,
+            inputs_embeds=torch.zeros(1, 300, config.hidden_size, device="meta"),
+            attention_mask=torch.zeros(1, 1, 300, 300, device="meta"),
+            position_ids=torch.zeros(3, 1, 300, dtype=torch.long, device="meta"),
+            use_cache=False,
+        )
+        assert prefill_flops(config, [300] * 2) == pytest.approx(counter, rel=0.001)
 
 
 def test_the_projector_at_full_size():

@@ -152,6 +152,15 @@ def test_qwen_videos_have_their_own_size_and_times(hf_checkpoint, video):
     assert "second_per_grid_ts" not in batch
 
 
+def test_qwen3_prompts_tell_the_time_of_each_step(hf_checkpoint, video):
+    """Frames 0, 9 and 19 at 10 a second; a step is two frames, the last one repeated, at the mean of their times."""
+    checkpoint = hf_checkpoint("qwen3_vl")
+    shown = checkpoint.show(video)
+    frame = f"<|vision_start|>{'<|video_pad|>' * (shown.rows[0] // 4)}<|vision_end|>"
+    expected = f"a <0.5 seconds>{frame}<1.9 seconds>{frame} b"
+    assert checkpoint.preparation.expand("a <|video_pad|> b", [shown]) == expected
+
+
 def test_videos_and_models_for_pictures(hf_checkpoint, video, tmp_path):
     with pytest.raises(ValueError, match="shown to a model that takes pictures only"):
         hf_checkpoint("llava_hf").show(video)

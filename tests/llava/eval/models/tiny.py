@@ -24,15 +24,15 @@ from tests.flowcut.hosts import (
     HFLlavaNext,
     HFOnevision,
     HFQwen2VL,
+    HFQwen3VL,
     HFQwen25VL,
     HFVideoLlava,
 )
 
-FAMILIES = {
-    host.name: host for host in (HFLlava(), HFLlavaNext(), HFOnevision(), HFVideoLlava(), HFQwen2VL(), HFQwen25VL())
-}
-VIDEO_FAMILIES = ("llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl")
-QWEN = ("qwen2_vl", "qwen2_5_vl")
+HOSTS = (HFLlava(), HFLlavaNext(), HFOnevision(), HFVideoLlava(), HFQwen2VL(), HFQwen25VL(), HFQwen3VL())
+FAMILIES = {host.name: host for host in HOSTS}
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+VIDEO_FAMILIES = ("llava_onevision", "video_llava", *QWEN)
 _SIZES = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
 # The published templates of these families, shortened to what questions need.
 _QWEN_TEMPLATE = (
