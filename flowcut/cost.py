@@ -223,4 +223,7 @@ def _matrices(config: Any, layer: int) -> int:
     if every and layer not in without and (layer + 1) % every == 0:
         experts = 3 * width * config.moe_intermediate_size * config.num_experts_per_tok
         mlp = experts + width * config.num_experts
+    if hasattr(config, "n_routed_experts") and layer >= config.first_k_dense_replace:  # GLM-4.5V, with shared experts
+        experts = config.num_experts_per_tok + config.n_shared_experts
+        mlp = 3 * width * config.moe_intermediate_size * experts + width * config.n_routed_experts
     return attention + mlp

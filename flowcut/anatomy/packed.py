@@ -30,18 +30,25 @@ from flowcut.trace import Trace
 
 
 def packed_model(
-    family: str, model: Any, inner: Any, head: Any, encoder_of: Callable[[Any], Encoder], **fields: Any
+    family: str,
+    model: Any,
+    inner: Any,
+    head: Any,
+    encoder_of: Callable[[Any], Encoder],
+    video_token: str = "video_token_id",
+    **fields: Any,
 ) -> Anatomy:
     """A model with such an encoder as `inner.visual`.
 
     Args:
         inner, head: as `body_and_head` finds them.
         encoder_of: the parts of `inner.visual`.
+        video_token: the config field with the id of a video's placeholder.
         fields: other fields of the `Anatomy`.
     """
     encoders = tuple(encoder_of(tower) for tower in copies(inner.visual))
     images = Vision("image", "get_image_features", "pixel_values", ("image_grid_thw",))
-    videos = Vision("video", "get_video_features", "pixel_values_videos", ("video_grid_thw",), "video_token_id")
+    videos = Vision("video", "get_video_features", "pixel_values_videos", ("video_grid_thw",), video_token)
     described = {**language_model(inner.language_model, head, mrope=True), "two_stage": True, **fields}
     stages = (
         partial(MergerStage, encoders=encoders),
@@ -70,16 +77,16 @@ def packed_encoder(tower: Any, **fields: Any) -> Encoder:
         "patches_per_token": tower.spatial_merge_size**2,
         "two_stage": True,
         "forward": PackedForward,
-        "project": partial(_merged, tower),
+        "project": partial(merged, tower.merger),
     }
     return Encoder(tower, blocks, [block.attn for block in blocks], len(blocks), **{**known, **fields})
 
 
-def _merged(tower: Any, states: Tensor) -> Tensor:
+def merged(merge: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
     """The merger's tokens [R, n / 4, D'] of patches [R, n, D], without `MergerStage` taking them for the encoder's."""
     token = VISION.set(None)
     try:
-        return tower.merger(states.flatten(0, 1)).unflatten(0, (len(states), -1))
+        return merge(states.flatten(0, 1)).unflatten(0, (len(states), -1))
     finally:
         VISION.reset(token)
 
@@ -99,7 +106,8 @@ class PackedForward(EncoderForward):
             (image, height * width) for image, (t, height, width) in enumerate(self.grid.tolist()) for _ in range(t)
         ]
         self.counts = tuple(size for _, size in sizes)
-        self.groups = tuple(image for image, _ in sizes)
+        known = None if self.known is None else self.known.groups
+        self.groups = known or tuple(image for image, _ in sizes)
         side = self.encoder.model.spatial_merge_size
         self.grids = tuple((height // side, width // side) for t, height, width in self.grid.tolist() for _ in range(t))
         self.total = sum(self.counts)
@@ -184,7 +192,8 @@ class Vision(Modality):
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         if call.get(self.more[0]) is None:
             raise ValueError(f"{self.pixels} need {self.more[0]}, as the processor gives it: [{self.name}s, 3]")
-        with rows() as known:
+        times = [time for time, _, _ in call[self.more[0]].tolist()]
+        with rows([image for image, time in enumerate(times) for _ in range(time)]) as known:
             # Some families encode videos by their method for images, which on the instance is not the class's own.
             images = MethodType(type(inner).get_image_features, inner)
             outputs = self.original(inner, call, get_image_features=images)

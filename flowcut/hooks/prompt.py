@@ -210,7 +210,17 @@ class PromptStage(Stage):
             warn_of_embeddings(call)
 
     def encode(self, call: dict[str, Any]) -> None:
-        """Swap pixels for the features of the tokens that remain of them."""
+        """Swap pixels for the features of the tokens that remain of them.
+
+        Raises:
+            ValueError: images and videos that this family marks by one placeholder come in one call.
+        """
+        tokens = [each.token for each in self.modalities.values() if call.get(each.pixels) is not None]
+        if len(set(tokens)) < len(tokens):
+            raise ValueError(
+                "this family marks images and videos by the same placeholder, so transformers takes only one kind in a "
+                "call; pass pixel_values or pixel_values_videos"
+            )
         outputs = {}
         for modality in self.modalities.values():
             if modality.former is not None and call.get(modality.former) is not None:

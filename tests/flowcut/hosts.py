@@ -19,6 +19,12 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
     LlamaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -568,6 +574,95 @@ class HFQwen3VLMoe(HFQwen3VL):
         return Qwen3VLMoeForConditionalGeneration(config)
 
 
+class HFGlm4v(HFQwen2VL):
+    """transformers' Glm4vForConditionalGeneration. Images alone, because it takes none beside videos."""
+
+    name = "glm4v"
+    kind = 1
+
+    def vision(self) -> dict[str, Any]:
+        return {
+            "depth": DEPTH,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "image_size": 24,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+        }
+
+    def text_config(self) -> dict[str, Any]:
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1], "partial_rotary_factor": 0.5}
+        return {**TEXT, "rope_parameters": rope}
+
+    def config_class(self) -> Any:
+        return Glm4vConfig
+
+    def new(self, config: Any) -> Any:
+        return Glm4vForConditionalGeneration(config)
+
+    def build(self, config: Any = None, implementation: str = "sdpa") -> Any:
+        """With q and k half as large: so much sharper than the others' that rounding shows."""
+        model = super().build(config, implementation)
+        for name, parameter in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                parameter.data *= 0.5
+        return model
+
+    def samples(self) -> list[Sample]:
+        return SAMPLES
+
+    def inputs(self, samples: list[Sample], side: str) -> dict[str, torch.Tensor]:
+        inputs = super().inputs(samples, side)
+        return {**inputs, "mm_token_type_ids": self.kind * (inputs["input_ids"] == IMAGE_TOKEN).int()}
+
+
+class HFGlm46V(HFGlm4v):
+    """transformers' Glm46VForConditionalGeneration, shown videos: the placeholders of a frame are those of an image."""
+
+    name = "glm46v"
+    kind = 2
+
+    def config_class(self) -> Any:
+        return Glm46VConfig
+
+    def new(self, config: Any) -> Any:
+        return Glm46VForConditionalGeneration(config)
+
+    def samples(self) -> list[Sample]:
+        def videos(sample: Sample) -> Sample:
+            return Sample([VIDEO if token == IMAGE else token for token in sample.prompt], [], sample.images)
+
+        return [videos(sample) for sample in SAMPLES]
+
+    def row(self, sample: Sample) -> list[int]:
+        return [IMAGE_TOKEN if token == VIDEO_TOKEN else token for token in super().row(sample)]
+
+    def stamps(self, video: int) -> list[list[int]]:
+        return [[], [96, 60 + video, 97]]
+
+    def text(self, sample: Sample) -> int:
+        return super().text(sample) + sum(map(len, chain(*map(self.stamps, sample.videos))))
+
+
+class HFGlm4vMoe(HFGlm4v):
+    """transformers' Glm4vMoeForConditionalGeneration: experts after the language model's first layer."""
+
+    name = "glm4v_moe"
+
+    def text_config(self) -> dict[str, Any]:
+        experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32}
+        return {**super().text_config(), **experts, "first_k_dense_replace": 1, "head_dim": 8}
+
+    def config_class(self) -> Any:
+        return Glm4vMoeConfig
+
+    def new(self, config: Any) -> Any:
+        return Glm4vMoeForConditionalGeneration(config)
+
+
 class OurLlava(HFLlava):
     """This project's LlavaLlamaForCausalLM."""
 
@@ -673,6 +768,6 @@ def all_hosts(folder: Path) -> dict[str, Any]:
     clip = Clip()
     clip.build().save_pretrained(folder)
     theirs = (HFLlava(), HFLlavaSiglip(), HFLlavaNext(), HFOnevision(), HFVideoLlava())
-    packed = (HFQwen2VL(), HFQwen25VL(), HFQwen3VL(), HFQwen3VLMoe())
+    packed = (HFQwen2VL(), HFQwen25VL(), HFQwen3VL(), HFQwen3VLMoe(), HFGlm4v(), HFGlm46V())
     ours = (OurLlava(folder), OurMistral(folder), OurNext(folder))
     return {host.name: host for host in (clip, Siglip(), Dinov2(), *theirs, *packed, *ours)}

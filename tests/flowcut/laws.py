@@ -76,7 +76,7 @@ PRUNERS = {
 KNOWN = {type(pruner) for pruner in PRUNERS.values()}
 PRUNERS |= {name: method.make(budget=BUDGET) for name, method in METHODS.items() if method.cls not in KNOWN}
 
-VARIANTS = {"qwen3_vl_moe"}
+VARIANTS = {"qwen3_vl_moe", "glm46v"}
 """Families whose encoder, prompt and cuts are another family's; these pruners meet them."""
 SPOKESMEN = {"flowcut", "divprune", "holov", "fastv", "dart", "sparsevlm"}
 OURS = ["llava", "llava_mistral", "llava_next"]

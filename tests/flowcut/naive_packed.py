@@ -201,3 +201,32 @@ class FastVInQwen3VL(Qwen3VL):
 
     def score(self, q: Tensor, k: Tensor, v: Tensor, image: slice) -> Tensor:
         return self.look(q[:, -1], k, q.shape[-1] ** -0.5)[image]
+
+
+class Glm4v(Naive):
+    """A square of positions stretched bicubically, a convolution that joins patches, norms around every branch."""
+
+    def begin(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        weight = self.tower.embeddings.position_embedding.weight
+        side = int(len(weight) ** 0.5)
+        square = weight.view(1, side, side, -1).permute(0, 3, 1, 2)
+        rows, columns = self.places(grid).T
+        # The middle of a patch, from -1 at one edge of the picture to 1 at the other.
+        middles = [2 * (place + 0.5) / size - 1 for place, size in ((columns, grid[1]), (rows, grid[0]))]
+        at = torch.stack(middles, dim=-1)[None, :, None]
+        found = torch.nn.functional.grid_sample(square, at, "bicubic", padding_mode="border", align_corners=False)
+        return self.tower.post_conv_layernorm(self.tower.patch_embed(pixels)) + found[0, :, :, 0].T
+
+    def merged(self, states: Tensor) -> Tensor:
+        """Each group as one product with the convolution's weights."""
+        groups = self.tower.post_layernorm(states).view(len(states) // 4, 4, -1)
+        weight = self.tower.downsample.weight.flatten(2)
+        return self.tower.merger(torch.einsum("gpd,odp->go", groups, weight) + self.tower.downsample.bias)
+
+    def layer(self, block: Any, states: Tensor, angles: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if not hasattr(block, "post_mlp_layernorm"):  # with experts
+            return super().layer(block, states, angles)
+        mixed, *seen = self.attend(block.self_attn, block.input_layernorm(states), angles)
+        states = states + block.post_self_attn_layernorm(mixed)
+        made = self.feed(block, block.post_attention_layernorm(states))
+        return states + block.post_mlp_layernorm(made), *seen

@@ -330,6 +330,14 @@ def test_a_tower_of_another_kind_is_refused_in_one_line(tmp_path):
         attach(model, FlowCut(10))
 
 
+def test_images_beside_videos_are_refused_where_both_have_one_placeholder(tmp_path):
+    hosts = all_hosts(tmp_path)
+    model, images, videos = hosts["glm4v"].build(), *(hosts[name].samples()[:1] for name in ("glm4v", "glm46v"))
+    both = {**hosts["glm46v"].inputs(videos, "left"), **hosts["glm4v"].media(images)}
+    with torch.no_grad(), attach(model, FlowCut(10)), pytest.raises(ValueError, match="by the same placeholder, so"):
+        model(**both)
+
+
 def test_balancing_experts_over_layers_with_different_tokens_is_refused(tmp_path):
     host = all_hosts(tmp_path)["qwen3_vl_moe"]
     model, inputs = host.build(), host.inputs(host.samples(), "left")

@@ -20,7 +20,7 @@ from flowcut import Cut, FlowCut, attach
 from flowcut.compat import CACHE
 
 CASES = int(os.environ.get("CASES", "10"))
-PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"]
 FAMILIES = ["llava_hf", "llava_siglip", "llava_next_hf", "llava_onevision", "video_llava", *PACKED]
 
 

@@ -27,6 +27,8 @@ NAMES = [
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_vl_moe",
+    "glm4v",
+    "glm46v",
     "llava",
     "llava_mistral",
     "llava_next",

@@ -14,7 +14,7 @@ SPEAKING = (test_laws_generation, test_laws_training)  # laws of language models
 FILES = (test_laws, test_laws_agreement, *SPEAKING)
 ON_EVERY_PAIR = {"test_identity", "test_restore", "test_budget", "test_batch"}
 ENCODERS = ["clip", "siglip", "dinov2"]
-PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v"]
 INSIDE = "cuts inside a language model, and this is a vision encoder alone"
 MERGES = "cannot merge patches where the model merges 2 x 2 of them itself (Qwen2-VL)"
 REFUSED = {
@@ -31,7 +31,7 @@ REFUSED = {
     "pooling": (PACKED, f"Pooling {MERGES}"),
     "rcom": (PACKED, f"RCom {MERGES}"),
     "qwen_released": (
-        PACKED[1:],
+        ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"],
         "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL and Qwen3-VL use 'groups'",
     ),
 }

@@ -2,25 +2,27 @@
 
 import pytest
 import torch
-from hosts import IMAGE, HFQwen3VL, HFQwen3VLMoe, Sample
-from naive_packed import FastVInQwen3VL, Qwen3VL
+from hosts import IMAGE, HFGlm4v, HFGlm4vMoe, HFQwen3VL, HFQwen3VLMoe, Sample
+from naive_packed import FastVInQwen3VL, Glm4v, Qwen3VL
 
 from flowcut import FastV, FlowCut, attach
 
 BUDGET = 5
 BEFORE, AFTER, PICTURE = [1, 5], [7, 8, 9], 2
-# The layer of the second cut: the last one that DeepStack adds to, or the second.
+# The layer of the second cut: the last one that DeepStack adds to, or the second. And how much larger q and k are made.
 CASES = {
-    "qwen3_vl": (HFQwen3VL(), Qwen3VL, 2),
-    "qwen3_vl_moe": (HFQwen3VLMoe(), Qwen3VL, 2),
+    "qwen3_vl": (HFQwen3VL(), Qwen3VL, 2, 3),
+    "qwen3_vl_moe": (HFQwen3VLMoe(), Qwen3VL, 2, 3),
+    "glm4v": (HFGlm4v(), Glm4v, 1, 2),
+    "glm4v_moe": (HFGlm4vMoe(), Glm4v, 1, 2),
 }
 
 
-def sharp(host):
+def sharp(host, factor=3):
     """With attention that is far from even, so that tokens go in several steps."""
     model = host.build()
     for block in host.layers(model):
-        block.attn.qkv.weight[: 2 * len(block.attn.qkv.weight) // 3] *= 3
+        block.attn.qkv.weight[: 2 * len(block.attn.qkv.weight) // 3] *= factor
     return model
 
 
@@ -39,8 +41,8 @@ def agrees(host, model, naive, pruner, layer):
 @torch.no_grad()
 @pytest.mark.parametrize("family", CASES)
 def test_one_picture_in_plain_steps(family):
-    host, naive, layer = CASES[family]
-    trace = agrees(host, sharp(host), naive, FlowCut(BUDGET), layer)
+    host, naive, layer, factor = CASES[family]
+    trace = agrees(host, sharp(host, factor), naive, FlowCut(BUDGET), layer)
     assert len(set(trace.leaving)) > 3  # several selections
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -245,4 +246,6 @@ def _limit(processor: Any, max_pixels: int, folder: Path) -> None:
         raise ValueError(
             f"max_pixels={max_pixels} is less than one token; the authors of FlowCut use {1280 * 28 * 28} (1280 tokens)"
         )
-    processor.size = {"shortest_edge": min(smallest, max_pixels), "longest_edge": max_pixels}
+    # GLM-4.1V's counts the pixels of as many frames as a patch has, of a single picture too.
+    frames = processor.temporal_patch_size if "temporal_factor" in signature(processor.resize).parameters else 1
+    processor.size = {"shortest_edge": min(smallest, frames * max_pixels), "longest_edge": frames * max_pixels}
