@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowcut.layer_cost import layer_cost
+
 TokenPath = Sequence[int] | Sequence[Sequence[int]]
 """Visual tokens entering each encoder layer: of an image, or of each of its tiles."""
 
@@ -168,62 +170,32 @@ def projector_flops(tokens: int, width_in: int, width_out: int, layers: int = 2)
 def prefill_flops(config: Any, path: Sequence[int]) -> float:
     """A decoder with gated (three-matrix) MLPs or experts, and grouped keys. path: tokens entering each layer.
 
-    Raises:
-        ValueError: some of its layers have no attention.
+    Layers without attention (Qwen3.5) are counted by their recurrence, token by token.
     """
-    inner = _attention_width(config)
-    return 2.0 * sum(n * _matrices(config, layer) + 2 * n**2 * inner for layer, n in enumerate(path))
+    costs = [layer_cost(config, layer) for layer in range(len(path))]
+    return 2.0 * sum(n * cost.token + n**2 * cost.pair for n, cost in zip(path, costs, strict=True))
 
 
 def decode_flops(config: Any, path: Sequence[int], steps: int) -> float:
     """The decoder's layers over `steps` further tokens, one by one with a KV cache. path: entries of each layer's."""
-    inner = _attention_width(config)
-    attended = sum(steps * n + steps * (steps + 1) // 2 for n in path)
-    return 2.0 * (sum(steps * _matrices(config, layer) for layer in range(len(path))) + 2 * inner * attended)
+    costs, rest = [layer_cost(config, layer) for layer in range(len(path))], steps * (steps + 1) // 2
+    return 2.0 * sum(steps * cost.token + (steps * n + rest) * cost.pair for n, cost in zip(path, costs, strict=True))
 
 
 def kv_cache_bytes(config: Any, path: Sequence[int], bytes_per_value: float = 2) -> float:
     """Bytes of a decoder's KV cache for one sequence: the keys and values, grouped or not, of what entered each layer.
 
-    A layer caches what it reads, tokens that a cut after it drops too; each further token adds one to every layer.
+    A layer caches what it reads, tokens that a cut after it drops too; each further token adds one to every layer. A
+    layer without attention (Qwen3.5) keeps a state of one size instead.
 
     Args:
         path: text and visual tokens entering each layer, as for `prefill_flops`.
         bytes_per_value: 2 in half precision, 4 in float32, below 1 for packed caches (without their scales).
 
     Raises:
-        ValueError: `bytes_per_value` is not above 0, or some layers have no attention.
+        ValueError: `bytes_per_value` is not above 0.
     """
     if bytes_per_value <= 0:
         raise ValueError(f"bytes_per_value={bytes_per_value} is not above 0; 2 is half precision, 4 float32")
-    head, _, key_values = _heads(config)
-    return 2 * head * key_values * sum(path) * bytes_per_value
-
-
-def _heads(config: Any) -> tuple[int, int, int]:
-    """-> width of a head, number of heads, number of key and value heads."""
-    if "linear_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ValueError(f"{type(config).__name__} has layers without attention, which flowcut.cost does not count")
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return head, heads, getattr(config, "num_key_value_heads", None) or heads
-
-
-def _attention_width(config: Any) -> int:
-    """The width of all heads."""
-    head, heads, _ = _heads(config)
-    return heads * head
-
-
-def _matrices(config: Any, layer: int) -> int:
-    """Multiply-accumulates of a decoder layer's linear maps for one token; of experts, those it goes through."""
-    width, (head, heads, key_values) = config.hidden_size, _heads(config)
-    attention, mlp = 2 * width * head * (heads + key_values), 3 * width * config.intermediate_size
-    every, without = getattr(config, "decoder_sparse_step", None), getattr(config, "mlp_only_layers", None) or ()
-    if every and layer not in without and (layer + 1) % every == 0:
-        experts = 3 * width * config.moe_intermediate_size * config.num_experts_per_tok
-        mlp = experts + width * config.num_experts
-    if hasattr(config, "n_routed_experts") and layer >= config.first_k_dense_replace:  # GLM-4.5V, with shared experts
-        experts = config.num_experts_per_tok + config.n_shared_experts
-        mlp = 3 * width * config.moe_intermediate_size * experts + width * config.n_routed_experts
-    return attention + mlp
+    costs = [layer_cost(config, layer) for layer in range(len(path))]
+    return bytes_per_value * sum(n * cost.cached + cost.state for n, cost in zip(path, costs, strict=True))

@@ -12,6 +12,7 @@ from flowcut.anatomy import (
     llava_hf,
     llava_next_hf,
     qwen2_vl,
+    qwen3_5,
     qwen3_vl,
     siglip,
     video_llava_hf,
@@ -19,7 +20,7 @@ from flowcut.anatomy import (
 from flowcut.anatomy.reading import unwrap
 from flowcut.hooks.parts import Anatomy
 
-FAMILIES = (clip, dinov2, siglip, llava_hf, llava_next_hf, video_llava_hf, qwen2_vl, qwen3_vl, glm4v, llava)
+FAMILIES = (clip, dinov2, siglip, llava_hf, llava_next_hf, video_llava_hf, qwen2_vl, qwen3_vl, qwen3_5, glm4v, llava)
 """Modules with `FAMILY`, what it is called, and `read(model)`, its anatomy or None."""
 
 

@@ -75,6 +75,13 @@ def _qwen3(width: int, inner: int, layers: int, heads: int, key_values: int, *se
     return {**_qwen(width, inner, layers, heads, key_values, *sections), **other}
 
 
+def _qwen35(width: int, inner: int, layers: int, heads: int, key_values: int, head: int) -> dict[str, Any]:
+    """Three layers of four have no attention; those that have turn a quarter of each head."""
+    found = _qwen(width, inner, layers, heads, key_values, -(-head // 24), -(-head // 24), head // 24)
+    rope = {**found["rope_parameters"], "partial_rotary_factor": 0.25}
+    return {**found, "model_type": "qwen3_5_text", "head_dim": head, "rope_parameters": rope}
+
+
 def _glm(width: int, inner: int, layers: int, heads: int, key_values: int, *sections: int) -> dict[str, Any]:
     found = _qwen(width, inner, layers, heads, key_values, *sections)
     rope = {**found["rope_parameters"], "partial_rotary_factor": 0.5}
@@ -89,10 +96,13 @@ _CLIP, _LLAMA = _clip(1024, 4096, 24, 16), _llama(4096, 11008, 32, 32)
 _QWEN = _qwen(3584, 18944, 28, 28, 4, 16, 24, 24)
 _QWEN_VIT = _packed(3584, 32, 16, embed_dim=1280)
 _QWEN3_VIT = _packed(1152, 27, 16, intermediate_size=4304, out_hidden_size=4096, deepstack_visual_indexes=[8, 16, 24])
+_QWEN35_VIT = _packed(1152, 27, 16, intermediate_size=4304, out_hidden_size=4096)
 _GLM_VIT = _packed(1536, 24, 12, intermediate_size=13696, out_hidden_size=4096)
 _TINY, _SMALL = _clip(64, 128, 8, 4, 84), _llama(64, 128, 8, 4)
 _TINY_VIT = _packed(64, 8, 4, embed_dim=64)
 _TINY_VIT_3 = _packed(64, 8, 4, intermediate_size=128, out_hidden_size=64, deepstack_visual_indexes=[1, 3, 5])
+_TINY_VIT_35 = _packed(64, 8, 4, intermediate_size=128, out_hidden_size=64)
+_TINY_QWEN35 = _qwen35(64, 128, 8, 4, 2, 16) | {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
 _TINY_VIT_GLM = _packed(64, 8, 4, intermediate_size=128, out_hidden_size=64)
 GEOMETRIES = {
     "llava-1.5-7b": Geometry("Llava", _CLIP, _LLAMA),
@@ -101,12 +111,14 @@ GEOMETRIES = {
     "video-llava-7b": Geometry("VideoLlava", _clip(1024, 4096, 24, 16, 224), _LLAMA, budget=32, rows=8, side=224),
     "qwen2-vl-7b": Geometry("Qwen2VL", _QWEN_VIT, _QWEN, slice=4, side=672),
     "qwen3-vl-8b": Geometry("Qwen3VL", _QWEN3_VIT, _qwen3(4096, 12288, 36, 32, 8, 24, 20, 20), 64, 5, 1, 768, 16),
+    "qwen3.5-9b": Geometry("Qwen3_5", _QWEN35_VIT, _qwen35(4096, 12288, 32, 16, 4, 256), 64, 4, 1, 768, 16),
     "glm-4.1v-9b": Geometry("Glm4v", _GLM_VIT, _glm(4096, 13696, 40, 32, 2, 8, 12, 12), slice=4, side=672),
     "tiny": Geometry("Llava", _TINY, _SMALL, budget=8, side=84),
     "tiny-next": Geometry("LlavaNext", _TINY, _SMALL, budget=8, slice=4, rows=5, side=84),
     "tiny-video": Geometry("VideoLlava", _TINY, _SMALL, budget=4, rows=3, side=84),
     "tiny-qwen": Geometry("Qwen2VL", _TINY_VIT, _qwen(64, 128, 8, 4, 2, 2, 3, 3), budget=8, slice=4, side=168),
     "tiny-qwen3": Geometry("Qwen3VL", _TINY_VIT_3, _qwen3(64, 128, 8, 4, 2, 2, 3, 3), 8, 4, 1, 192, 16),
+    "tiny-qwen3.5": Geometry("Qwen3_5", _TINY_VIT_35, _TINY_QWEN35, 8, 4, 1, 192, 16),
     "tiny-glm": Geometry("Glm4v", _TINY_VIT_GLM, _glm(64, 128, 8, 4, 2, 1, 1, 2), budget=8, slice=4, side=168),
 }
 

@@ -36,6 +36,10 @@ from transformers import (
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -574,6 +578,44 @@ class HFQwen3VLMoe(HFQwen3VL):
         return Qwen3VLMoeForConditionalGeneration(config)
 
 
+class HFQwen35(HFQwen3VL):
+    """transformers' Qwen3_5ForConditionalGeneration: no DeepStack; three layers without attention, then one with it."""
+
+    name = "qwen3_5"
+
+    def vision(self) -> dict[str, Any]:
+        return {name: value for name, value in super().vision().items() if name != "deepstack_visual_indexes"}
+
+    def text_config(self) -> dict[str, Any]:
+        found = super().text_config()
+        rope = {**found["rope_parameters"], "partial_rotary_factor": 1.0}
+        linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+        return {**found, **linear, "rope_parameters": rope}
+
+    def config_class(self) -> Any:
+        return Qwen3_5Config
+
+    def new(self, config: Any) -> Any:
+        return Qwen3_5ForConditionalGeneration(config)
+
+
+class HFQwen35Moe(HFQwen35):
+    """transformers' Qwen3_5MoeForConditionalGeneration: the same with experts."""
+
+    name = "qwen3_5_moe"
+
+    def text_config(self) -> dict[str, Any]:
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        return {**super().text_config(), **experts, "shared_expert_intermediate_size": 32}
+
+    def config_class(self) -> Any:
+        return Qwen3_5MoeConfig
+
+    def new(self, config: Any) -> Any:
+        return Qwen3_5MoeForConditionalGeneration(config)
+
+
 class HFGlm4v(HFQwen2VL):
     """transformers' Glm4vForConditionalGeneration. Images alone, because it takes none beside videos."""
 
@@ -768,6 +810,6 @@ def all_hosts(folder: Path) -> dict[str, Any]:
     clip = Clip()
     clip.build().save_pretrained(folder)
     theirs = (HFLlava(), HFLlavaSiglip(), HFLlavaNext(), HFOnevision(), HFVideoLlava())
-    packed = (HFQwen2VL(), HFQwen25VL(), HFQwen3VL(), HFQwen3VLMoe(), HFGlm4v(), HFGlm46V())
+    packed = (HFQwen2VL(), HFQwen25VL(), HFQwen3VL(), HFQwen3VLMoe(), HFQwen35(), HFGlm4v(), HFGlm46V())
     ours = (OurLlava(folder), OurMistral(folder), OurNext(folder))
     return {host.name: host for host in (clip, Siglip(), Dinov2(), *theirs, *packed, *ours)}

@@ -76,9 +76,13 @@ PRUNERS = {
 KNOWN = {type(pruner) for pruner in PRUNERS.values()}
 PRUNERS |= {name: method.make(budget=BUDGET) for name, method in METHODS.items() if method.cls not in KNOWN}
 
-VARIANTS = {"qwen3_vl_moe", "glm46v"}
-"""Families whose encoder, prompt and cuts are another family's; these pruners meet them."""
-SPOKESMEN = {"flowcut", "divprune", "holov", "fastv", "dart", "sparsevlm"}
+_SOME = {"flowcut", "divprune", "holov", "fastv", "dart", "sparsevlm"}
+VARIANTS = {
+    "qwen3_vl_moe": _SOME,
+    "glm46v": _SOME,
+    "qwen3_5": {"flowcut", "divprune", "holov", "hiprune", "scope", "random"},
+}
+"""Families whose encoder, prompt and cuts are another family's, and the pruners that meet them."""
 OURS = ["llava", "llava_mistral", "llava_next"]
 SETTINGS: dict[str, list] = {
     "implementation": ["sdpa", "eager"],
@@ -119,7 +123,7 @@ def pairs(speaking: bool = False) -> list[tuple[str, str]]:
     return [
         (family, pruner)
         for family, pruner in every
-        if (family, pruner) not in refusals() and (family not in VARIANTS or pruner in SPOKESMEN)
+        if (family, pruner) not in refusals() and (pruner in VARIANTS.get(family, PRUNERS))
     ]
 
 

@@ -230,3 +230,22 @@ class Glm4v(Naive):
         states = states + block.post_self_attn_layernorm(mixed)
         made = self.feed(block, block.post_attention_layernorm(states))
         return states + block.post_mlp_layernorm(made), *seen
+
+
+class Qwen35(Qwen3VL):
+    """No DeepStack, and one stage: the language model runs as it is."""
+
+    def tap(self, number: int, states: Tensor, here: Tensor) -> None:
+        pass
+
+    def logits(
+        self, ids: tuple[list[int], list[int]], pixels: Tensor, grid: tuple[int, int], layer: int
+    ) -> tuple[Tensor, Tensor]:
+        before, after = ids
+        tokens, groups = self.encode(pixels, grid, self.budget)
+        embed, every = self.inner.get_input_embeddings(), len(before) + grid[0] * grid[1] // 4
+        states = torch.cat([embed(torch.tensor(before)), tokens, embed(torch.tensor(after))])
+        keep = [*range(len(before)), *(groups + len(before)).tolist(), *range(every, every + len(after))]
+        places = self.positions(len(before), grid, len(after))[:, keep]
+        hidden = self.body(inputs_embeds=states[None], position_ids=places[:, None], use_cache=False)[0]
+        return self.model.lm_head(hidden[0]), groups

@@ -27,6 +27,7 @@ NAMES = [
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_vl_moe",
+    "qwen3_5",
     "glm4v",
     "glm46v",
     "llava",

@@ -1,7 +1,5 @@
 """The formulas against torch's own counter on real modules, and against published figures."""
 
-from functools import partial
-
 import pytest
 import torch
 from hosts import (
@@ -16,13 +14,15 @@ from hosts import (
     HFQwen2VL,
     HFQwen3VL,
     HFQwen3VLMoe,
+    HFQwen35,
+    HFQwen35Moe,
     Sample,
 )
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel, LlavaConfig
 from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
+from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5VisionConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
@@ -55,7 +55,7 @@ VICUNA = LlamaConfig()  # transformers' defaults are Llama-7B's
 MISTRAL = LlamaConfig(intermediate_size=14336, num_key_value_heads=8, num_hidden_layers=4)  # a slice of Mistral-7B
 
 
-MERGING = [Qwen3VLVisionConfig(), Glm4vVisionConfig()]
+MERGING = [Qwen3VLVisionConfig(), Qwen3_5VisionConfig(), Glm4vVisionConfig()]
 
 
 def counted(model, inputs) -> Cost:
@@ -135,11 +135,32 @@ def test_experts_against_the_counter(host, more):
     assert prefill_flops(config, [30] * config.num_hidden_layers) == pytest.approx(counter, rel=0.01)
 
 
-def test_layers_without_attention_are_not_counted():
-    config = Qwen3_5TextConfig(num_hidden_layers=4)
-    for formula in (partial(decode_flops, steps=2), prefill_flops, kv_cache_bytes):
-        with pytest.raises(ValueError, match="Qwen3_5TextConfig has layers without attention"):
-            formula(config, [5] * 4)
+@pytest.mark.parametrize("host", [HFQwen35(), HFQwen35Moe()], ids=lambda host: host.name)
+def test_layers_without_attention(host):
+    """Linear maps and experts against the counter, convolution and recurrence by hand, the states as they are kept."""
+    config = host.config_class()(text_config=host.text_config()).text_config
+    model = AutoModel.from_config(config).eval()
+    model.set_attn_implementation("eager")
+    if "moe" in host.name:
+        model.set_experts_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cache = model(input_ids=torch.arange(1, 31)[None], use_cache=True)[CACHE]
+    counts = counter.get_flop_counts()
+    maps = [
+        sum(found.values())
+        for name, found in counts.items()
+        if "layers." in name
+        and name.rsplit(".", 1)[1] in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
+    ]
+    whole = [sum(found.values()) for name, found in counts.items() if name.endswith((".mlp", ".self_attn"))]
+    convolution, recurrence = 4 * (16 + 16 + 32), 3 * 4 * 8 * 8
+    expected = sum(maps) + sum(whole) + 3 * 30 * 2 * (convolution + recurrence)
+    assert prefill_flops(config, [30] * 4) == pytest.approx(expected, rel=0.01)
+    assert decode_flops(config, [0] * 4, 1) == prefill_flops(config, [1] * 4)
+    states = [state for layer in cache.layers[:3] for state in (layer.conv_states[0], layer.recurrent_states[0])]
+    kept = sum(state.numel() * state.element_size() for state in states)
+    keys = cache.layers[3].keys
+    assert kv_cache_bytes(config, [30] * 4, 4) == kept + 2 * keys.numel() * keys.element_size()
 
 
 def test_decoding_against_the_counter():

@@ -228,7 +228,16 @@ def test_second_turn(models, family, pruner, what):
     """On the cache of the first turn: the whole conversation again (with M-RoPE's token types or without), or what is
     new alone.
     """
-    host, model = models(family)
+    second_turn(*models(family), pruner, what)
+
+
+@pytest.mark.parametrize("what", ["conversation", "types", "new"])
+def test_second_turn_on_a_recurrent_state(models, what):
+    """Qwen3.5, whose language model mostly keeps a state instead of keys and values."""
+    second_turn(*models("qwen3_5"), OneStage(BUDGET), what)
+
+
+def second_turn(host, model, pruner, what):
     mrope = getattr(host, "mrope", False)
     inputs, more = host.inputs([PROMPT], "left"), torch.tensor([[50, 51, 52]])
     with attach(model, pruner):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from hosts import IMAGE, HFGlm4v, HFGlm4vMoe, HFQwen3VL, HFQwen3VLMoe, Sample
-from naive_packed import FastVInQwen3VL, Glm4v, Qwen3VL
+from hosts import IMAGE, HFGlm4v, HFGlm4vMoe, HFQwen3VL, HFQwen3VLMoe, HFQwen35, HFQwen35Moe, Sample
+from naive_packed import FastVInQwen3VL, Glm4v, Qwen3VL, Qwen35
 
 from flowcut import FastV, FlowCut, attach
 
@@ -13,6 +13,8 @@ BEFORE, AFTER, PICTURE = [1, 5], [7, 8, 9], 2
 CASES = {
     "qwen3_vl": (HFQwen3VL(), Qwen3VL, 2, 3),
     "qwen3_vl_moe": (HFQwen3VLMoe(), Qwen3VL, 2, 3),
+    "qwen3_5": (HFQwen35(), Qwen35, None, 3),
+    "qwen3_5_moe": (HFQwen35Moe(), Qwen35, None, 3),
     "glm4v": (HFGlm4v(), Glm4v, 1, 2),
     "glm4v_moe": (HFGlm4vMoe(), Glm4v, 1, 2),
 }

@@ -28,12 +28,23 @@ from tests.flowcut.hosts import (
     HFQwen2VL,
     HFQwen3VL,
     HFQwen25VL,
+    HFQwen35,
     HFVideoLlava,
 )
 
-HOSTS = (HFLlava(), HFLlavaNext(), HFOnevision(), HFVideoLlava(), HFQwen2VL(), HFQwen25VL(), HFQwen3VL(), HFGlm4v())
+HOSTS = (
+    HFLlava(),
+    HFLlavaNext(),
+    HFOnevision(),
+    HFVideoLlava(),
+    HFQwen2VL(),
+    HFQwen25VL(),
+    HFQwen3VL(),
+    HFQwen35(),
+    HFGlm4v(),
+)
 FAMILIES = {host.name: host for host in HOSTS}
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 VIDEO_FAMILIES = ("llava_onevision", "video_llava", *QWEN)
 GLM = ("glm4v",)  # which takes videos too, but none beside pictures
 _SIZES = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
