@@ -18,7 +18,10 @@ from flowcut.anatomy.packed import merged, packed_encoder, packed_model
 from flowcut.anatomy.reading import body_and_head
 from flowcut.hooks.parts import Anatomy, Encoder
 
-FAMILY = "Glm4v-, Glm4vMoe-, Glm46VForConditionalGeneration and their models (transformers)"
+FAMILY = (
+    "Glm4vForConditionalGeneration, Glm4vMoeForConditionalGeneration, Glm46VForConditionalGeneration and their models "
+    "(transformers)"
+)
 _HEADS = {"Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration"}
 _MODELS = {"Glm4vModel", "Glm4vMoeModel", "Glm46VModel"}
 

@@ -16,8 +16,8 @@ ON_EVERY_PAIR = {"test_identity", "test_restore", "test_budget", "test_batch"}
 ENCODERS = ["clip", "siglip", "dinov2"]
 PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm46v"]
 INSIDE = "cuts inside a language model, and this is a vision encoder alone"
-MERGES = "cannot merge patches where the model merges 2 x 2 of them itself (Qwen2-VL)"
 RECURRENT = "as language model cannot be cut in; known are those whose layers all have a causal self_attn"
+MERGES = "cannot merge patches where the model joins several into one token itself"
 REFUSED = {
     "fastv": (ENCODERS, f"FastV {INSIDE}"),
     "sparsevlm": (ENCODERS, f"SparseVLM {INSIDE}"),
@@ -43,6 +43,13 @@ def test_what_is_refused_and_why():
     found, inside = refusals(), ("fastv", "sparsevlm", "sparsevlm_plus", "pdrop", "vtw", "dart")
     assert all(f"a Qwen3_5TextModel {RECURRENT}" in found.pop(("qwen3_5", pruner)) for pruner in inside)
     assert found == expected
+
+
+def test_this_projects_llava_takes_what_transformers_takes():
+    """docs/families.md says so, where only transformers' classes are listed."""
+    for ours, theirs in (("llava", "llava_hf"), ("llava_mistral", "llava_hf"), ("llava_next", "llava_next_hf")):
+        refused = [{pruner for family, pruner in refusals() if family == name} for name in (ours, theirs)]
+        assert refused[0] == refused[1]
 
 
 def laws():
