@@ -14,7 +14,7 @@ from flowcut.hooks.attention import LANGUAGE, tap
 from flowcut.hooks.base import Stage
 from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
-from flowcut.hooks.packing import AFTER, ALIGNED, IMAGE_INDEX, KEPT, Kept, shorten_aligned
+from flowcut.hooks.packing import AFTER, ALIGNED, IMAGE_INDEX, KEPT, Kept, shorten_aligned, visual_left
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session, warn_of_embeddings
 
@@ -146,7 +146,8 @@ class _AfterDeepStack:
         forward, body = self.stage.running(), self.stage.decoder.model
         if forward is None:
             return getattr(type(body), DEEPSTACK)(body, hidden, visual, features)
-        hidden = getattr(type(body), DEEPSTACK)(body, hidden, *forward.remaining(visual, features))
+        left = visual_left(visual, features, forward.index, forward.real)
+        hidden = getattr(type(body), DEEPSTACK)(body, hidden, *left)
         return forward.after_layer(forward.layer, hidden)
 
 

@@ -229,22 +229,6 @@ class DecoderForward:
         self.trace.leaving.append(self.counts)
         return hidden
 
-    def remaining(self, visual: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the remaining columns are visual [B, S'], and their features [V', D], from those that entered.
-
-        Args:
-            visual: [B, S], which columns were visual when they entered.
-            features: [V, D], of these, row after row.
-        """
-        if self.index is None:
-            return visual, features
-        index = self.index.to(visual.device)
-        left = visual.gather(1, index)
-        if self.real is not None:
-            left = left & self.real.to(visual.device)
-        numbers = visual.flatten().long().cumsum(dim=0).view_as(visual) - 1
-        return left, features[numbers.gather(1, index)[left].to(features.device)]
-
     def ask(self, hidden: Tensor | None) -> None:
         """Show the layer under way to the pruner."""
         assert self.trace is not None
