@@ -48,8 +48,8 @@ def encoder_saving(encoder: Any, trace: Trace) -> float | None:
 
     encoder: its config. None where no formula of `flowcut.cost` speaks of it: DINOv2, Qwen2.5-VL, stretched pictures.
     """
-    merges = _has(encoder, "embed_dim", "mlp_ratio", "spatial_merge_size")
-    if not merges and not _has(encoder, "intermediate_size", "image_size"):
+    merges = _has(encoder, "spatial_merge_size")
+    if _has(encoder, "window_size") or (not merges and not _has(encoder, "intermediate_size", "image_size")):
         return None
     pruned = plain = 0.0
     rows = zip(zip(*trace.entering, strict=True), zip(*trace.leaving, strict=True), strict=True)

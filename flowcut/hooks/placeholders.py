@@ -36,11 +36,13 @@ class PlaceholderSpan:
         stays: [P] bool, which of its placeholders keep their place.
         tokens: [V, 2], encoder row and grid position of each feature (see `Trace.tokens`); None for what is no image,
             such as the token that ends a video: it counts as text.
+        deeper: what the language model adds to them after its first layers (DeepStack), [V, D] for each of these.
     """
 
     features: Tensor
     stays: Tensor
     tokens: Tensor | None
+    deeper: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -185,3 +187,5 @@ def put_spans(outputs: Any, spans: list[PlaceholderSpan], spans_of_items: Sequen
         outputs.pooler_output = torch.stack(features)
     else:
         outputs.pooler_output = torch.cat(features)[None]
+    if spans and spans[0].deeper:
+        outputs.deepstack_features = list(zip(*(span.deeper for span in spans), strict=True))

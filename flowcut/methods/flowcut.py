@@ -52,7 +52,8 @@ class FlowCut(Pruner):
         merge: where patches are merged into one token four by four (Qwen2-VL): keep whole "groups", or single
             "patches", of which four that were no neighbours then make a token.
         patch_positions: M-RoPE position ids of kept tokens: their "own", or the "first" ones of their image.
-        language_layer: decoder layer of two-stage families after which the budget is met.
+        language_layer: decoder layer of two-stage families after which the budget is met; not before visual tokens have
+            all their features, which in Qwen3-VL is after the last layer that DeepStack adds to.
 
     Raises:
         ValueError: a field has a value that is not allowed.
@@ -154,8 +155,10 @@ class FlowCut(Pruner):
         return self.patch_positions == "own"
 
     def check(self, shape: ModelShape) -> None:
-        if self.merge == "patches" and any(encoder.windowed for encoder in shape.encoders):
-            raise ValueError("merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'")
+        if self.merge == "patches" and any(encoder.windowed or encoder.tapped for encoder in shape.encoders):
+            raise ValueError(
+                "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL and Qwen3-VL use 'groups'"
+            )
         if self.merge == "patches" and any(encoder.cell for encoder in shape.encoders):
             raise ValueError("merge='patches' is what the released code does in Qwen2-VL; here use 'groups'")
         for encoder in shape.encoders:
@@ -168,11 +171,13 @@ class FlowCut(Pruner):
                     f"counts={_written(self.counts)} are {len(self.counts)} numbers, and before the last one this "
                     f"encoder has {before} selections; `python -m flowcut.calibrate` finds as many"
                 )
-        layers = shape.decoder_layers
-        if shape.two_stage and layers is not None and self.language_layer >= layers:
-            raise ValueError(
-                f"language_layer={self.language_layer} is not in this decoder, which has only {layers} layers"
-            )
+        layers, cut = shape.decoder_layers, self.cut_after(shape)
+        if shape.two_stage and layers is not None and cut >= layers:
+            raise ValueError(f"language_layer={cut} is not in this decoder, which has only {layers} layers")
+
+    def cut_after(self, shape: ModelShape) -> int:
+        """The decoder layer after which the budget is met."""
+        return max(self.language_layer, shape.complete_after)
 
     def last(self, shape: EncoderShape) -> int:
         """The encoder layer after which the budget is met."""
@@ -219,7 +224,7 @@ class FlowCut(Pruner):
 
     def language(self, view: LanguageView) -> Cut | None:
         """After decoder layer `language_layer`: keep the budget by what the last token attends to and resembles."""
-        if view.layer != self.language_layer:
+        if view.layer != self.cut_after(view.shape):
             return None
         counts = [
             min(n, self.tokens_of(whole)) for n, whole in zip(view.counts, view.layout.unpruned_tokens, strict=True)
