@@ -2,7 +2,10 @@
 
 import http.server
 import io
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +93,24 @@ def test_strangers_may_send_pictures_only_in_plain_formats():
         with pytest.raises(ValueError, match="hold no picture; send one of BMP"):
             decode_image(content)
     assert np.array_equal(np.asarray(decode_image(png())), PIXELS)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells a process its peak there")
+def test_memory_of_reading_is_bounded(tmp_path):
+    """Of 4 million pixels in any mode: at most 12 bytes for each, above what the process has before."""
+    side = 2000
+    for mode in ("RGB", "L", "RGBA", "P", "I;16", "I", "CMYK"):
+        Image.new(mode, (side, side)).save(tmp_path / f"{mode.replace(';', '')}.tiff")
+    program = (
+        "import sys\n"
+        "from llava.pictures import read_picture\n"
+        "def peak():\n"
+        "    line = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "    return int(line.split()[1]) * 1024\n"
+        "before = peak()\n"
+        "for name in sys.argv[1:]: read_picture(name)\n"
+        "print(peak() - before)"
+    )
+    files = [str(file) for file in tmp_path.iterdir()]
+    done = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=True)
+    assert side * side * 3 < int(done.stdout) < side * side * 12
