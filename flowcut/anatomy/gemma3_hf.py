@@ -47,7 +47,7 @@ def read(model: Any) -> Anatomy | None:
     if across < tokens or across % tokens:
         raise ValueError(
             f"{across} x {across} patches make no {tokens} x {tokens} tokens of whole cells; set mm_tokens_per_image "
-            "so that its root divides image_size / patch_size, as in published checkpoints"
+            "in the config so that its root divides image_size / patch_size, as in published checkpoints"
         )
     side, layers = projector.kernel_size, tower.config.num_hidden_layers
     encoders = vision_encoders(
@@ -83,7 +83,7 @@ class Images(Modality):
     """One span of placeholders per image."""
 
     def __init__(self) -> None:
-        super().__init__(more=(), joined=True)
+        super().__init__(more=())
 
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         shape = session.shape.encoders[0]

@@ -84,9 +84,6 @@ class CellProjector:
 class Tiles(Modality):
     """One span of placeholders per picture, or per frame of a video."""
 
-    def __init__(self) -> None:
-        super().__init__(joined=True)
-
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         shape = session.shape.encoders[0]
         groups = self.pictures(inner, call["pixel_values"])

@@ -164,8 +164,11 @@ class Frames(Modality):
             "pixel_values_videos",
             ("vision_feature_layer", "vision_feature_select_strategy"),
             "video_token_id",
-            joined=True,
         )
+
+    def spans_of_items(self, call: dict[str, Any]) -> list[int]:
+        videos, frames = call["pixel_values_videos"].shape[:2]
+        return [frames + (self.ends > 0)] * videos
 
     def pooled(self, config: Any) -> int:
         """Tokens of an unpruned frame."""

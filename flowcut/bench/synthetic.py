@@ -103,6 +103,8 @@ GEOMETRIES = {
     "llava-next-7b": Geometry("LlavaNext", _CLIP, _LLAMA, budget=160, slice=4, rows=5),
     "video-llava-7b": Geometry("VideoLlava", _clip(1024, 4096, 24, 16, 224), _LLAMA, budget=32, rows=8, side=224),
     "qwen2-vl-7b": Geometry("Qwen2VL", _QWEN_VIT, _QWEN, slice=4, side=672),
+    "narrow": Geometry("Llava", _clip(64, 128, 24, 4), _SMALL),
+    "deep": Geometry("Llava", _clip(512, 512, 24, 8, 168), _SMALL, budget=16, side=168),
     "internvl3-8b": _internvl(
         _clip(1024, 4096, 24, 16, 448), {**_llama(3584, 18944, 28, 28), "num_key_value_heads": 4}, side=448
     ),

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from flowcut.compat import CACHE, one_cache
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import notes_on
 from flowcut.hooks.call_context import prompted
 from flowcut.hooks.packing import AFTER, IMAGE_INDEX
@@ -136,7 +136,7 @@ class GenerationStage(Stage):
             model_kwargs = {**model_kwargs, CACHE: ConversationLength(cache)}
         return type(self.head)._prepare_position_ids_for_generation(self.head, inputs_tensor, model_kwargs)
 
-    @torch.compiler.disable
+    @opaque
     def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Pass on to the decoder how many of the last tokens come after the prompt."""
         if AFTER_PROMPT not in kwargs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,13 @@ _MASK: ContextVar[Any] = ContextVar("flowcut_handed_mask", default=None)
 
 def takes_mask(layer: nn.Module) -> bool:
     """Whether a layer can be called with `attention_mask`."""
-    parameters = inspect.signature(type(layer).forward).parameters.values()
+    kind: Any = type(layer)
+    return _takes_mask(kind)
+
+
+@cache
+def _takes_mask(layer: Any) -> bool:
+    parameters = inspect.signature(layer.forward).parameters.values()
     return any(each.name == "attention_mask" or each.kind is each.VAR_KEYWORD for each in parameters)
 
 

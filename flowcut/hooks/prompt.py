@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowcut.compat import CACHE, rename_cache
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import (
     Entries,
     check_earlier,
@@ -74,7 +74,7 @@ class PromptStage(Stage):
             # generate() repeats encoded images for beams by counting their placeholders, which no longer match.
             self.replace(self.model, "_expand_inputs_for_generation", self.expand)
 
-    @torch.compiler.disable
+    @opaque
     def drop_pruned_placeholders(
         self, module: Any, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
@@ -90,7 +90,7 @@ class PromptStage(Stage):
             call.pop(CLOSED, None)
         return (), call
 
-    @torch.compiler.disable
+    @opaque
     def restore_logits(self, module: Any, args: tuple, output: Any) -> Any:
         """Forward hook: logits with a column for each token of the caller's."""
         if isinstance(output, tuple):
@@ -322,8 +322,7 @@ class PromptStage(Stage):
         if expand_size == 1 or not encoded_here:
             return original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
         for name, outputs in encoded_here.items():
-            modality = self.modalities[name]
-            at = self.placeholders(modality, input_ids, kwargs.get("inputs_embeds"))
+            at = self.placeholders(self.modalities[name], input_ids, kwargs.get("inputs_embeds"))
             waiting = iter(getattr(outputs, SPANS))
             repeated: list[PlaceholderSpan] = []
             for length in at.sum(dim=1).tolist():
@@ -331,7 +330,7 @@ class PromptStage(Stage):
                 while sum(len(span.stays) for span in taken) < length:
                     taken.append(next(waiting))
                 repeated += taken * expand_size
-            put_spans(outputs, repeated, modality.joined)
+            put_spans(outputs, repeated)
             getattr(outputs, TRACE).place([span.tokens for span in repeated if span.tokens is not None])
         kwargs["mm_encoder_outputs"] = encoded
         input_ids, kwargs = original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)

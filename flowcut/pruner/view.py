@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -37,13 +37,19 @@ class LayerView:
     positions: Tensor
     source: Any
     memory: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    masks: dict[str, Tensor | None] = field(default_factory=dict, kw_only=True, repr=False)
+    """What follows from `counts` alone: made when it is first asked for, and shared by layers with the same counts."""
+    compile: bool = field(default=False, kw_only=True)
+    """Whether scores are to be computed by compiled functions (`flowcut.pruner.fused`), where a method has some."""
     stack: ClassVar[str] = "encoder"
     """What the layer is of, for messages."""
 
     @property
     def valid(self) -> Tensor | None:
         """[R, n], True where a visual token is real; None when no row is padded."""
-        return valid_mask(self.counts, self.positions.shape[1], self.positions.device)
+        if "valid" not in self.masks:
+            self.masks["valid"] = valid_mask(self.counts, self.positions.shape[1], self.positions.device)
+        return self.masks["valid"]
 
     @property
     def hidden(self) -> Tensor:
@@ -79,9 +85,13 @@ class LayerView:
             )
         return found
 
-    def record(self, name: str, values: Tensor) -> None:
-        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""
-        self.source.record(name, values, self)
+    def record(self, name: str, values: Tensor, layer: int | None = None) -> None:
+        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True.
+
+        Args:
+            layer: an earlier layer that the result is of, if it had the same tokens; None for this one.
+        """
+        self.source.record(name, values, self if layer is None else replace(self, layer=layer))
 
 
 @dataclass(frozen=True)
@@ -154,10 +164,12 @@ class View(LayerView):
     @property
     def key_valid(self) -> Tensor | None:
         """[R, S], the tokens that are attended to, special ones in front; None when all are."""
-        valid = self._attended
-        if valid is None:
-            return None
-        return torch.cat([valid.new_ones(valid.shape[0], self.shape.num_prefix_tokens), valid], dim=1)
+        valid, prefix = self._attended, self.shape.num_prefix_tokens
+        if valid is None or not prefix:
+            return valid
+        if "key_valid" not in self.masks:
+            self.masks["key_valid"] = torch.cat([valid.new_ones(valid.shape[0], prefix), valid], dim=1)
+        return self.masks["key_valid"]
 
     @property
     def _attended(self) -> Tensor | None:
@@ -172,11 +184,10 @@ class View(LayerView):
         """[R, H, S, d] -> [R, H, d]: the CLS token, or where there is none the mean of all tokens (section 3.1)."""
         if self.shape.num_prefix_tokens:
             return tokens[:, :, 0]
-        valid = self._attended
-        tokens = tokens.float()  # a sum of many would not fit into float16
+        valid, wide = self._attended, torch.float32  # a sum of many would not fit into float16
         if valid is None:
-            return tokens.mean(dim=2)
-        weight = valid[:, None, :, None].to(tokens.dtype)
+            return tokens.mean(dim=2, dtype=wide)
+        weight = valid[:, None, :, None].to(wide)
         return (tokens * weight).sum(dim=2) / weight.sum(dim=2)
 
     def global_attention(self) -> Tensor:

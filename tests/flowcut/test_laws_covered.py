@@ -32,6 +32,7 @@ REFUSED = {
     "tome": (QWEN + CELLS, f"ToMe {MERGES}"),
     "pooling": (QWEN + CELLS, f"Pooling {MERGES}"),
     "rcom": (QWEN + CELLS, f"RCom {MERGES}"),
+    "flowcut_plus": (QWEN + CELLS, f"FlowCut+ {MERGES}"),
     "qwen_released": (
         ["qwen2_5_vl"],
         "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'",

@@ -84,7 +84,7 @@ def test_generate_and_embeddings_know_the_tiles_of_a_picture(model):
 def test_features_alone_are_of_one_picture_for_each_tile(model):
     with attach(model, VisPruner(6)) as handle:
         outputs = model.model.get_image_features(frames([1])["pixel_values"])
-        assert outputs.pooler_output.shape == (1, 18, 32)
+        assert outputs.pooler_output.shape == (3, 6, 32)
         assert [len(tokens) for tokens in handle.trace.tokens] == [6, 6, 6]
 
 

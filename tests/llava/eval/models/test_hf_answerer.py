@@ -214,3 +214,35 @@ def test_a_pipeline_with_a_pruner(hf_checkpoint, hf_folder, family):
         thread.join()
     expected = processor.batch_decode(ids, skip_special_tokens=True)[0]
     assert answer["generated_text"].strip() == expected.strip() == streamed.strip()
+
+
+@pytest.mark.parametrize(
+    ("family", "pruner"),
+    [
+        *((family, "flowcut:budget=6") for family in FAMILIES),
+        ("qwen2_vl", "none"),
+        ("llava_hf", "fastv:budget=20"),
+    ],
+)
+def test_the_context_is_a_limit(answerer, family, pruner, monkeypatch):
+    """An answer ends where the context does, on a row's own count; a prompt that fills it is refused in one line."""
+    answer = answerer(family, pruner)
+    text = answer.checkpoint.model.config.get_text_config()
+    question, own = "how many cats two hello world", [pictures(2)[1]]
+    [reply] = answer([question], [own])
+    # What enters the language model; methods that cut inside of it cut later.
+    entered = reply.text_tokens + (reply.language_tokens[0] if "fastv" in pruner else reply.visual_tokens)
+    words = reply.text.split()
+    assert len(words) >= 3
+    for left, batch in ((2, [question]), (1, [question, "two"])):
+        monkeypatch.setattr(text, "max_position_embeddings", entered + left)
+        [short, *_] = answer(batch, [own, []][: len(batch)])
+        said = short.text.split()
+        assert said == words[: len(said)]
+        assert len(said) <= left
+    for fewer in (0, 2):
+        monkeypatch.setattr(text, "max_position_embeddings", entered - fewer)
+        with pytest.raises(
+            ValueError, match=rf"^the prompt has at least {entered} tokens.*context is {entered - fewer}"
+        ):
+            answer([question], [own])
