@@ -79,7 +79,7 @@ def cost_of(
         ValueError: `tiles` is no number >= 1 or not that of the paths, paths differ in length, or hold more tokens than
             there are patches.
     """
-    patches = _patches(vision)
+    patches = patches_of(vision)
     if path is None:
         path = [[patches] * vision.num_hidden_layers] * _checked_tiles(tiles)
     paths = _tile_paths(path, tiles, patches, "path")
@@ -138,7 +138,8 @@ def _sides(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _patches(config: Any) -> int:
+def patches_of(config: Any) -> int:
+    """Patches of a picture, from a vision encoder's config."""
     height, width = (
         image // patch for image, patch in zip(_sides(config.image_size), _sides(config.patch_size), strict=True)
     )
@@ -148,7 +149,7 @@ def _patches(config: Any) -> int:
 def encoder_flops(config: Any, path: Sequence[int], prefix: int = 1, mlp_path: Sequence[int] | None = None) -> float:
     """A ViT with two-layer MLPs. path: visual tokens entering each layer (mlp_path: its MLP); prefix: special ones."""
     width, inner, sides = config.hidden_size, config.intermediate_size, _sides(config.patch_size)
-    embedding = _patches(config) * config.num_channels * sides[0] * sides[1] * width
+    embedding = patches_of(config) * config.num_channels * sides[0] * sides[1] * width
     attention = sum(4 * n * width**2 + 2 * n**2 * width for n in (visual + prefix for visual in path))
     mlp = sum(2 * (visual + prefix) * width * inner for visual in (path if mlp_path is None else mlp_path))
     return 2.0 * (embedding + attention + mlp)
