@@ -7,7 +7,9 @@ from torch import nn
 from flowcut.anatomy import (
     clip,
     dinov2,
+    gemma3_hf,
     glm4v,
+    internvl_hf,
     llava,
     llava_hf,
     llava_next_hf,
@@ -15,12 +17,19 @@ from flowcut.anatomy import (
     qwen3_5,
     qwen3_vl,
     siglip,
+    smolvlm_hf,
     video_llava_hf,
 )
 from flowcut.anatomy.reading import unwrap
 from flowcut.hooks.parts import Anatomy
 
-FAMILIES = (clip, dinov2, siglip, llava_hf, llava_next_hf, video_llava_hf, qwen2_vl, qwen3_vl, qwen3_5, glm4v, llava)
+FAMILIES = (
+    *(clip, dinov2, siglip),
+    *(llava_hf, llava_next_hf, video_llava_hf),
+    *(qwen2_vl, qwen3_vl, qwen3_5, glm4v),
+    *(internvl_hf, smolvlm_hf, gemma3_hf),
+    llava,
+)
 """Modules with `FAMILY`, what it is called, and `read(model)`, its anatomy or None."""
 
 

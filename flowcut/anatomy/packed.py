@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowcut.anatomy.reading import copies, language_model, unwrap
 from flowcut.hooks.attention import VISION
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.call_context import rows
 from flowcut.hooks.encoder_forward import EncoderForward
 from flowcut.hooks.parts import Anatomy, Encoder
@@ -179,7 +179,7 @@ class MergerStage(Stage):
             for merger in (encoder.model.merger, *getattr(encoder.model, "deepstack_merger_list", ())):
                 self.undo.append(merger.register_forward_hook(self.after_merger).remove)
 
-    @torch.compiler.disable
+    @opaque
     def after_merger(self, merger: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         run = VISION.get()
         ours = run is not None and any(run.encoder is encoder for encoder in self.encoders)
@@ -188,6 +188,10 @@ class MergerStage(Stage):
 
 class Vision(Modality):
     """One span of placeholders per image, or per frame of a video."""
+
+    def spans_of_items(self, call: dict[str, Any]) -> list[int]:
+        frames: list[int] = call[self.more[0]][:, 0].tolist()
+        return frames
 
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         if call.get(self.more[0]) is None:

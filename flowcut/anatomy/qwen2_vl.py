@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.vision_utils import get_vision_window_index
 
 from flowcut.anatomy.packed import PackedForward, packed_encoder, packed_model
 from flowcut.anatomy.reading import body_and_head
@@ -39,6 +38,8 @@ class WindowedForward(PackedForward):
     """Qwen2.5-VL's: patches are sorted into attention windows."""
 
     def order(self, device: torch.device) -> Tensor:
+        from transformers.vision_utils import get_vision_window_index  # not before a model is there
+
         tower, size = self.encoder.model, self.encoder.patches_per_token
         window, _ = get_vision_window_index(
             self.grid,

@@ -6,15 +6,24 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowcut.compat import CACHE, rename_cache
 from flowcut.hooks.attention import LANGUAGE, tap
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
-from flowcut.hooks.packing import AFTER, ALIGNED, IMAGE_INDEX, KEPT, Kept, shorten_aligned, visual_left
+from flowcut.hooks.packing import (
+    AFTER,
+    ALIGNED,
+    BLOCKS,
+    FLAT_MASK,
+    IMAGE_INDEX,
+    KEPT,
+    Kept,
+    shorten_aligned,
+    visual_left,
+)
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session, warn_of_embeddings
 
@@ -37,10 +46,10 @@ class LanguageStage(Stage):
         head = self.decoder.head
         self.around(self.decoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.decoder.layers):
-            self.undo.append(layer.register_forward_pre_hook(_BeforeLayer(self, number), with_kwargs=True).remove)
-            self.undo.append(layer.register_forward_hook(_AfterLayer(self, number), prepend=True).remove)
+            self.undo.append(layer.register_forward_pre_hook(_BeforeLayer(self, number).run, with_kwargs=True).remove)
+            self.undo.append(layer.register_forward_hook(_AfterLayer(self, number).run, prepend=True).remove)
         if hasattr(self.decoder.model, DEEPSTACK):
-            self.replace(self.decoder.model, DEEPSTACK, _AfterDeepStack(self))
+            self.replace(self.decoder.model, DEEPSTACK, _AfterDeepStack(self).run)
         if head is not None:
             self.undo.append(head.register_forward_pre_hook(self.before_head, prepend=True, with_kwargs=True).remove)
             self.replace(head, "_loss_function", CutLoss(head.loss_function))
@@ -50,7 +59,7 @@ class LanguageStage(Stage):
         forward = LANGUAGE.get()
         return forward if forward is not None and forward.decoder is self.decoder else None
 
-    @torch.compiler.disable
+    @opaque
     def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before a head that is given labels, or positions of logits: have the decoder tell which columns remain."""
         self.session.begin_forward()
@@ -60,7 +69,7 @@ class LanguageStage(Stage):
             return None
         return args, {**kwargs, KEPT: Kept(by_position=by_position)}
 
-    @torch.compiler.disable
+    @opaque
     def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         LANGUAGE.set(None)  # a forward that was interrupted may have left its own
         names = list(inspect.signature(type(model).forward).parameters)[1:]
@@ -76,10 +85,11 @@ class LanguageStage(Stage):
             forward = DecoderForward(self.session, self.decoder, call, image_index)
             forward.wanted = wanted
             LANGUAGE.set(forward)
-        call.pop(AFTER, None)
+        for name in (AFTER, FLAT_MASK, BLOCKS):
+            call.pop(name, None)
         return (), call
 
-    @torch.compiler.disable
+    @opaque
     def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         forward = self.running()
         LANGUAGE.set(None)
@@ -111,8 +121,8 @@ class _BeforeLayer:
         self.stage = stage
         self.number = number
 
-    @torch.compiler.disable
-    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    @opaque
+    def run(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         forward = self.stage.running()
         return None if forward is None else forward.before_layer(self.number, args, kwargs)
 
@@ -122,8 +132,8 @@ class _AfterLayer:
         self.stage = stage
         self.number = number
 
-    @torch.compiler.disable
-    def __call__(self, layer: nn.Module, args: tuple, output: Any) -> Any:
+    @opaque
+    def run(self, layer: nn.Module, args: tuple, output: Any) -> Any:
         forward = self.stage.running()
         if forward is None or self.number < forward.deepstack:
             return None
@@ -141,8 +151,8 @@ class _AfterDeepStack:
     def __init__(self, stage: LanguageStage):
         self.stage = stage
 
-    @torch.compiler.disable
-    def __call__(self, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
+    @opaque
+    def run(self, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
         forward, body = self.stage.running(), self.stage.decoder.model
         if forward is None:
             return getattr(type(body), DEEPSTACK)(body, hidden, visual, features)
@@ -159,7 +169,8 @@ class CutLoss:
 
     def __call__(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         kept = kwargs.pop(KEPT, None)
-        kwargs.pop(IMAGE_INDEX, None)
+        for name in (IMAGE_INDEX, FLAT_MASK, BLOCKS):
+            kwargs.pop(name, None)
         if labels is not None and kept is not None and kept.index is not None:
             shortened = {"labels": labels}
             shorten_aligned(shortened, {"labels": ALIGNED["labels"]}, kept.index, kept.real)

@@ -21,8 +21,19 @@ def results(host, model, pruner):
         return host.outputs(model, host.samples()[:2], handle)
 
 
-PACKED = ["qwen2_vl", "qwen3_vl", "glm4v"]
-OFFLOADED = ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", *PACKED, "llava", "llava_next"]
+OFFLOADED = [
+    "llava_hf",
+    "llava_next_hf",
+    "llava_onevision",
+    "video_llava",
+    "qwen2_vl",
+    "qwen3_vl",
+    "internvl",
+    "smolvlm",
+    "gemma3",
+    "llava",
+    "llava_next",
+]
 
 
 @pytest.mark.parametrize("name", OFFLOADED)
