@@ -36,9 +36,9 @@ class Geometry:
         slice: default of --layers-slice on a CPU.
         rows: encoder rows of a sample: tiles or frames.
         side: pixels along a side of a row.
+        patch: pixels along a side of a patch, where patches are given packed.
         patches_per_token, pooled, prefix: see `flowcut.cost.cost_of`. projector: how many linear layers it has.
         fields: what else the model's config holds.
-        patch: pixels along a side of a patch, where patches are given packed.
     """
 
     family: str
@@ -48,12 +48,12 @@ class Geometry:
     slice: int = 2
     rows: int = 1
     side: int = 336
+    patch: int = 14
     patches_per_token: int = 1
     pooled: bool = False
     prefix: int = 1
     projector: int = 2
     fields: dict[str, Any] = field(default_factory=dict)
-    patch: int = 14
 
     @property
     def packed(self) -> bool:
@@ -75,28 +75,6 @@ def _qwen(width: int, inner: int, layers: int, heads: int, key_values: int, *sec
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     other = {"model_type": "qwen2_vl_text", "num_key_value_heads": key_values, "rope_parameters": rope}
     return {**_llama(width, inner, layers, heads), **other}
-
-
-def _internvl(vision: dict[str, Any], text: dict[str, Any], **other: Any) -> Geometry:
-    vision, text = {**vision, "model_type": "internvl_vision"}, {**text, "model_type": "qwen2"}
-    return Geometry("InternVL", vision, text, slice=4, patches_per_token=4, **other)
-
-
-def _smolvlm(vision: dict[str, Any], text: dict[str, Any], scale: int, **other: Any) -> Geometry:
-    vision, fields = {**vision, "model_type": "smolvlm_vision"}, {"scale_factor": scale}
-    other = {"slice": 4, "prefix": 0, "projector": 1, **other}
-    return Geometry("SmolVLM", vision, text, patches_per_token=scale**2, fields=fields, **other)
-
-
-def _gemma3(
-    vision: dict[str, Any], text: dict[str, Any], heads: tuple[int, int], tokens: int, **other: Any
-) -> Geometry:
-    """heads: number of key and value heads, and width of a head."""
-    vision = {**vision, "model_type": "siglip_vision_model", "vision_use_head": False}
-    sizes = {"num_key_value_heads": heads[0], "head_dim": heads[1], "query_pre_attn_scalar": heads[1]}
-    text, cell = {**text, **sizes, "model_type": "gemma3_text"}, (vision["image_size"] // 14) ** 2 // tokens
-    other = {"prefix": 0, "projector": 1, "pooled": True, "fields": {"mm_tokens_per_image": tokens}, **other}
-    return Geometry("Gemma3", vision, text, patches_per_token=cell, **other)
 
 
 def _qwen3(width: int, inner: int, layers: int, heads: int, key_values: int, *sections: int) -> dict[str, Any]:
@@ -121,6 +99,28 @@ def _packed(width: int, depth: int, heads: int, **sizes: Any) -> dict[str, Any]:
     return {"hidden_size": width, "depth": depth, "num_heads": heads, "spatial_merge_size": 2, **sizes}
 
 
+def _internvl(vision: dict[str, Any], text: dict[str, Any], **other: Any) -> Geometry:
+    vision, text = {**vision, "model_type": "internvl_vision"}, {**text, "model_type": "qwen2"}
+    return Geometry("InternVL", vision, text, slice=4, patches_per_token=4, **other)
+
+
+def _smolvlm(vision: dict[str, Any], text: dict[str, Any], scale: int, **other: Any) -> Geometry:
+    vision, fields = {**vision, "model_type": "smolvlm_vision"}, {"scale_factor": scale}
+    other = {"slice": 4, "prefix": 0, "projector": 1, **other}
+    return Geometry("SmolVLM", vision, text, patches_per_token=scale**2, fields=fields, **other)
+
+
+def _gemma3(
+    vision: dict[str, Any], text: dict[str, Any], heads: tuple[int, int], tokens: int, **other: Any
+) -> Geometry:
+    """heads: number of key and value heads, and width of a head."""
+    vision = {**vision, "model_type": "siglip_vision_model", "vision_use_head": False}
+    sizes = {"num_key_value_heads": heads[0], "head_dim": heads[1], "query_pre_attn_scalar": heads[1]}
+    text, cell = {**text, **sizes, "model_type": "gemma3_text"}, (vision["image_size"] // 14) ** 2 // tokens
+    other = {"prefix": 0, "projector": 1, "pooled": True, "fields": {"mm_tokens_per_image": tokens}, **other}
+    return Geometry("Gemma3", vision, text, patches_per_token=cell, **other)
+
+
 _CLIP, _LLAMA = _clip(1024, 4096, 24, 16), _llama(4096, 11008, 32, 32)
 _QWEN = _qwen(3584, 18944, 28, 28, 4, 16, 24, 24)
 _QWEN_VIT = _packed(3584, 32, 16, embed_dim=1280)
@@ -139,6 +139,9 @@ GEOMETRIES = {
     "llava-next-7b": Geometry("LlavaNext", _CLIP, _LLAMA, budget=160, slice=4, rows=5),
     "video-llava-7b": Geometry("VideoLlava", _clip(1024, 4096, 24, 16, 224), _LLAMA, budget=32, rows=8, side=224),
     "qwen2-vl-7b": Geometry("Qwen2VL", _QWEN_VIT, _QWEN, slice=4, side=672),
+    "qwen3-vl-8b": Geometry("Qwen3VL", _QWEN3_VIT, _qwen3(4096, 12288, 36, 32, 8, 24, 20, 20), 64, 5, 1, 768, 16),
+    "qwen3.5-9b": Geometry("Qwen3_5", _QWEN35_VIT, _qwen35(4096, 12288, 32, 16, 4, 256), 64, 4, 1, 768, 16),
+    "glm-4.1v-9b": Geometry("Glm4v", _GLM_VIT, _glm(4096, 13696, 40, 32, 2, 8, 12, 12), slice=4, side=672),
     "narrow": Geometry("Llava", _clip(64, 128, 24, 4), _SMALL),
     "deep": Geometry("Llava", _clip(512, 512, 24, 8, 168), _SMALL, budget=16, side=168),
     "internvl3-8b": _internvl(
@@ -146,9 +149,6 @@ GEOMETRIES = {
     ),
     "smolvlm2-2.2b": _smolvlm(_clip(1152, 4304, 27, 16, 384), _llama(2048, 8192, 24, 32), 3, budget=20, side=384),
     "gemma3-4b": _gemma3(_clip(1152, 4304, 27, 16, 896), _llama(2560, 10240, 34, 8), (4, 256), 256, side=896),
-    "qwen3-vl-8b": Geometry("Qwen3VL", _QWEN3_VIT, _qwen3(4096, 12288, 36, 32, 8, 24, 20, 20), 64, 5, 1, 768, patch=16),
-    "qwen3.5-9b": Geometry("Qwen3_5", _QWEN35_VIT, _qwen35(4096, 12288, 32, 16, 4, 256), 64, 4, 1, 768, patch=16),
-    "glm-4.1v-9b": Geometry("Glm4v", _GLM_VIT, _glm(4096, 13696, 40, 32, 2, 8, 12, 12), slice=4, side=672),
     "tiny": Geometry("Llava", _TINY, _SMALL, budget=8, side=84),
     "tiny-next": Geometry("LlavaNext", _TINY, _SMALL, budget=8, slice=4, rows=5, side=84),
     "tiny-video": Geometry("VideoLlava", _TINY, _SMALL, budget=4, rows=3, side=84),
@@ -156,8 +156,8 @@ GEOMETRIES = {
     "tiny-smolvlm": _smolvlm(_clip(64, 128, 8, 4, 168), _SMALL, 3, budget=4, side=168),
     "tiny-gemma": _gemma3(_clip(64, 128, 8, 4, 168), _SMALL, (4, 16), 36, budget=8, side=168),
     "tiny-qwen": Geometry("Qwen2VL", _TINY_VIT, _qwen(64, 128, 8, 4, 2, 2, 3, 3), budget=8, slice=4, side=168),
-    "tiny-qwen3": Geometry("Qwen3VL", _TINY_VIT_3, _qwen3(64, 128, 8, 4, 2, 2, 3, 3), 8, 4, 1, 192, patch=16),
-    "tiny-qwen3.5": Geometry("Qwen3_5", _TINY_VIT_35, _TINY_QWEN35, 8, 4, 1, 192, patch=16),
+    "tiny-qwen3": Geometry("Qwen3VL", _TINY_VIT_3, _qwen3(64, 128, 8, 4, 2, 2, 3, 3), 8, 4, 1, 192, 16),
+    "tiny-qwen3.5": Geometry("Qwen3_5", _TINY_VIT_35, _TINY_QWEN35, 8, 4, 1, 192, 16),
     "tiny-glm": Geometry("Glm4v", _TINY_VIT_GLM, _glm(64, 128, 8, 4, 2, 1, 1, 2), budget=8, slice=4, side=168),
 }
 

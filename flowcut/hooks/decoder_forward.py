@@ -157,8 +157,7 @@ class DecoderForward:
     def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the layer has to be called with, if not with what the decoder gives it."""
         kind = _kind(self.decoder.model.config, layer)
-        self.layer = layer
-        self.given[kind], self.call = kwargs["position_embeddings"], kwargs
+        self.given[kind], self.call, self.layer = kwargs["position_embeddings"], kwargs, layer
         self.embedded = args[0].detach() if layer == 0 else None
         if self.index is None and self.past.of_layer(layer) is None:
             self.rotary = self.given[kind]

@@ -177,15 +177,16 @@ def put_spans(outputs: Any, spans: list[PlaceholderSpan], spans_of_items: Sequen
     Where the unpruned model has a tensor of items, features of different length are joined to [1, V, D].
     """
     setattr(outputs, SPANS, spans)
-    former, features = outputs.pooler_output, [span.features for span in spans]
+    outputs.pooler_output = _items([span.features for span in spans], outputs.pooler_output, spans_of_items)
+    if spans and spans[0].deeper:
+        taps = zip(zip(*(span.deeper for span in spans), strict=True), outputs.deepstack_features, strict=True)
+        outputs.deepstack_features = [_items(list(tap), former, spans_of_items) for tap, former in taps]
+
+
+def _items(features: list[Tensor], former: Any, spans_of_items: Sequence[int] | None) -> Any:
     if spans_of_items is not None:
         waiting = iter(features)
         features = [torch.cat(list(islice(waiting, count))) for count in spans_of_items]
     if not isinstance(former, Tensor):
-        outputs.pooler_output = type(former)(features)
-    elif len({len(item) for item in features}) == 1:
-        outputs.pooler_output = torch.stack(features)
-    else:
-        outputs.pooler_output = torch.cat(features)[None]
-    if spans and spans[0].deeper:
-        outputs.deepstack_features = list(zip(*(span.deeper for span in spans), strict=True))
+        return type(former)(features)
+    return torch.stack(features) if len({len(item) for item in features}) == 1 else torch.cat(features)[None]

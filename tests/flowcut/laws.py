@@ -76,11 +76,10 @@ PRUNERS = {
 KNOWN = {type(pruner) for pruner in PRUNERS.values()}
 PRUNERS |= {name: method.make(budget=BUDGET) for name, method in METHODS.items() if method.cls not in KNOWN}
 
-_SOME = {"flowcut", "divprune", "holov", "fastv", "dart", "sparsevlm"}
 VARIANTS = {
-    "qwen3_vl_moe": _SOME,
-    "glm46v": _SOME,
-    "qwen3_5": {"flowcut", "divprune", "holov", "hiprune", "scope", "random"},
+    "qwen3_vl_moe": ("flowcut", "divprune", "fastv", "sparsevlm"),
+    "glm46v": ("flowcut", "holov", "dart", "sparsevlm"),
+    "qwen3_5": ("flowcut", "divprune", "holov", "hiprune"),
 }
 """Families whose encoder, prompt and cuts are another family's, and the pruners that meet them."""
 OURS = ["llava", "llava_mistral", "llava_next"]

@@ -20,9 +20,21 @@ from flowcut import Cut, FlowCut, attach
 from flowcut.compat import CACHE
 
 CASES = int(os.environ.get("CASES", "10"))
-PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"]
-CELLS = ["internvl", "smolvlm", "gemma3", "gemma3_wide"]
-FAMILIES = ["llava_hf", "llava_siglip", "llava_next_hf", "llava_onevision", "video_llava", *PACKED, *CELLS]
+FAMILIES = [
+    "llava_hf",
+    "llava_siglip",
+    "llava_next_hf",
+    "llava_onevision",
+    "video_llava",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "glm4v",
+    "internvl",
+    "smolvlm",
+    "gemma3",
+    "gemma3_wide",
+]
 
 
 class WideGemma3(HFGemma3):

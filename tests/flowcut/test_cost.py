@@ -124,29 +124,6 @@ def test_a_merging_encoder_against_the_counter(host, budget):
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-CELLS = {
-    "internvl": (HFInternVL(), {"patches_per_token": 4}),
-    "smolvlm": (HFSmolVLM(), {"patches_per_token": 4, "prefix": 0, "projector_layers": 1}),
-    "gemma3": (HFGemma3(), {"patches_per_token": 4, "prefix": 0, "projector_layers": 1, "pooled": True}),
-}
-
-
-@pytest.mark.parametrize("family", CELLS)
-@pytest.mark.parametrize("budget", [1000, 9])
-def test_towers_whose_patches_become_cells_against_the_counter(family, budget):
-    host, fields = CELLS[family]
-    model = host.build(implementation="eager")
-    with attach(model, FlowCut(budget)) as handle, torch.no_grad(), FlopCounterMode(display=False) as counter:
-        outputs = model.model.get_image_features(**host.media(SAMPLES[1:2]))
-    trace, tokens = handle.trace, sum(part.shape[:-1].numel() for part in outputs.pooler_output)
-    paths = [trace.path(row) for row in range(len(trace.entering[0]))]
-    assert (trace.leaving[-1] < trace.entering[0]) == (budget == 9)
-    if family == "gemma3" and budget == 9:  # cells fill whole rasters of the projector
-        tokens = 36
-    cost = cost_of(model.config.vision_config, model.config.text_config, 0, paths, projected=tokens, **fields)
-    assert cost.encoder + cost.projector == pytest.approx(counter.get_total_flops(), rel=0.01)
-
-
 @pytest.mark.parametrize(
     ("host", "more"),
     [(HFQwen3VLMoe(), {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}), (HFGlm4vMoe(), {})],
@@ -188,6 +165,29 @@ def test_layers_without_attention(host):
     kept = sum(state.numel() * state.element_size() for state in states)
     keys = cache.layers[3].keys
     assert kv_cache_bytes(config, [30] * 4, 4) == kept + 2 * keys.numel() * keys.element_size()
+
+
+CELLS = {
+    "internvl": (HFInternVL(), {"patches_per_token": 4}),
+    "smolvlm": (HFSmolVLM(), {"patches_per_token": 4, "prefix": 0, "projector_layers": 1}),
+    "gemma3": (HFGemma3(), {"patches_per_token": 4, "prefix": 0, "projector_layers": 1, "pooled": True}),
+}
+
+
+@pytest.mark.parametrize("family", CELLS)
+@pytest.mark.parametrize("budget", [1000, 9])
+def test_towers_whose_patches_become_cells_against_the_counter(family, budget):
+    host, fields = CELLS[family]
+    model = host.build(implementation="eager")
+    with attach(model, FlowCut(budget)) as handle, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        outputs = model.model.get_image_features(**host.media(SAMPLES[1:2]))
+    trace, tokens = handle.trace, sum(part.shape[:-1].numel() for part in outputs.pooler_output)
+    paths = [trace.path(row) for row in range(len(trace.entering[0]))]
+    assert (trace.leaving[-1] < trace.entering[0]) == (budget == 9)
+    if family == "gemma3" and budget == 9:  # cells fill whole rasters of the projector
+        tokens = 36
+    cost = cost_of(model.config.vision_config, model.config.text_config, 0, paths, projected=tokens, **fields)
+    assert cost.encoder + cost.projector == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_decoding_against_the_counter():

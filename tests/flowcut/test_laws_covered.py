@@ -44,7 +44,7 @@ REFUSED = {
 def test_what_is_refused_and_why():
     expected = {(family, pruner): reason for pruner, (families, reason) in REFUSED.items() for family in families}
     expected |= {(family, "qwen_released"): PATCHES_OF_CELLS for family in CELLS}
-    found, inside = refusals(), ("fastv", "sparsevlm", "sparsevlm_plus", "pdrop", "vtw", "dart")
+    found, inside = dict(refusals()), ("fastv", "sparsevlm", "sparsevlm_plus", "pdrop", "vtw", "dart")
     assert all(f"a Qwen3_5TextModel {RECURRENT}" in found.pop(("qwen3_5", pruner)) for pruner in inside)
     assert found == expected
 

@@ -78,6 +78,12 @@ _QWEN_TEMPLATE = (
     "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}"
     "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_GLM_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
+    "<|begin_of_{{ part['type'] }}|><|{{ part['type'] }}|><|end_of_{{ part['type'] }}|>"
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 _NAMES = {
     "internvl": {99: "<IMG_CONTEXT>", 97: "<img>", 96: "</img>", 98: "<video>"},
     "idefics3": {97: "<fake_token_around_image>", 96: "<global-img>", 95: "<end_of_utterance>"}
@@ -89,12 +95,6 @@ _ROLES = {
     "internvl": {"context_image_token": 99, "start_image_token": 97, "end_image_token": 96, "video_token": 98},
     "gemma3": {"image_token": 99, "boi_token": 97, "eoi_token": 96},
 }
-_GLM_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
-    "<|begin_of_{{ part['type'] }}|><|{{ part['type'] }}|><|end_of_{{ part['type'] }}|>"
-    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
 _LLAVA_TEMPLATE = (
     "{% for message in messages %}USER: {% for part in message['content'] %}"
     "{% if part['type'] in ('image', 'video') %}<{{ part['type'] }}>\n{% else %}{{ part['text'] }}{% endif %}"
