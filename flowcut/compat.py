@@ -89,7 +89,13 @@ def checkpoints_layers(module: Any) -> bool:
 
 
 def causal_mask(
-    config: Any, hidden: Tensor, real: Tensor | None, cache: Any, layer: int | None, sliding: bool = False
+    config: Any,
+    hidden: Tensor,
+    real: Tensor | None,
+    cache: Any,
+    layer: int | None,
+    sliding: bool = False,
+    blocks: Tensor | None = None,
 ) -> Any:
     """The attention mask of one decoder layer, in the form that the model's attention implementation takes.
 
@@ -99,10 +105,16 @@ def causal_mask(
         cache: the KV cache or None.
         layer: the layer whose entries in the cache count.
         sliding: whether the layer attends within `config.sliding_window` only.
+        blocks: [B, P + S], in which block each token is, that attends in both directions; -1 in none.
     """
-    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+    from transformers import masking_utils  # not before a model is there
 
-    make = create_sliding_window_causal_mask if sliding else create_causal_mask
+    make = masking_utils.create_sliding_window_causal_mask if sliding else masking_utils.create_causal_mask
     mask = None if real is None else real.long()
     given: dict[str, Any] = {CACHE: cache, "layer_idx": layer if cache is not None else None}
+    if blocks is not None and not sliding:
+        given["block_sequence_ids"] = blocks
+    elif blocks is not None:
+        make, given["or_mask_function"] = masking_utils.create_causal_mask, masking_utils.blockwise_overlay(blocks)
+        given["and_mask_function"] = masking_utils.sliding_window_overlay(config.sliding_window)
     return make(config=config, inputs_embeds=hidden, attention_mask=mask, **given)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from transformers.models.llava_next.processing_llava_next import LlavaNextProces
 from llava.chat_template import chat_template
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import conversation_mode
+from llava.given import told_in_one_line
 from llava.mm_utils import get_model_name_from_path, process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_config, save_llava_checkpoint, written_aside
@@ -192,13 +192,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    try:
+    with told_in_one_line():
         convert(args.model_path, args.model_base, args.to, args.output, args.dtype)
         print(f"wrote {args.output}")
         if args.verify:
             print(f"largest difference of logits in float32: {compare(args.model_path, args.model_base, args.output)}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -181,6 +181,10 @@ class MergerStage(Stage):
 class Vision(Modality):
     """One span of placeholders per image, or per frame of a video."""
 
+    def spans_of_items(self, call: dict[str, Any]) -> list[int]:
+        frames: list[int] = call[self.more[0]][:, 0].tolist()
+        return frames
+
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         if call.get(self.more[0]) is None:
             raise ValueError(f"{self.pixels} need {self.more[0]}, as the processor gives it: [{self.name}s, 3]")

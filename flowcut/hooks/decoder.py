@@ -13,7 +13,7 @@ from flowcut.hooks.attention import LANGUAGE, tap
 from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
-from flowcut.hooks.packing import AFTER, ALIGNED, IMAGE_INDEX, KEPT, Kept, shorten_aligned
+from flowcut.hooks.packing import AFTER, ALIGNED, BLOCKS, FLAT_MASK, IMAGE_INDEX, KEPT, Kept, shorten_aligned
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session, warn_of_embeddings
 
@@ -70,7 +70,8 @@ class LanguageStage(Stage):
             forward = DecoderForward(self.session, self.decoder, call, image_index)
             forward.wanted = wanted
             LANGUAGE.set(forward)
-        call.pop(AFTER, None)
+        for name in (AFTER, FLAT_MASK, BLOCKS):
+            call.pop(name, None)
         return (), call
 
     @opaque
@@ -129,7 +130,8 @@ class CutLoss:
 
     def __call__(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         kept = kwargs.pop(KEPT, None)
-        kwargs.pop(IMAGE_INDEX, None)
+        for name in (IMAGE_INDEX, FLAT_MASK, BLOCKS):
+            kwargs.pop(name, None)
         if labels is not None and kept is not None and kept.index is not None:
             shortened = {"labels": labels}
             shorten_aligned(shortened, {"labels": ALIGNED["labels"]}, kept.index, kept.real)

@@ -6,6 +6,7 @@ so threads do not meet, and nothing is left behind on the model.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from flowcut.hooks.attention import VISION, tap
 from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.call_context import known_rows, question_about
 from flowcut.hooks.encoder_forward import EncoderForward
+from flowcut.hooks.handed_mask import forget, hand_over, receive, takes_mask
 from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, BranchHooks
 from flowcut.hooks.parts import Encoder
 from flowcut.hooks.session import Session
@@ -33,6 +35,10 @@ class EncoderStage(Stage):
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
             self.undo.append(layer.register_forward_hook(_LayerHook(self, number).run, prepend=True).remove)
+        for layer, attention in zip(self.encoder.layers, self.encoder.attentions, strict=True):
+            if not takes_mask(layer):
+                self.undo.append(attention.register_forward_pre_hook(receive, with_kwargs=True).remove)
+                self.undo.append(partial(forget, layer))
         if self.session.pruner.merges_before_mlp:
             hooks = BranchHooks()
             for first, last in self.encoder.branches:
@@ -59,12 +65,12 @@ class EncoderStage(Stage):
         VISION.set(forward)
 
     @opaque
-    def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         forward = self.running()
         VISION.set(None)
         LAYER_CONTEXT.set(None)
         if forward is None or output is None:
-            return
+            return None
         trace = forward.finish()
         self.session.encoded(trace)
         if forward.known is not None:
@@ -75,13 +81,18 @@ class EncoderStage(Stage):
                 f"features are read after encoder layer {features} but tokens were cut after layer {max(trace.kept)}; "
                 "let the pruner finish earlier (FlowCut: last_layer) or read a later feature layer"
             )
+        return forward.batched(output)
 
     @opaque
     def before_layer(
         self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         forward = self.running()
-        return None if forward is None else forward.before_layer(args, kwargs)
+        call = None if forward is None else forward.before_layer(args, kwargs)
+        if takes_mask(layer):
+            return call
+        hand_over(layer, None if call is None else call[1]["attention_mask"])
+        return None
 
 
 class _LayerHook:

@@ -3,7 +3,7 @@
 While the rows of a batch differ in length they lie one after the other in one packed sequence (`Segments` of
 `flowcut.hooks.attention`), docs/decisions/0004. From the layer on that features are read after, and in the encoder's
 output, a batch is [B, S, D] again; if a method leaves rows of different length there, the shorter ones are padded at
-their end and masked.
+their end and masked. So are the hidden states that a caller asks for, of all layers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from flowcut.hooks.attention import AttentionInputsCaptured, Segments
@@ -52,7 +53,11 @@ class EncoderForward:
         self.grids: tuple[tuple[int, int], ...] = ()
         self.question: Question | None = None
         self.pixels: Any = kwargs.get("pixel_values", args[0] if args else None)
+        attended = kwargs.get("patch_attention_mask")
+        padded = attended is not None and not bool(attended.all())
+        self.attended: Tensor | None = attended.flatten(1).bool() if padded else None
         self.packed = False
+        self.unpadded: dict[int, list[int]] = {}
         self.mask: Any = None
         self.token_sizes: TokenSizes | None = None
         self.context: LayerContext | None = None
@@ -131,10 +136,15 @@ class EncoderForward:
         groups = self.known.groups if self.known is not None else None
         self.groups = tuple(range(number)) if groups is None else groups
         patch = getattr(self.encoder.model.config, "patch_size", None)
+        sides = (patch, patch) if isinstance(patch, int) else patch
         grid = (1, length)
-        if isinstance(patch, int) and isinstance(self.pixels, Tensor):
-            grid = (self.pixels.shape[-2] // patch, self.pixels.shape[-1] // patch)
-        self.grids = (grid if grid[0] * grid[1] == length else (1, length),) * number
+        if sides is not None and isinstance(self.pixels, Tensor):
+            grid = (self.pixels.shape[-2] // sides[0], self.pixels.shape[-1] // sides[1])
+        if self.encoder.cell is not None:
+            grid = tokens_of(grid, self.encoder.cell)
+        elif grid[0] * grid[1] != length:
+            grid = (1, length)
+        self.grids = (grid,) * number
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """The layer's output, shortened if the pruner says so."""
@@ -146,6 +156,8 @@ class EncoderForward:
             hidden = self.shorten(cut, hidden, layer)
         elif self.packed and layer >= self.shape.feature_layer:
             hidden = self.arrange(hidden.flatten(0, -2), layer)
+        if self.packed and hidden.ndim == 3:
+            self.unpadded[layer] = self.lengths
         self.trace.leaving.append(self.counts)
         return hidden
 
@@ -214,6 +226,7 @@ class EncoderForward:
             memory=self.memory,
             masks=self.masks,
             compile=self.compile,
+            attended=self.attended,
         )
 
     def unpack(self, tokens: Tensor) -> Tensor:
@@ -238,8 +251,10 @@ class EncoderForward:
                 merge = merge_of(cut, sizes.sizes, prefix, before, counts, self.packed)
             sizes.update(cut, before, counts)
         starts = self.layout.starts if self.packed else np.arange(len(before)) * hidden.shape[1]
-        even = not self.packed and len(set(counts)) == 1
+        even = not self.packed and len(set(counts)) == 1 and self.attended is None
         self.counts, self.masks, self.known_layout = counts, {}, None
+        if self.attended is not None:
+            self.attended = self.attended.gather(1, cut.keep)
         if merge is None and cut.hidden is None and even:
             patches = hidden[:, prefix:][self.numbers, cut.keep]
             return torch.cat([hidden[:, :prefix], patches], dim=1) if prefix else patches
@@ -269,15 +284,18 @@ class EncoderForward:
 
     def arrange(self, flat: Tensor, layer: int) -> Tensor:
         """Rows one after the other [tokens, D] -> the shape that the next layer gets."""
-        lengths = self.lengths
+        lengths, masked = self.lengths, self.attended is not None and not bool(self.attended.all())
         self.mask, self.packed = None, False
-        if len(set(lengths)) == 1:
+        if len(set(lengths)) == 1 and not masked:
             return flat.view(len(lengths), lengths[0], -1)
-        if layer < self.shape.feature_layer:
+        if layer < self.shape.feature_layer and not masked:
             self.mask, self.packed = Segments(lengths), True
             return flat[None]
         hidden = pad_sequence(list(flat.split(lengths)), batch_first=True)
         valid = valid_mask(lengths, max(lengths), flat.device)
+        if self.attended is not None:
+            seen = pad(self.attended, (self.encoder.num_prefix_tokens, 0), value=True)
+            valid = seen if valid is None else seen & valid
         from transformers.masking_utils import create_bidirectional_mask  # not before a model is there
 
         self.mask = create_bidirectional_mask(
@@ -288,13 +306,34 @@ class EncoderForward:
     def before_layer(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the next layer has to be called with, if not with what the encoder gives it."""
         mask = self.mask
+        given = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        if mask is None and given is not None and self.trace.kept:
+            return args[:1], {**kwargs, "attention_mask": None}  # the encoder's own is of the whole picture
         if self.pruner.merges_before_mlp:
-            if mask is None:
-                mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+            mask = given if mask is None else mask
             sizes, prefix = self.token_sizes, self.encoder.num_prefix_tokens
             log_sizes = None if sizes is None else sizes.log_sizes(prefix, self.counts, self.packed)
             mask = self.context = LayerContext(mask, log_sizes)
         return None if mask is None else (args[:1], {**kwargs, "attention_mask": mask})
+
+    def batched(self, output: Any) -> Any:
+        """The encoder's output with the hidden states of all layers as batches [R, S, D], 0 on padding."""
+        if not self.unpadded:
+            return output
+        if isinstance(output, tuple):
+            return tuple(self.batch_of(part) if isinstance(part, tuple) else part for part in output)
+        if getattr(output, "hidden_states", None) is not None:
+            output.hidden_states = self.batch_of(output.hidden_states)
+        return output
+
+    def batch_of(self, states: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """`batched` of a tuple of hidden states, of which one came before the first layer."""
+        batches = list(states)
+        for layer, lengths in self.unpadded.items():
+            packed = states[layer + 1] if layer + 1 < len(states) else None
+            if packed is not None and packed.shape[:2] == (1, sum(lengths)):
+                batches[layer + 1] = pad_sequence(list(packed[0].split(lengths)), batch_first=True)
+        return tuple(batches)
 
     def finish(self) -> Trace:
         """After the last layer: the trace, complete for this encoder."""
@@ -314,6 +353,20 @@ class EncoderForward:
             tokens = torch.stack([on_device(owners, places.device), places], dim=1)
             self.trace.place(list(tokens.split([len(places) for places in final])))
         return self.trace
+
+
+def tokens_of(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of cells in a grid of patches.
+
+    Raises:
+        ValueError: the grid is not square, or no whole number of cells.
+    """
+    if grid[0] != grid[1] or grid[0] % cell[0] or grid[1] % cell[1]:
+        raise ValueError(
+            f"a picture of {grid[0]} x {grid[1]} patches is no square of whole cells of {cell[0]} x {cell[1]} patches, "
+            "which this model makes its tokens of; resize it as the model's image processor does"
+        )
+    return grid[0] // cell[0], grid[1] // cell[1]
 
 
 class ShownEncoderLayer(ShownLayer):

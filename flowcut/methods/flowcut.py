@@ -156,6 +156,8 @@ class FlowCut(Pruner):
     def check(self, shape: ModelShape) -> None:
         if self.merge == "patches" and any(encoder.windowed for encoder in shape.encoders):
             raise ValueError("merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'")
+        if self.merge == "patches" and any(encoder.cell for encoder in shape.encoders):
+            raise ValueError("merge='patches' is what the released code does in Qwen2-VL; here use 'groups'")
         for encoder in shape.encoders:
             last = self.last(encoder) - encoder.layers
             if self.last(encoder) < 0:
@@ -190,13 +192,13 @@ class FlowCut(Pruner):
         """How many patches each row may have when it leaves the encoder.
 
         Where a second cut follows, half the budget per anyres tile (all of it for an image of one tile, and for a frame
-        of a video), or twice the budget of merged tokens.
+        of a video), or twice the budget of merged tokens, spread over an image's tiles.
         """
         if not shape.two_stage:
             return super().targets(rows, shape)
-        budgets = rows.budgets(self.budget)
         if shape.patches_per_token > 1:
-            return [2 * budget * shape.patches_per_token for budget in budgets]
+            return [2 * target for target in super().targets(rows, shape)]
+        budgets = rows.budgets(self.budget)
         return [max(budget // 2, 1) if tiles > 1 else budget for tiles, budget in zip(rows.tiles, budgets, strict=True)]
 
     def vision(self, view: View) -> Cut | None:
