@@ -267,23 +267,20 @@ class FlowCut(Pruner):
             [R, n], their scores averaged with the past by equation 6; and [R, n], the weights of the last layer's
             attention whose entropy equation 3 takes, or [R, S] with special tokens.
         """
-        patches = view.positions.shape[1]
-        ratings = [seen for _, seen in looks if isinstance(seen, flow_score.Rating)]
+        ratings = [(seen, 0) for _, seen in looks if isinstance(seen, flow_score.Rating)]
         if not ratings:
             pending = [seen for _, seen in looks if isinstance(seen, flow_score.Look)]
-            ratings = flow_score.rate(pending, *self.rated_by(view)).layers()
+            together = flow_score.rate(pending, *self.rated_by(view))
+            ratings = [(together, number) for number in range(len(pending))]
         cumulative = view.memory.get("cumulative")
-        for (layer, _), rating in zip(looks, ratings, strict=True):
-            cumulative = scores.running_mean(cumulative, rating.score[0], self.history)
-            signals = dict(zip(("attention", "semantic"), rating.rows[:, 0, :, -patches:], strict=False))
-            signals |= {"score": rating.score[0], "cumulative": cumulative}
-            if rating.strength is not None:
-                signals["value"] = rating.strength[0]
-            for name, values in signals.items():
-                view.record(name, values, layer)
+        for (layer, _), (rating, at) in zip(looks, ratings, strict=True):
+            cumulative = scores.running_mean(cumulative, rating.score[at], self.history)
+            if view.recording:
+                signals = rating.signals(at, view.positions.shape[1]) | {"cumulative": cumulative}
+                for name, values in signals.items():
+                    view.record(name, values, layer)
         assert cumulative is not None
-        last = ratings[-1]
-        return cumulative, (last.shares if self.entropy_over == "patches" else last.rows)[0, -1]
+        return cumulative, (rating.shares if self.entropy_over == "patches" else rating.rows)[0, at]
 
     def keep_counts(self, view: View, weights: Tensor, targets: list[int], left: int) -> list[int]:
         """How many patches each row keeps after this layer; equation 3."""
