@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -160,6 +161,21 @@ def test_qwen3_prompts_tell_the_time_of_each_step(hf_checkpoint, video):
     frame = f"<|vision_start|>{'<|video_pad|>' * (shown.rows[0] // 4)}<|vision_end|>"
     expected = f"a <0.5 seconds>{frame}<1.9 seconds>{frame} b"
     assert checkpoint.preparation.expand("a <|video_pad|> b", [shown]) == expected
+
+
+def test_qwen3_5_answers(hf_folder, video):
+    """With the tokenizer as it was written; see tiny.py. A batch as its rows, pictures and videos."""
+    folder = hf_folder("qwen3_5")
+    checkpoint = load_hf_checkpoint(str(folder), device="cpu", frames=3)
+    checkpoint.preparation.processor.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    answer, texts = (
+        HFAnswerer(checkpoint, "flowcut:budget=6"),
+        ["what is in this image", "two", "hello"],
+    )
+    shown = [[Image.new("RGB", (40, 28), "red")], [video], []]
+    together = [reply.text for reply in answer(texts, shown)]
+    assert together == [answer([text], [own])[0].text for text, own in zip(texts, shown, strict=True)]
+    assert len(set(together)) > 1
 
 
 def test_glm_videos(hf_checkpoint, video):
