@@ -12,6 +12,7 @@ import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; tiny models gain nothing from several threads
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
 
 TEXT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "

@@ -23,9 +23,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from flowcut.hooks.base import opaque
 from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, LayerContext, weighed
 
 
@@ -91,11 +90,11 @@ def tap(attentions: Iterable[nn.Module]) -> Callable[[], None]:
     for module, config in originals:
         if _tapped_name(config._attn_implementation or "eager") == "flowcut_eager":
             _eager(module)
-    hooks = []
+    hooks, running = [], _Running()
     for module, config in originals:
         module.config = TappedConfig(config)
-        hooks.append(module.register_forward_pre_hook(_begin))
-        hooks.append(module.register_forward_hook(_end, always_call=True))
+        hooks.append(module.register_forward_pre_hook(running.begin))
+        hooks.append(module.register_forward_hook(running.end, always_call=True))
     return partial(_untap, originals, hooks)
 
 
@@ -106,17 +105,22 @@ def _untap(originals: list[tuple[Any, Any]], hooks: list[Any]) -> None:
         module.config = config
 
 
-@torch.compiler.disable
-def _begin(module: nn.Module, args: tuple) -> None:
-    _RUNNING.set(True)
+class _Running:
+    """Hooks that note whether a tapped attention module runs."""
 
+    @opaque
+    def begin(self, module: nn.Module, args: tuple) -> None:
+        _RUNNING.set(True)
 
-@torch.compiler.disable
-def _end(module: nn.Module, args: tuple, output: Any) -> None:
-    _RUNNING.set(False)
+    @opaque
+    def end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        _RUNNING.set(False)
 
 
 def _tapped_name(base: str) -> str:
+    from transformers import AttentionInterface  # by now a model is there, so this costs nothing
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     name = f"flowcut_{base}"
     if name in ALL_ATTENTION_FUNCTIONS:
         return name
@@ -125,11 +129,13 @@ def _tapped_name(base: str) -> str:
             f"attention implementation {base!r} cannot be tapped; use 'sdpa', as attn_implementation='sdpa' in "
             "from_pretrained or with model.set_attn_implementation('sdpa')"
         )
-    AttentionInterface.register(name, _tapped(base))
+    AttentionInterface.register(name, _tapped(base, ALL_ATTENTION_FUNCTIONS))
     return name
 
 
-def _tapped(base: str) -> Callable[..., Any]:
+def _tapped(base: str, functions: Any) -> Callable[..., Any]:
+    """An attention function that shows its inputs and calls the one named `base` among transformers' functions."""
+
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
@@ -148,7 +154,7 @@ def _tapped(base: str) -> Callable[..., Any]:
         return attend(module, query, key, value, attention_mask, **kwargs)
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-        function = _eager(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
+        function = _eager(module) if base == "eager" else functions[base]
         bare: Any = _Untapped(module, base) if "flash" in base else module
         if not isinstance(attention_mask, Segments):
             return function(bare, query, key, value, attention_mask, **kwargs)

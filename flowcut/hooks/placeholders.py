@@ -79,6 +79,15 @@ class Modality:
         return getattr(type(inner), self.method)(view, **call)
 
 
+def placeholders(inner: Any, token: int, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """[B, S], where a prompt has the placeholder with the id `token`, by its ids or its embeddings."""
+    if input_ids is not None and input_ids.numel():
+        return input_ids == token
+    assert inputs_embeds is not None
+    embedding = inner.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
+    return (inputs_embeds == embedding).all(dim=-1)
+
+
 def row_spans(trace: Trace, features: Sequence[Tensor], special: int) -> list[PlaceholderSpan]:
     """One span per encoder row, of features [T (+ padding), D] of which `special` stand before the patches."""
     spans = []

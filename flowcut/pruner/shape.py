@@ -59,10 +59,10 @@ class ModelShape:
         """For a method that merges patches.
 
         Raises:
-            ValueError: the model merges patches itself.
+            ValueError: the model joins patches itself.
         """
         if any(encoder.patches_per_token > 1 for encoder in self.encoders):
-            raise ValueError(f"{method} cannot merge patches where the model merges 2 x 2 of them itself (Qwen2-VL)")
+            raise ValueError(f"{method} cannot merge patches where the model joins several into one token itself")
 
     def need_last_layer(self, method: str) -> None:
         """For a method that reads the layer after the features.

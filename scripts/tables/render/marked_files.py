@@ -38,11 +38,16 @@ def keep_pages(
     args = parser.parse_args(argv)
     with told_in_one_line():
         wanted = texts(args.results)
+    keep(wanted, args.check, module)
+
+
+def keep(wanted: Mapping[Path, str], check: bool, module: str) -> None:
+    """Write the files whose text is another one; with `check` end the program with a line that names them instead."""
     stale = {
         file: text for file, text in wanted.items() if not file.is_file() or file.read_text(encoding="utf-8") != text
     }
     names = ", ".join(str(file) for file in stale)
-    if stale and args.check:
+    if stale and check:
         sys.exit(f"error: out of date: {names}; run python -m {module}")
     for file, text in stale.items():
         file.parent.mkdir(parents=True, exist_ok=True)

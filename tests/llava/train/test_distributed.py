@@ -1,6 +1,7 @@
 """Two processes on a CPU, started as users start them: DeepSpeed's ZeRO 2 and 3, and torchrun alone.
 
 The second process has text alone in every batch: did it leave out tower or projector, the first would wait for ever.
+What they learn is compared with one process that accumulates the gradients of both samples.
 """
 
 import json
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava.model.builder import load_pretrained_model
+from llava.train.train import train
 
 pytest.importorskip("deepspeed")
 ROOT = Path(__file__).parents[3]
@@ -47,23 +49,33 @@ def zero_3(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def command(flags, alternating, zero_3):
-    """The command line of a run; `stage` is a ZeRO stage, or None for torchrun without DeepSpeed."""
+def training(flags, alternating):
+    """The flags of a run."""
 
-    def make(stage: int | None, output: Path, *more: object) -> list[str]:
+    def make(output: Path, *more: object) -> list[str]:
         shared = ("--version", "v1", "--data_path", alternating, "--per_device_train_batch_size", 1)
         shared += ("--train_sampling_strategy", "sequential", "--max_steps", STEPS, "--save_steps", 4)
-        training = [str(ROOT / "llava/train/train.py"), *flags(output, *shared, *more)]
+        return flags(output, *shared, *more)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def command(training, zero_3):
+    """The command line of a run of two processes; `stage` is a ZeRO stage, or None for torchrun without DeepSpeed."""
+
+    def make(stage: int | None, output: Path, *more: object) -> list[str]:
+        program = [str(ROOT / "llava/train/train.py"), *training(output, *more)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         if stage is None:
             launcher = ["torch.distributed.run", f"--master_port={port}", "--nproc_per_node=2"]
-            return [sys.executable, "-m", *launcher, *training]
+            return [sys.executable, "-m", *launcher, *program]
         launcher = ["deepspeed.launcher.runner", f"--master_port={port}", "--num_accelerators=2"]
         config = {2: ROOT / "scripts/zero2.json", 3: zero_3}[stage]
-        training.insert(0, str(ROOT / "tests/without_operators.py"))
-        return [sys.executable, "-m", *launcher, *training, "--deepspeed", str(config)]
+        program.insert(0, str(ROOT / "tests/without_operators.py"))
+        return [sys.executable, "-m", *launcher, *program, "--deepspeed", str(config)]
 
     return make
 
@@ -81,8 +93,8 @@ def launch(command: list[str]) -> str:
     return done.stdout
 
 
-def launch_and_kill(command: list[str], output: Path) -> None:
-    """Kill launcher and workers, as `kill -9` does, as soon as the first checkpoint is there."""
+def launch_and_kill(command: list[str], output: Path) -> str:
+    """Kill launcher and workers, as `kill -9` does, as soon as the first checkpoint is there; what they printed."""
     log = output / "printed.txt"
     with log.open("wb") as file:
         run = subprocess.Popen(command, env=environment(), stdout=file, stderr=file, start_new_session=True)
@@ -96,6 +108,7 @@ def launch_and_kill(command: list[str], output: Path) -> None:
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
     assert not (output / f"checkpoint-{STEPS}").exists()
+    return log.read_text()
 
 
 def losses(output: Path) -> list[float]:
@@ -104,26 +117,23 @@ def losses(output: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(command, tmp_path_factory):
-    output = tmp_path_factory.mktemp("zero2")
-    return output, launch(command(2, output))
-
-
-def test_zero_2_trains(unbroken):
-    output, printed = unbroken
-    line = r"training 155,072 of 191,680 parameters on 8 samples for 10 steps of 2 samples \(2 x cpu, 1 at once, 1 acc"
-    assert len(re.findall(line, printed)) == 1  # the first process alone says it
-    assert len(losses(output)) == STEPS
+def alone(training, tmp_path_factory):
+    """The output of one process, without DeepSpeed and without a break."""
+    output = tmp_path_factory.mktemp("alone")
+    train(argv=training(output, "--gradient_accumulation_steps", 2))
     assert losses(output)[-1] < losses(output)[0] - 1
+    return output
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_killed_and_resumed_it_ends_as_zero_2_unbroken(stage, unbroken, command, tmp_path):
-    launch_and_kill(command(stage, tmp_path), tmp_path)
+def test_killed_and_resumed_it_ends_as_one_process_unbroken(stage, alone, command, tmp_path):
+    printed = launch_and_kill(command(stage, tmp_path), tmp_path)
+    line = r"training 155,072 of 191,680 parameters on 8 samples for 10 steps of 2 samples \(2 x cpu, 1 at once, 1 acc"
+    assert len(re.findall(line, printed)) == 1  # the first process alone says it
     printed = launch(command(stage, tmp_path))
     assert f"resuming from {tmp_path}/checkpoint-" in printed
-    assert losses(tmp_path) == pytest.approx(losses(unbroken[0]), rel=1e-4)
-    wanted = load_file(unbroken[0] / "model.safetensors")
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-4)
+    wanted = load_file(alone / "model.safetensors")
     found = load_file(tmp_path / "model.safetensors")
     assert set(found) == set(wanted)
     assert all(torch.allclose(value, wanted[name], atol=1e-4) for name, value in found.items())

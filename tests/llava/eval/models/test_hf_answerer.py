@@ -47,6 +47,19 @@ def test_counts_without_a_pruner_are_those_of_one_that_drops_nothing(answerer, v
         assert (bare.text, costs(bare)[:3]) == (seen.text, costs(seen)[:3])
 
 
+@pytest.mark.parametrize(
+    ("family", "size", "tiles"),
+    [("internvl", (24, 24), 1), ("internvl", (48, 24), 3), ("idefics3", (48, 24), 3), ("idefics3", (48, 48), 5)],
+)
+def test_tiles_of_a_picture_share_a_budget(answerer, family, size, tiles):
+    """36 tokens a tile, of 4 patches each."""
+    [picture] = pictures(1)
+    shown = [[picture.resize(size)]]
+    [bare] = answerer(family)(["two"], shown)
+    [reply] = answerer(family, "vispruner:budget=6")(["two"], shown)
+    assert (bare.tokens[0], bare.visual_tokens, reply.visual_tokens) == (144 * tiles, 36 * tiles, 6)
+
+
 def test_video_llava_keeps_a_cls_token_for_each_frame(answerer, video):
     """3 frames x (36 + 1); of pruned ones the CLS token counts in the budget."""
     [reply] = answerer("video_llava")(["two"], [[video]])
@@ -55,7 +68,7 @@ def test_video_llava_keeps_a_cls_token_for_each_frame(answerer, video):
     assert (reply.tokens[-1], reply.visual_tokens) == (3 * 5, 3 * 6)
 
 
-@pytest.mark.parametrize("family", ["llava_hf", "llava_next_hf"])
+@pytest.mark.parametrize("family", ["llava_hf", "llava_next_hf", "idefics3", "gemma3"])
 def test_answers_are_those_of_transformers_own_processor(hf_checkpoint, hf_folder, answerer, family):
     """Plain AutoProcessor and generate; not so with the checkpoint's repetition penalty, which does not count."""
     model, [_, picture] = hf_checkpoint(family).model, pictures(2)
