@@ -10,6 +10,7 @@ from laws import built, hosts
 from flowcut import FastV, FlowCut, attach
 
 FAMILIES = ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl"]
+FAMILIES += ["internvl", "smolvlm", "gemma3"]
 ENCODERS = ["clip", "siglip", "dinov2"]
 ROOMY = FastV.keeping(30, layer=2)  # nothing is cut in the encoder
 
