@@ -223,7 +223,7 @@ class FlowCut(Pruner):
         return cut
 
     def language(self, view: LanguageView) -> Cut | None:
-        """After decoder layer `language_layer`: keep the budget by what the last token attends to and resembles."""
+        """After the decoder layer of `cut_after`: keep the budget by what the last token attends to and resembles."""
         if view.layer != self.cut_after(view.shape):
             return None
         counts = [
