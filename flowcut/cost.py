@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowcut.layer_cost import layer_cost
+
 TokenPath = Sequence[int] | Sequence[Sequence[int]]
 """Visual tokens entering each encoder layer: of an image, or of each of its tiles."""
 
@@ -77,7 +79,7 @@ def cost_of(
         ValueError: `tiles` is no number >= 1 or not that of the paths, paths differ in length, or hold more tokens than
             there are patches.
     """
-    patches = _patches(vision)
+    patches = patches_of(vision)
     if path is None:
         path = [[patches] * vision.num_hidden_layers] * _checked_tiles(tiles)
     paths = _tile_paths(path, tiles, patches, "path")
@@ -136,7 +138,8 @@ def _sides(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _patches(config: Any) -> int:
+def patches_of(config: Any) -> int:
+    """Patches of a picture, from a vision encoder's config."""
     height, width = (
         image // patch for image, patch in zip(_sides(config.image_size), _sides(config.patch_size), strict=True)
     )
@@ -146,19 +149,40 @@ def _patches(config: Any) -> int:
 def encoder_flops(config: Any, path: Sequence[int], prefix: int = 1, mlp_path: Sequence[int] | None = None) -> float:
     """A ViT with two-layer MLPs. path: visual tokens entering each layer (mlp_path: its MLP); prefix: special ones."""
     width, inner, sides = config.hidden_size, config.intermediate_size, _sides(config.patch_size)
-    embedding = _patches(config) * config.num_channels * sides[0] * sides[1] * width
+    embedding = patches_of(config) * config.num_channels * sides[0] * sides[1] * width
     attention = sum(4 * n * width**2 + 2 * n**2 * width for n in (visual + prefix for visual in path))
     mlp = sum(2 * (visual + prefix) * width * inner for visual in (path if mlp_path is None else mlp_path))
     return 2.0 * (embedding + attention + mlp)
 
 
 def merging_encoder_flops(config: Any, path: Sequence[int], left: int) -> float:
-    """Qwen2-VL's ViT with its merger, for an image or frame. path: patches entering each layer; left: the merger."""
-    width, unit = config.embed_dim, config.spatial_merge_size**2
-    patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    layers = sum((4 + 2 * config.mlp_ratio) * n * width**2 + 2 * n**2 * width for n in path)
-    merger = left // unit * (unit * width) * (unit * width + config.hidden_size)
-    return 2.0 * (path[0] * patch * width + layers + merger)
+    """A ViT whose merger makes tokens of 2 x 2 patches, as in Qwen2-VL, Qwen3-VL and GLM-4.1V, for an image or frame.
+
+    DeepStack's mergers get the patches that leave the layers they follow.
+
+    Args:
+        path: patches entering each layer.
+        left: patches entering the merger.
+
+    Raises:
+        ValueError: its layers attend inside windows of the image (Qwen2.5-VL), which no formula here counts.
+    """
+    if hasattr(config, "window_size"):
+        raise ValueError(f"{type(config).__name__} attends inside windows, which no formula of flowcut.cost counts")
+    unit, patch = config.spatial_merge_size**2, config.in_channels * config.temporal_patch_size * config.patch_size**2
+    width = getattr(config, "embed_dim", config.hidden_size)
+    if hasattr(config, "mlp_ratio"):
+        mlp, merger = 2 * config.mlp_ratio * width**2, unit * width * (unit * width + config.hidden_size)
+    elif config.model_type.startswith("glm4v"):  # three matrices, and a convolution that joins the patches
+        out = config.out_hidden_size
+        mlp, merger = 3 * width * out, unit * width * out + out**2 + 3 * out * config.intermediate_size
+    else:
+        mlp = 2 * width * config.intermediate_size
+        merger = unit * width * (unit * width + config.out_hidden_size)
+    layers = sum((4 * width**2 + mlp) * n + 2 * n**2 * width for n in path)
+    leaving, taps = [*path[1:], left], getattr(config, "deepstack_visual_indexes", ())
+    merged = left // unit + sum(leaving[layer] // unit for layer in taps)
+    return 2.0 * (path[0] * patch * width + layers + merged * merger)
 
 
 def projector_flops(tokens: int, width_in: int, width_out: int, layers: int = 2) -> float:
@@ -166,21 +190,25 @@ def projector_flops(tokens: int, width_in: int, width_out: int, layers: int = 2)
 
 
 def prefill_flops(config: Any, path: Sequence[int]) -> float:
-    """A decoder with gated (three-matrix) MLPs and grouped keys and values. path: tokens entering each layer."""
-    matrices, inner = _decoder_layer(config)
-    return 2.0 * sum(n * matrices + 2 * n**2 * inner for n in path)
+    """A decoder with gated (three-matrix) MLPs or experts, and grouped keys. path: tokens entering each layer.
+
+    Layers without attention (Qwen3.5) are counted by their recurrence, token by token.
+    """
+    costs = [layer_cost(config, layer) for layer in range(len(path))]
+    return 2.0 * sum(n * cost.token + n**2 * cost.pair for n, cost in zip(path, costs, strict=True))
 
 
 def decode_flops(config: Any, path: Sequence[int], steps: int) -> float:
     """The decoder's layers over `steps` further tokens, one by one with a KV cache. path: entries of each layer's."""
-    matrices, inner = _decoder_layer(config)
-    return 2.0 * sum(steps * matrices + 2 * inner * (steps * n + steps * (steps + 1) // 2) for n in path)
+    costs, rest = [layer_cost(config, layer) for layer in range(len(path))], steps * (steps + 1) // 2
+    return 2.0 * sum(steps * cost.token + (steps * n + rest) * cost.pair for n, cost in zip(path, costs, strict=True))
 
 
 def kv_cache_bytes(config: Any, path: Sequence[int], bytes_per_value: float = 2) -> float:
     """Bytes of a decoder's KV cache for one sequence: the keys and values, grouped or not, of what entered each layer.
 
-    A layer caches what it reads, tokens that a cut after it drops too; each further token adds one to every layer.
+    A layer caches what it reads, tokens that a cut after it drops too; each further token adds one to every layer. A
+    layer without attention (Qwen3.5) keeps a state of one size instead.
 
     Args:
         path: text and visual tokens entering each layer, as for `prefill_flops`.
@@ -191,18 +219,5 @@ def kv_cache_bytes(config: Any, path: Sequence[int], bytes_per_value: float = 2)
     """
     if bytes_per_value <= 0:
         raise ValueError(f"bytes_per_value={bytes_per_value} is not above 0; 2 is half precision, 4 float32")
-    head, _, key_values = _heads(config)
-    return 2 * head * key_values * sum(path) * bytes_per_value
-
-
-def _heads(config: Any) -> tuple[int, int, int]:
-    """-> width of a head, number of heads, number of key and value heads."""
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return head, heads, getattr(config, "num_key_value_heads", None) or heads
-
-
-def _decoder_layer(config: Any) -> tuple[int, int]:
-    """-> multiply-accumulates of a layer's linear maps for one token, and the width of all its heads."""
-    width, (head, heads, key_values) = config.hidden_size, _heads(config)
-    return 2 * width * head * (heads + key_values) + 3 * width * config.intermediate_size, heads * head
+    costs = [layer_cost(config, layer) for layer in range(len(path))]
+    return bytes_per_value * sum(n * cost.cached + cost.state for n, cost in zip(path, costs, strict=True))

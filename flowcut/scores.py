@@ -26,14 +26,18 @@ def row_logits(query_BHD: Tensor, keys_BHND: Tensor, scale: float) -> Tensor:
     batch, heads, tokens, width = keys_BHND.shape
     if torch.compiler.is_compiling():  # fuses with what follows
         return (query_BHD.float()[:, :, None] * keys_BHND).sum(dim=-1, dtype=torch.float32) * scale
-    together = batch == 1 or batch <= heads * width // _WIDTH_PER_SAMPLE
-    if together:
+    together = 1 < batch <= heads * width // _WIDTH_PER_SAMPLE
+    if batch == 1:
+        queries, keys = query_BHD[0, :, None], keys_BHND[0].mT
+    elif together:
         queries, keys = query_BHD.transpose(0, 1), keys_BHND.transpose(0, 1).flatten(1, 2).mT
     else:
         queries, keys = query_BHD.flatten(0, 1)[:, None], keys_BHND.flatten(0, 1).mT
     if keys.is_cuda and keys.dtype == queries.dtype != torch.float32 and hasattr(torch.ops.aten.bmm, "dtype"):
         logits = torch.bmm(queries, keys, out_dtype=torch.float32)
         logits = logits if scale == 1 else logits * scale
+    elif scale == 1:
+        logits = torch.bmm(queries.float(), keys.float())
     else:
         unused = torch.empty(1, 1, 1, device=keys.device)
         logits = torch.baddbmm(unused, queries.float(), keys.float(), beta=0, alpha=scale)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from flowcut.cost import encoder_flops, merging_encoder_flops
+from flowcut.cost import encoder_flops, merging_encoder_flops, patches_of
 from flowcut.pruner import Pruner
 from flowcut.trace import Trace
 
@@ -48,8 +48,8 @@ def encoder_saving(encoder: Any, trace: Trace) -> float | None:
 
     encoder: its config. None where no formula of `flowcut.cost` speaks of it: DINOv2, Qwen2.5-VL, stretched pictures.
     """
-    merges = _has(encoder, "embed_dim", "mlp_ratio", "spatial_merge_size")
-    if not merges and not _has(encoder, "intermediate_size", "image_size"):
+    merges = _has(encoder, "spatial_merge_size")
+    if _has(encoder, "window_size") or (not merges and not _has(encoder, "intermediate_size", "image_size")):
         return None
     pruned = plain = 0.0
     rows = zip(zip(*trace.entering, strict=True), zip(*trace.leaving, strict=True), strict=True)
@@ -58,7 +58,7 @@ def encoder_saving(encoder: Any, trace: Trace) -> float | None:
         if merges:
             pruned += merging_encoder_flops(encoder, entering, leaving[-1])
             plain += merging_encoder_flops(encoder, whole, whole[0])
-        elif whole[0] != (encoder.image_size // encoder.patch_size) ** 2:
+        elif whole[0] != patches_of(encoder):
             return None
         else:
             pruned += encoder_flops(encoder, entering, mlp_path=leaving if trace.merged_before_mlp else None)

@@ -13,6 +13,7 @@ from scripts import architecture
 from scripts.architecture import import_graph
 
 LAYERS = (  # from the ground up; a room imports from its own layer and those below
+    ("flowcut.layer_cost",),
     ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots", "flowcut.version"),
     ("flowcut.pruner",),
     ("flowcut.methods", "flowcut.hooks"),

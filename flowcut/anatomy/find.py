@@ -8,11 +8,14 @@ from flowcut.anatomy import (
     clip,
     dinov2,
     gemma3_hf,
+    glm4v,
     internvl_hf,
     llava,
     llava_hf,
     llava_next_hf,
     qwen2_vl,
+    qwen3_5,
+    qwen3_vl,
     siglip,
     smolvlm_hf,
     video_llava_hf,
@@ -23,7 +26,7 @@ from flowcut.hooks.parts import Anatomy
 FAMILIES = (
     *(clip, dinov2, siglip),
     *(llava_hf, llava_next_hf, video_llava_hf),
-    *(qwen2_vl,),
+    *(qwen2_vl, qwen3_vl, qwen3_5, glm4v),
     *(internvl_hf, smolvlm_hf, gemma3_hf),
     llava,
 )

@@ -98,7 +98,7 @@ def _works(func: Any, name: str, given: list[Tensor], output: Any) -> bool:
     """Whether an operator computes or copies something; judged by whose memory its results lie in."""
     made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     if func._schema.is_mutable or not made:
-        return True
+        return bool(given)
     if name.startswith(("empty", "new_empty")):
         return False
     before = {leaf.untyped_storage()._cdata for leaf in given}

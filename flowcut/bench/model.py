@@ -112,7 +112,7 @@ class Bench:
         row = torch.cat([text[:half], text.new_full((self.placeholders,), PLACEHOLDER), text[half:]])
         ids = row.expand(self.args.batch, -1).to(self.device)
         prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if self.geometry.family == "Qwen2VL":
+        if self.geometry.packed:
             prompt["mm_token_type_ids"] = (ids == PLACEHOLDER).int()
             prompt["image_grid_thw"] = self.shown["image_grid_thw"]
         if self.geometry.family == "Gemma3":
@@ -155,7 +155,7 @@ class Bench:
         rows = zip(zip(*trace.entering, strict=True), zip(*trace.leaving, strict=True), strict=True)
         for entering, leaving in rows if self.args.command != "prefill" else ():
             path, left = (entering, leaving[-1]) if pruned else (entering[:1] * len(entering), entering[0])
-            if self.geometry.family == "Qwen2VL":
+            if self.geometry.packed:
                 total += merging_encoder_flops(vision, path, left)
             else:
                 left += self.geometry.family == "VideoLlava"  # passes each frame's CLS on

@@ -17,15 +17,17 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from flowcut.hooks.base import opaque
 from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, LayerContext, weighed
+from flowcut.pruner.cut import on_device
 
 
 class AttentionInputsCaptured(Exception):
@@ -56,6 +58,11 @@ _RUNNING: ContextVar[bool] = ContextVar("flowcut_running", default=False)
 
 class Segments(tuple[int, ...]):
     """In the place of an attention mask: lengths of the rows that lie one after the other in a packed sequence."""
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """[R + 1], where rows begin, and where the last one ends."""
+        return np.cumsum((0, *self), dtype=np.int32)
 
 
 class TappedConfig:
@@ -176,7 +183,7 @@ def _batched(weights: Sequence[Tensor]) -> Tensor:
 
 def _variable_length(segments: Segments, device: torch.device) -> dict[str, Any]:
     """What flash attention needs to attend within segments only."""
-    starts = torch.tensor((0, *segments), device=device).cumsum(0, dtype=torch.int32)
+    starts = on_device(segments.bounds, device)
     longest = max(segments)
     lengths = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
     return {**lengths, "is_causal": False}

@@ -13,9 +13,22 @@ from flowcut.hooks.attention import LANGUAGE, tap
 from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
-from flowcut.hooks.packing import AFTER, ALIGNED, BLOCKS, FLAT_MASK, IMAGE_INDEX, KEPT, Kept, shorten_aligned
+from flowcut.hooks.packing import (
+    AFTER,
+    ALIGNED,
+    BLOCKS,
+    FLAT_MASK,
+    IMAGE_INDEX,
+    KEPT,
+    Kept,
+    shorten_aligned,
+    visual_left,
+)
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session, warn_of_embeddings
+
+DEEPSTACK = "_deepstack_process"
+"""Method of a body that adds features to the visual tokens after one of its first layers; see `_AfterDeepStack`."""
 
 
 class LanguageStage(Stage):
@@ -35,6 +48,8 @@ class LanguageStage(Stage):
         for number, layer in enumerate(self.decoder.layers):
             self.undo.append(layer.register_forward_pre_hook(_BeforeLayer(self, number).run, with_kwargs=True).remove)
             self.undo.append(layer.register_forward_hook(_AfterLayer(self, number).run, prepend=True).remove)
+        if hasattr(self.decoder.model, DEEPSTACK):
+            self.replace(self.decoder.model, DEEPSTACK, _AfterDeepStack(self).run)
         if head is not None:
             self.undo.append(head.register_forward_pre_hook(self.before_head, prepend=True, with_kwargs=True).remove)
             self.replace(head, "_loss_function", CutLoss(head.loss_function))
@@ -81,6 +96,11 @@ class LanguageStage(Stage):
         if forward is None or output is None:
             return
         if forward.index is not None:
+            if kwargs.get("output_router_logits"):
+                raise ValueError(
+                    "output_router_logits=True balances experts over layers that all see the same tokens; leave it "
+                    "out, or use a method that cuts in the encoder alone"
+                )
             self.session.drop_columns(forward.index, forward.real, forward.length)
         if forward.wanted is not None:
             forward.wanted.index, forward.wanted.real = forward.index, forward.real
@@ -115,11 +135,30 @@ class _AfterLayer:
     @opaque
     def run(self, layer: nn.Module, args: tuple, output: Any) -> Any:
         forward = self.stage.running()
-        if forward is None:
+        if forward is None or self.number < forward.deepstack:
             return None
         if isinstance(output, tuple):
             return (forward.after_layer(self.number, output[0]), *output[1:])
         return forward.after_layer(self.number, output)
+
+
+class _AfterDeepStack:
+    """Stands in the place of the method that adds features to visual tokens [B, S, D]: to those that remain.
+
+    With them the layer is complete, so here the forward under way may shorten its output.
+    """
+
+    def __init__(self, stage: LanguageStage):
+        self.stage = stage
+
+    @opaque
+    def run(self, hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
+        forward, body = self.stage.running(), self.stage.decoder.model
+        if forward is None:
+            return getattr(type(body), DEEPSTACK)(body, hidden, visual, features)
+        left = visual_left(visual, features, forward.index, forward.real)
+        hidden = getattr(type(body), DEEPSTACK)(body, hidden, *left)
+        return forward.after_layer(forward.layer, hidden)
 
 
 class CutLoss:

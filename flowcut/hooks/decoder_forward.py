@@ -65,6 +65,8 @@ class DecoderForward:
         self.cut: Cut | None = None
         self.trace: StageTrace | None = None
         self.wanted: Kept | None = None
+        self.layer = 0
+        self.deepstack = len(call.get("deepstack_visual_embeds") or ())
         self.memory: dict[str, Any] = {}
         if image_index is not None and bool((image_index >= 0).any()):
             self.refuse_packed()
@@ -155,7 +157,7 @@ class DecoderForward:
     def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the layer has to be called with, if not with what the decoder gives it."""
         kind = _kind(self.decoder.model.config, layer)
-        self.given[kind], self.call = kwargs["position_embeddings"], kwargs
+        self.given[kind], self.call, self.layer = kwargs["position_embeddings"], kwargs, layer
         self.embedded = args[0].detach() if layer == 0 else None
         if self.index is None and self.past.of_layer(layer) is None:
             self.rotary = self.given[kind]
@@ -262,6 +264,7 @@ class DecoderForward:
             positions=self.positions,
             initial=self.initial,
             layout=Layout(self.columns, self.samples, self.last, real, self.unpruned_tokens),
+            shape=self.session.shape,
             source=ShownDecoderLayer(self, hidden, self.rotary),
             memory=self.memory,
         )

@@ -87,6 +87,24 @@ def pack(keep: Tensor, real: Tensor | None, from_start: bool = False) -> tuple[T
     return index, keep.gather(1, index), place.clamp_min(0)
 
 
+def visual_left(visual: Tensor, features: Tensor, index: Tensor | None, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which of the columns that stay are visual [B, S'], and their features [V', D].
+
+    Args:
+        visual: [B, S], which columns were visual.
+        features: [V, D], of these, row after row.
+        index, real: which columns stay, as `pack` tells; None for all.
+    """
+    if index is None:
+        return visual, features
+    index = index.to(visual.device)
+    left = visual.gather(1, index)
+    if real is not None:
+        left = left & real.to(visual.device)
+    numbers = visual.flatten().long().cumsum(dim=0).view_as(visual) - 1
+    return left, features[numbers.gather(1, index)[left].to(features.device)]
+
+
 def last_of(real: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
     """[B], the last real column of each row."""
     columns = torch.arange(length, device=device).expand(rows, -1)

@@ -28,8 +28,8 @@ class Encoder:
         layers: its transformer layers, in order.
         attentions: their attention modules.
         depth: how many layers the encoder has by its config, also where its owner leaves the last ones out.
-        num_prefix_tokens, num_forwarded_special_tokens, patches_per_token, cell, last_layer, two_stage, windowed: see
-            `EncoderShape`.
+        num_prefix_tokens, num_forwarded_special_tokens, patches_per_token, cell, last_layer, two_stage, windowed,
+            tapped: see `EncoderShape`.
         feature_layer: last layer that cuts may follow, because features are read after it; None where the caller picks.
         forward: class of the state of one forward; None for `EncoderForward`, where rows are a batch [B, S, D].
         project: what its owner makes of the visual tokens' features [R, n, D]: [R, n / patches_per_token, D'], which
@@ -50,6 +50,7 @@ class Encoder:
     cell: tuple[int, int] | None = None
     two_stage: bool = False
     windowed: bool = False
+    tapped: bool = False
     forward: Callable[..., Any] | None = None
     project: Callable[[Tensor], Tensor] | None = None
     branches: Sequence[tuple[nn.Module, nn.Module]] = ()
@@ -69,6 +70,7 @@ class Encoder:
             last_layer=self.last_layer,
             two_stage=self.two_stage,
             windowed=self.windowed,
+            tapped=self.tapped,
             merges_before_mlp=bool(self.branches),
         )
 
@@ -134,7 +136,7 @@ class Anatomy:
         decoder_model, decoder_head: the language model's body, and the module around it that computes logits, if any.
         find_decoder: finds the parts of the language model. Called only where a pruner cuts there, so that a language
             model that cannot be cut in does not stop a method that cuts in the encoder.
-        two_stage: whether pruners are expected to cut in the language model too.
+        two_stage, complete_after: see `ModelShape`.
         stages: makers of what else has to be installed, each given the session.
     """
 
@@ -145,9 +147,11 @@ class Anatomy:
     decoder_head: Any = None
     find_decoder: Callable[[], Decoder] | None = None
     two_stage: bool = False
+    complete_after: int = 0
     stages: tuple[Callable[[Session], Stage], ...] = ()
 
     @property
     def shape(self) -> ModelShape:
         """The model in plain numbers."""
-        return ModelShape(tuple(encoder.shape for encoder in self.encoders), self.decoder_layers, self.two_stage)
+        encoders = tuple(encoder.shape for encoder in self.encoders)
+        return ModelShape(encoders, self.decoder_layers, self.two_stage, self.complete_after)

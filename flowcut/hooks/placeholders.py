@@ -36,11 +36,13 @@ class PlaceholderSpan:
         stays: [P] bool, which of its placeholders keep their place.
         tokens: [V, 2], encoder row and grid position of each feature (see `Trace.tokens`); None for what is no image,
             such as the token that ends a video: it counts as text.
+        deeper: what the language model adds to them after its first layers (DeepStack), [V, D] for each of these.
     """
 
     features: Tensor
     stays: Tensor
     tokens: Tensor | None
+    deeper: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -175,14 +177,17 @@ def put_spans(outputs: Any, spans: list[PlaceholderSpan], spans_of_items: Sequen
     Where the unpruned model has a tensor of items, features of different length are joined to [1, V, D].
     """
     setattr(outputs, SPANS, spans)
-    former, features = outputs.pooler_output, [span.features for span in spans]
+    outputs.pooler_output = _items([span.features for span in spans], outputs.pooler_output, spans_of_items)
+    if spans and spans[0].deeper:
+        taps = zip(zip(*(span.deeper for span in spans), strict=True), outputs.deepstack_features, strict=True)
+        outputs.deepstack_features = [_items(list(tap), former, spans_of_items) for tap, former in taps]
+
+
+def _items(features: list[Tensor], former: Any, spans_of_items: Sequence[int] | None) -> Any:
     if spans_of_items is not None:
         waiting = iter(features)
         none = features[0][:0]
         features = [torch.cat([none, *islice(waiting, count)]) for count in spans_of_items]
     if not isinstance(former, Tensor):
-        outputs.pooler_output = type(former)(features)
-    elif len({len(item) for item in features}) == 1:
-        outputs.pooler_output = torch.stack(features)
-    else:
-        outputs.pooler_output = torch.cat(features)[None]
+        return type(former)(features)
+    return torch.stack(features) if len({len(item) for item in features}) == 1 else torch.cat(features)[None]

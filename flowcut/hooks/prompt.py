@@ -36,6 +36,11 @@ from flowcut.hooks.session import Session, warn_of_embeddings
 CLOSED = "flowcut_closed"
 """Keyword argument by which the outer model tells the inner one that the call was translated already."""
 
+RAGGED = (
+    "rows of this batch lose different numbers of tokens, and padding in their place would change the state that the "
+    "language model's layers without attention keep of earlier turns; go on with each conversation by itself"
+)
+
 
 class PromptStage(Stage):
     """Hooks on a model for conditional generation and on the model inside, so that callers may enter at either.
@@ -61,6 +66,8 @@ class PromptStage(Stage):
         self.inner = inner
         self.modalities = {modality.name: modality for modality in modalities}
         self.mrope = mrope
+        text = inner.config.get_text_config()
+        self.recurrent = "linear_attention" in (getattr(text, "layer_types", None) or ())
         self.aligned = {**ALIGNED, **({"position_ids": Aligned(0, axis=2)} if mrope else {}), **(aligned or {})}
 
     def install(self) -> None:
@@ -132,6 +139,8 @@ class PromptStage(Stage):
             refuse_lengths(call)
             keep, before = new.bool() & ~pruned, new.bool()
             index, real, _ = pack(keep, before)
+            if cached and self.recurrent and bool(before.all()) and not bool(real.all()):
+                raise ValueError(RAGGED)
             self.shorten_logits(call, lost)
             padded = padded or not bool(real.all())
             pad = 1 if self.inner.config.image_token_id == 0 else 0
@@ -211,7 +220,17 @@ class PromptStage(Stage):
             warn_of_embeddings(call)
 
     def encode(self, call: dict[str, Any]) -> None:
-        """Swap pixels for the features of the tokens that remain of them."""
+        """Swap pixels for the features of the tokens that remain of them.
+
+        Raises:
+            ValueError: images and videos that this family marks by one placeholder come in one call.
+        """
+        tokens = [each.token for each in self.modalities.values() if call.get(each.pixels) is not None]
+        if len(set(tokens)) < len(tokens):
+            raise ValueError(
+                "this family marks images and videos by the same placeholder, so transformers takes only one kind in a "
+                "call; pass pixel_values or pixel_values_videos"
+            )
         outputs = {}
         for modality in self.modalities.values():
             if modality.former is not None and call.get(modality.former) is not None:

@@ -46,18 +46,12 @@ class Rating(NamedTuple):
     strength: Tensor | None
     score: Tensor
 
-    def layers(self) -> list[Rating]:
-        """Each layer by itself."""
-        numbers = range(len(self.score))
-        return [
-            Rating(
-                self.rows[:, at : at + 1],
-                self.shares[:, at : at + 1],
-                None if self.strength is None else self.strength[at : at + 1],
-                self.score[at : at + 1],
-            )
-            for at in numbers
-        ]
+    def signals(self, at: int, patches: int) -> dict[str, Tensor]:
+        """What there is to record of layer number `at` of them, [B, n] each."""
+        told = dict(zip(("attention", "semantic"), self.rows[:, at, :, -patches:], strict=False))
+        if self.strength is not None:
+            told["value"] = self.strength[at]
+        return told | {"score": self.score[at]}
 
 
 def look(

@@ -52,7 +52,8 @@ class FlowCut(Pruner):
         merge: where patches are merged into one token four by four (Qwen2-VL): keep whole "groups", or single
             "patches", of which four that were no neighbours then make a token.
         patch_positions: M-RoPE position ids of kept tokens: their "own", or the "first" ones of their image.
-        language_layer: decoder layer of two-stage families after which the budget is met.
+        language_layer: decoder layer of two-stage families after which the budget is met; not before visual tokens have
+            all their features, which in Qwen3-VL is after the last layer that DeepStack adds to.
 
     Raises:
         ValueError: a field has a value that is not allowed.
@@ -154,8 +155,10 @@ class FlowCut(Pruner):
         return self.patch_positions == "own"
 
     def check(self, shape: ModelShape) -> None:
-        if self.merge == "patches" and any(encoder.windowed for encoder in shape.encoders):
-            raise ValueError("merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'")
+        if self.merge == "patches" and any(encoder.windowed or encoder.tapped for encoder in shape.encoders):
+            raise ValueError(
+                "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL and Qwen3-VL use 'groups'"
+            )
         if self.merge == "patches" and any(encoder.cell for encoder in shape.encoders):
             raise ValueError("merge='patches' is what the released code does in Qwen2-VL; here use 'groups'")
         for encoder in shape.encoders:
@@ -168,11 +171,13 @@ class FlowCut(Pruner):
                     f"counts={_written(self.counts)} are {len(self.counts)} numbers, and before the last one this "
                     f"encoder has {before} selections; `python -m flowcut.calibrate` finds as many"
                 )
-        layers = shape.decoder_layers
-        if shape.two_stage and layers is not None and self.language_layer >= layers:
-            raise ValueError(
-                f"language_layer={self.language_layer} is not in this decoder, which has only {layers} layers"
-            )
+        layers, cut = shape.decoder_layers, self.cut_after(shape)
+        if shape.two_stage and layers is not None and cut >= layers:
+            raise ValueError(f"language_layer={cut} is not in this decoder, which has only {layers} layers")
+
+    def cut_after(self, shape: ModelShape) -> int:
+        """The decoder layer after which the budget is met."""
+        return max(self.language_layer, shape.complete_after)
 
     def last(self, shape: EncoderShape) -> int:
         """The encoder layer after which the budget is met."""
@@ -219,7 +224,7 @@ class FlowCut(Pruner):
 
     def language(self, view: LanguageView) -> Cut | None:
         """After decoder layer `language_layer`: keep the budget by what the last token attends to and resembles."""
-        if view.layer != self.language_layer:
+        if view.layer != self.cut_after(view.shape):
             return None
         counts = [
             min(n, self.tokens_of(whole)) for n, whole in zip(view.counts, view.layout.unpruned_tokens, strict=True)
@@ -262,23 +267,20 @@ class FlowCut(Pruner):
             [R, n], their scores averaged with the past by equation 6; and [R, n], the weights of the last layer's
             attention whose entropy equation 3 takes, or [R, S] with special tokens.
         """
-        patches = view.positions.shape[1]
-        ratings = [seen for _, seen in looks if isinstance(seen, flow_score.Rating)]
+        ratings = [(seen, 0) for _, seen in looks if isinstance(seen, flow_score.Rating)]
         if not ratings:
             pending = [seen for _, seen in looks if isinstance(seen, flow_score.Look)]
-            ratings = flow_score.rate(pending, *self.rated_by(view)).layers()
+            together = flow_score.rate(pending, *self.rated_by(view))
+            ratings = [(together, number) for number in range(len(pending))]
         cumulative = view.memory.get("cumulative")
-        for (layer, _), rating in zip(looks, ratings, strict=True):
-            cumulative = scores.running_mean(cumulative, rating.score[0], self.history)
-            signals = dict(zip(("attention", "semantic"), rating.rows[:, 0, :, -patches:], strict=False))
-            signals |= {"score": rating.score[0], "cumulative": cumulative}
-            if rating.strength is not None:
-                signals["value"] = rating.strength[0]
-            for name, values in signals.items():
-                view.record(name, values, layer)
+        for (layer, _), (rating, at) in zip(looks, ratings, strict=True):
+            cumulative = scores.running_mean(cumulative, rating.score[at], self.history)
+            if view.recording:
+                signals = rating.signals(at, view.positions.shape[1]) | {"cumulative": cumulative}
+                for name, values in signals.items():
+                    view.record(name, values, layer)
         assert cumulative is not None
-        last = ratings[-1]
-        return cumulative, (last.shares if self.entropy_over == "patches" else last.rows)[0, -1]
+        return cumulative, (rating.shares if self.entropy_over == "patches" else rating.rows)[0, at]
 
     def keep_counts(self, view: View, weights: Tensor, targets: list[int], left: int) -> list[int]:
         """How many patches each row keeps after this layer; equation 3."""

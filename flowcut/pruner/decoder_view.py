@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowcut.pruner.shape import ModelShape
 from flowcut.pruner.source import DecoderSource
 from flowcut.pruner.view import LayerView
 
@@ -50,12 +51,14 @@ class LanguageView(LayerView):
         positions: [R, n], the visual tokens' numbers among those of their image that entered the language model.
         initial: visual tokens of each image that entered the language model.
         layout: where they stand in the batch.
+        shape: the model in plain numbers.
         source: the forward under way.
         memory: the pruner's own notebook for this forward.
     """
 
     initial: tuple[int, ...]
     layout: Layout
+    shape: ModelShape
     source: DecoderSource
     stack: ClassVar[str] = "decoder"
 

@@ -24,6 +24,7 @@ class EncoderShape:
         last_layer: the layer after which a gradual method meets its budget, counted from the encoder's end.
         two_stage: whether this family's pruners are expected to cut again inside the language model.
         windowed: whether layers attend inside windows of the image (Qwen2.5-VL).
+        tapped: whether the language model reads states after some of its layers besides the last (DeepStack).
         merges_before_mlp: whether tokens can be merged between attention and MLP.
     """
 
@@ -38,6 +39,7 @@ class EncoderShape:
     last_layer: int = -3
     two_stage: bool = False
     windowed: bool = False
+    tapped: bool = False
     merges_before_mlp: bool = False
 
 
@@ -49,11 +51,14 @@ class ModelShape:
         encoders: its vision encoders; most models have one.
         decoder_layers: how many layers its language model has; None for an encoder alone.
         two_stage: whether pruners are expected to cut in the language model too.
+        complete_after: the decoder layer after which visual tokens have all their features: later than 0 where the
+            model adds some after its first layers (DeepStack).
     """
 
     encoders: tuple[EncoderShape, ...]
     decoder_layers: int | None = None
     two_stage: bool = False
+    complete_after: int = 0
 
     def refuse_merging(self, method: str) -> None:
         """For a method that merges patches.

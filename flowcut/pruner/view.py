@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,13 @@ from flowcut.pruner.cut import Cut, valid_mask
 from flowcut.pruner.question import Question
 from flowcut.pruner.shape import EncoderShape
 from flowcut.pruner.source import EncoderSource
+
+
+class _Earlier(NamedTuple):
+    """An earlier layer that had the same tokens, as `record` needs to know it."""
+
+    layer: int
+    counts: tuple[int, ...]
 
 
 @dataclass
@@ -91,7 +98,12 @@ class LayerView:
         Args:
             layer: an earlier layer that the result is of, if it had the same tokens; None for this one.
         """
-        self.source.record(name, values, self if layer is None else replace(self, layer=layer))
+        self.source.record(name, values, self if layer is None else _Earlier(layer, self.counts))
+
+    @property
+    def recording(self) -> bool:
+        """Whether `record` keeps anything; where making what it is given takes time, ask before."""
+        return getattr(self.source, "signals", self) is not None
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,9 @@ def speed(result: Mapping[str, Any]) -> list[str]:
             cells = [_cell(commands.get(command, {}).get(name)) for command in COMMANDS]
             memory = commands.get("generate", {}).get(name, {}).get("peak_memory_mb")
             lines.append(f"| {name} | {' | '.join(cells)} | {'' if memory is None else f'{memory:.0f}'} |")
+        for command in COMMANDS:
+            found = commands.get(command, {}).items()
+            lines += [f"- failed: {name}, {command}: {entry['error']}" for name, entry in found if "error" in entry]
         graph = commands.get("encode, CUDA graph")
         if graph:
             said = graph.get("error") or f"{1e3 * graph['graph_s']:.1f} ms ({graph['speedup']:.2f}x of the bare tower)"

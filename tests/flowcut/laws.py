@@ -76,6 +76,12 @@ PRUNERS = {
 KNOWN = {type(pruner) for pruner in PRUNERS.values()}
 PRUNERS |= {name: method.make(budget=BUDGET) for name, method in METHODS.items() if method.cls not in KNOWN}
 
+VARIANTS = {
+    "qwen3_vl_moe": ("flowcut", "divprune", "fastv", "sparsevlm"),
+    "glm46v": ("flowcut", "holov", "dart", "sparsevlm"),
+    "qwen3_5": ("flowcut", "divprune", "holov", "hiprune"),
+}
+"""Families whose encoder, prompt and cuts are another family's, and the pruners that meet them."""
 OURS = ["llava", "llava_mistral", "llava_next"]
 SETTINGS: dict[str, list] = {
     "implementation": ["sdpa", "eager"],
@@ -120,7 +126,11 @@ def refusals() -> dict[tuple[str, str], str]:
 def pairs(speaking: bool = False) -> list[tuple[str, str]]:
     """(family, pruner) of all that go together; `speaking`: without the bare encoders."""
     every = product((name for name, host in hosts().items() if host.speaks or not speaking), PRUNERS)
-    return [pair for pair in every if pair not in refusals()]
+    return [
+        (family, pruner)
+        for family, pruner in every
+        if (family, pruner) not in refusals() and (pruner in VARIANTS.get(family, PRUNERS))
+    ]
 
 
 def _law(choose: Callable, speaking: bool, test: Callable) -> Callable:

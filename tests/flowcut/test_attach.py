@@ -325,6 +325,32 @@ def test_hidden_states_recorded_before_and_after_attaching(model):
         assert [state.shape[1] - 1 for state in states[1:]] == [counts[0] for counts in handle.trace.leaving]
 
 
+def test_a_tower_of_another_kind_is_refused_in_one_line(tmp_path):
+    model = all_hosts(tmp_path)["qwen3_vl"].build()
+    model.model.visual = Clip().build()
+    with pytest.raises(ValueError, match=r"^a CLIPVisionModel as vision encoder .* not known: it has no blocks"):
+        attach(model, FlowCut(10))
+
+
+def test_images_beside_videos_are_refused_where_both_have_one_placeholder(tmp_path):
+    hosts = all_hosts(tmp_path)
+    model, images, videos = hosts["glm4v"].build(), *(hosts[name].samples()[:1] for name in ("glm4v", "glm46v"))
+    both = {**hosts["glm46v"].inputs(videos, "left"), **hosts["glm4v"].media(images)}
+    with torch.no_grad(), attach(model, FlowCut(10)), pytest.raises(ValueError, match="by the same placeholder, so"):
+        model(**both)
+
+
+def test_balancing_experts_over_layers_with_different_tokens_is_refused(tmp_path):
+    host = all_hosts(tmp_path)["qwen3_vl_moe"]
+    model, inputs = host.build(), host.inputs(host.samples(), "left")
+    with torch.no_grad(), attach(model, Random(10)):
+        assert model(**inputs, output_router_logits=True).aux_loss > 0
+    with torch.no_grad(), attach(model, FlowCut(10)):
+        with pytest.raises(ValueError, match="output_router_logits=True balances experts over layers"):
+            model(**inputs, output_router_logits=True)
+        assert model(**host.inputs(host.samples()[2:3], "left"), output_router_logits=True).aux_loss > 0
+
+
 @pytest.mark.parametrize("name", ["llava_hf", "qwen2_vl"])
 def test_attention_that_is_set_under_a_pruner(tmp_path, name):
     """It takes effect at once, and is what the model has after the pruner is gone. No config tells of the tap."""

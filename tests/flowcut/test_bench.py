@@ -15,7 +15,7 @@ from flowcut.bench.synthetic import GEOMETRIES, RATIOS, pictures
 from flowcut.cost import encoder_flops, prefill_flops
 from flowcut.pruner import Pruner
 
-TINY = ["tiny", "tiny-next", "tiny-video", "tiny-qwen"]
+TINY = ["tiny", "tiny-next", "tiny-video", "tiny-qwen", "tiny-qwen3", "tiny-qwen3.5", "tiny-glm"]
 CELLS = ["tiny-internvl", "tiny-smolvlm", "tiny-gemma"]
 QUICK = ["--threads", "1", "--warmup", "0", "--repeats", "1", "--new-tokens", "3", "--text-tokens", "10"]
 

@@ -17,6 +17,7 @@ FAMILIES = [
     "video_llava",
     "qwen2_vl",
     "qwen2_5_vl",
+    "qwen3_vl",
     "internvl",
     "smolvlm",
     "gemma3",
@@ -127,7 +128,7 @@ def test_packed_samples_keep_their_boundaries(hosts, family):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_packed_samples_with_axes_keep_their_boundaries(hosts, family):
     """M-RoPE's position ids with the text's count as a fourth axis in front, by which transformers tells samples."""
     host = hosts[family]

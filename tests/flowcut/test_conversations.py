@@ -28,6 +28,8 @@ FAMILIES = [
     "video_llava",
     "qwen2_vl",
     "qwen2_5_vl",
+    "qwen3_vl",
+    "glm4v",
     "internvl",
     "smolvlm",
     "gemma3",

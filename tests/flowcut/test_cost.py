@@ -9,16 +9,26 @@ from hosts import (
     TEXT,
     VISION,
     HFGemma3,
+    HFGlm4v,
+    HFGlm4vMoe,
     HFInternVL,
     HFLlava,
     HFLlavaNext,
     HFQwen2VL,
+    HFQwen3VL,
+    HFQwen3VLMoe,
+    HFQwen35,
+    HFQwen35Moe,
     HFSmolVLM,
     Sample,
 )
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel, LlavaConfig
+from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel, LlavaConfig
+from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5VisionConfig
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from flowcut import FastV, FlowCut, PyramidDrop, SparseVLM, ToMe, attach
 from flowcut.bench.replay import Replay
@@ -47,6 +57,9 @@ VICUNA = LlamaConfig()  # transformers' defaults are Llama-7B's
 
 
 MISTRAL = LlamaConfig(intermediate_size=14336, num_key_value_heads=8, num_hidden_layers=4)  # a slice of Mistral-7B
+
+
+MERGING = [Qwen3VLVisionConfig(), Qwen3_5VisionConfig(), Glm4vVisionConfig()]
 
 
 def counted(model, inputs) -> Cost:
@@ -99,8 +112,8 @@ def test_llava_7b_as_published():
 
 
 @pytest.mark.parametrize("budget", [PATCHES, 3])
-def test_a_merging_encoder_against_the_counter(budget):
-    host = HFQwen2VL()
+@pytest.mark.parametrize("host", [HFQwen2VL(), HFQwen3VL(), HFGlm4v()], ids=lambda host: host.name)
+def test_a_merging_encoder_against_the_counter(host, budget):
     model = host.build(implementation="eager")
     media = {name: values for name, values in host.media(SAMPLES[:1]).items() if "video" not in name}
     with attach(model, FlowCut(budget)) as handle, torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -109,6 +122,49 @@ def test_a_merging_encoder_against_the_counter(budget):
     assert (trace.leaving[-1] < trace.entering[0]) == (budget == 3)
     flops = merging_encoder_flops(model.config.vision_config, trace.path(), trace.leaving[-1][0])
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("host", "more"),
+    [(HFQwen3VLMoe(), {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}), (HFGlm4vMoe(), {})],
+    ids=["qwen3_vl_moe", "glm4v_moe"],
+)
+def test_experts_against_the_counter(host, more):
+    """Each token goes through two of four experts: in every second layer but one, and after the first, with a third."""
+    config = host.config_class()(text_config=host.text_config() | more).text_config
+    model = AutoModel.from_config(config).eval()
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    counter = total(model, input_ids=torch.arange(1, 31)[None], use_cache=False)
+    assert prefill_flops(config, [30] * config.num_hidden_layers) == pytest.approx(counter, rel=0.01)
+
+
+@pytest.mark.parametrize("host", [HFQwen35(), HFQwen35Moe()], ids=lambda host: host.name)
+def test_layers_without_attention(host):
+    """Linear maps and experts against the counter, convolution and recurrence by hand, the states as they are kept."""
+    config = host.config_class()(text_config=host.text_config()).text_config
+    model = AutoModel.from_config(config).eval()
+    model.set_attn_implementation("eager")
+    if "moe" in host.name:
+        model.set_experts_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cache = model(input_ids=torch.arange(1, 31)[None], use_cache=True)[CACHE]
+    counts = counter.get_flop_counts()
+    maps = [
+        sum(found.values())
+        for name, found in counts.items()
+        if "layers." in name
+        and name.rsplit(".", 1)[1] in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
+    ]
+    whole = [sum(found.values()) for name, found in counts.items() if name.endswith((".mlp", ".self_attn"))]
+    convolution, recurrence = 4 * (16 + 16 + 32), 3 * 4 * 8 * 8
+    expected = sum(maps) + sum(whole) + 3 * 30 * 2 * (convolution + recurrence)
+    assert prefill_flops(config, [30] * 4) == pytest.approx(expected, rel=0.01)
+    assert decode_flops(config, [0] * 4, 1) == prefill_flops(config, [1] * 4)
+    states = [state for layer in cache.layers[:3] for state in (layer.conv_states[0], layer.recurrent_states[0])]
+    kept = sum(state.numel() * state.element_size() for state in states)
+    keys = cache.layers[3].keys
+    assert kv_cache_bytes(config, [30] * 4, 4) == kept + 2 * keys.numel() * keys.element_size()
 
 
 CELLS = {
@@ -230,6 +286,35 @@ class TestFullSize:
         model = on_meta(LlamaModel, config, implementation)
         counter = total(model, inputs_embeds=embeddings, attention_mask=mask, use_cache=False)
         assert cost_of(CLIP_LARGE, config, 62, visual_tokens=visual).prefill == pytest.approx(counter, rel=0.001)
+
+    @pytest.mark.parametrize("config", MERGING, ids=lambda config: config.model_type)
+    def test_merging_encoders(self, config, implementation):
+        """Of a picture of 28 x 40 patches. What the sizes of pictures decide is computed ahead, not on meta."""
+        model, grid = on_meta(AutoModel.from_config, config, implementation), torch.tensor([[1, 28, 40]])
+        if hasattr(model, "embeddings"):  # adds positions to patches, without a product
+            model.embeddings.forward = lambda patches, *_: patches
+        patches = torch.zeros(1120, 3 * 2 * config.patch_size**2, device="meta")
+        ahead = {
+            "cu_seqlens": torch.tensor([0, 1120]),
+            "position_ids": torch.zeros(1120, 2, dtype=torch.long, device="meta"),
+            "interp_indices": torch.zeros(1120, 4, dtype=torch.long, device="meta"),
+            "interp_weights": torch.zeros(1120, 4, device="meta"),
+        }
+        counter = total(model, hidden_states=patches, grid_thw=grid, **ahead)
+        flops = merging_encoder_flops(config, [1120] * config.depth, 1120)
+        assert flops == pytest.approx(counter, rel=0.001)
+
+    def test_the_language_model_of_qwen3_vl(self, implementation):
+        config = Qwen3VLTextConfig(**GEOMETRIES["qwen3-vl-8b"].text | {"num_hidden_layers": 2})
+        model = on_meta(Qwen3VLTextModel, config, implementation)
+        counter = total(
+            model,
+            inputs_embeds=torch.zeros(1, 300, config.hidden_size, device="meta"),
+            attention_mask=torch.zeros(1, 1, 300, 300, device="meta"),
+            position_ids=torch.zeros(3, 1, 300, dtype=torch.long, device="meta"),
+            use_cache=False,
+        )
+        assert prefill_flops(config, [300] * 2) == pytest.approx(counter, rel=0.001)
 
 
 def test_the_projector_at_full_size():

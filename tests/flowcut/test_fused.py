@@ -54,12 +54,13 @@ def test_layers_rated_together_are_rated_as_each_alone():
         attention, semantic = (tokens[0][:, :, 0], tokens[1], 0.5), (tokens[2][:, :, 0], tokens[2], 1.0)
         looks.append(flow_score.look(attention, semantic, tokens[2][:, :, 1:]))
     valid = torch.arange(21) < torch.tensor([[21], [15]])
-    together = flow_score.rate(looks, valid, 20, True).layers()
-    for look, rating in zip(looks, together, strict=True):
+    together = flow_score.rate(looks, valid, 20, True)
+    for number, look in enumerate(looks):
         alone = flow_score.rate([look], valid, 20, True)
-        for one, other in zip(rating, alone, strict=True):
-            torch.testing.assert_close(one, other)
-        assert not rating.shares[..., 1, 14:].any()
+        for name, values in alone.signals(0, 20).items():
+            torch.testing.assert_close(together.signals(number, 20)[name], values)
+        torch.testing.assert_close(together.shares[:, number], alone.shares[:, 0])
+    assert not together.shares[..., 1, 14:].any()
 
 
 def test_without_a_compiler_one_line_says_so(caplog):

@@ -224,6 +224,7 @@ def test_a_second_image_on_a_quantised_cache_is_refused(models):
         "video_llava",
         "qwen2_vl",
         "qwen2_5_vl",
+        "qwen3_vl",
         "internvl",
         "smolvlm",
         "gemma3",
@@ -239,7 +240,41 @@ def test_second_turn(models, family, pruner, what):
     """On the cache of the first turn: the whole conversation again (with M-RoPE's token types or without), or what is
     new alone.
     """
-    host, model = models(family)
+    second_turn(*models(family), pruner, what)
+
+
+@pytest.mark.parametrize("what", ["conversation", "types", "new"])
+def test_second_turn_on_a_recurrent_state(models, what):
+    """Qwen3.5, whose language model mostly keeps a state instead of keys and values."""
+    second_turn(*models("qwen3_5"), OneStage(BUDGET), what)
+
+
+def test_a_ragged_second_turn_on_a_recurrent_state_is_refused(models):
+    """Two rows of one length that lose 38 and 26 tokens; where they lose as many, each is as if alone."""
+    host, model = models("qwen3_5")
+    first = [Sample([1, 5, 6], []), Sample([1, 7, 8], [])]
+    even = [Sample([20, IMAGE, 21], [0]), Sample([22, IMAGE, 23], [0])]
+    ragged = [Sample([20, IMAGE, 21], [2]), Sample([22, IMAGE, 23, *range(30, 42)], [0])]
+
+    def turns(samples, *rows):
+        one, two = ([samples_of[row] for row in rows] for samples_of in (first, samples))
+        cache = model(**host.inputs(one, "left"), use_cache=True)[CACHE]
+        inputs = host.inputs(two, "left")
+        before = torch.ones(len(rows), 3, dtype=torch.long)
+        whole = {"attention_mask": torch.cat([before, inputs["attention_mask"]], dim=1)}
+        places = torch.arange(3, 3 + inputs["input_ids"].shape[1]).expand(3, len(rows), -1)
+        return model(**{**inputs, **whole, CACHE: cache, "position_ids": places}).logits[:, -2:]
+
+    with torch.no_grad(), attach(model, OneStage(BUDGET)):
+        together = turns(even, 0, 1)
+        alone = torch.cat([turns(even, 0), turns(even, 1)])
+        torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+        with pytest.raises(ValueError, match="rows of this batch lose different numbers of tokens"):
+            turns(ragged, 0, 1)
+        assert turns(ragged, 0).isfinite().all()
+
+
+def second_turn(host, model, pruner, what):
     mrope = getattr(host, "mrope", False)
     inputs, more = host.inputs([PROMPT], "left"), torch.tensor([[50, 51, 52]])
     with attach(model, pruner):

@@ -14,9 +14,10 @@ SPEAKING = (test_laws_generation, test_laws_training)  # laws of language models
 FILES = (test_laws, test_laws_agreement, *SPEAKING)
 ON_EVERY_PAIR = {"test_identity", "test_restore", "test_budget", "test_batch"}
 ENCODERS = ["clip", "siglip", "dinov2"]
-QWEN = ["qwen2_vl", "qwen2_5_vl"]
+PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm46v"]
 CELLS = ["internvl", "smolvlm", "gemma3"]
 INSIDE = "cuts inside a language model, and this is a vision encoder alone"
+RECURRENT = "as language model cannot be cut in; known are those whose layers all have a causal self_attn"
 MERGES = "cannot merge patches where the model joins several into one token itself"
 PATCHES_OF_CELLS = "merge='patches' is what the released code does in Qwen2-VL; here use 'groups'"
 REFUSED = {
@@ -26,24 +27,26 @@ REFUSED = {
     "pdrop": (ENCODERS, f"PyramidDrop {INSIDE}"),
     "vtw": (ENCODERS, f"VTW {INSIDE}"),
     "dart": (ENCODERS, f"DART {INSIDE}"),
-    "visionzip": (QWEN + CELLS, f"VisionZip {MERGES}"),
-    "prumerge": (QWEN + CELLS, f"PruMerge {MERGES}"),
-    "prumerge_plus": (QWEN + CELLS, f"PruMerge {MERGES}"),
-    "tome": (QWEN + CELLS, f"ToMe {MERGES}"),
-    "pooling": (QWEN + CELLS, f"Pooling {MERGES}"),
-    "rcom": (QWEN + CELLS, f"RCom {MERGES}"),
-    "flowcut_plus": (QWEN + CELLS, f"FlowCut+ {MERGES}"),
+    "visionzip": (PACKED + CELLS, f"VisionZip {MERGES}"),
+    "prumerge": (PACKED + CELLS, f"PruMerge {MERGES}"),
+    "prumerge_plus": (PACKED + CELLS, f"PruMerge {MERGES}"),
+    "tome": (PACKED + CELLS, f"ToMe {MERGES}"),
+    "pooling": (PACKED + CELLS, f"Pooling {MERGES}"),
+    "rcom": (PACKED + CELLS, f"RCom {MERGES}"),
+    "flowcut_plus": (PACKED + CELLS, f"FlowCut+ {MERGES}"),
     "qwen_released": (
-        ["qwen2_5_vl"],
-        "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'",
+        ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"],
+        "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL and Qwen3-VL use 'groups'",
     ),
 }
 
 
 def test_what_is_refused_and_why():
-    assert refusals() == {
-        (family, pruner): reason for pruner, (families, reason) in REFUSED.items() for family in families
-    } | {(family, "qwen_released"): PATCHES_OF_CELLS for family in CELLS}
+    expected = {(family, pruner): reason for pruner, (families, reason) in REFUSED.items() for family in families}
+    expected |= {(family, "qwen_released"): PATCHES_OF_CELLS for family in CELLS}
+    found, inside = dict(refusals()), ("fastv", "sparsevlm", "sparsevlm_plus", "pdrop", "vtw", "dart")
+    assert all(f"a Qwen3_5TextModel {RECURRENT}" in found.pop(("qwen3_5", pruner)) for pruner in inside)
+    assert found == expected
 
 
 def test_this_projects_llava_takes_what_transformers_takes():

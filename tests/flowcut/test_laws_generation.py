@@ -39,6 +39,9 @@ class Recorded(Pruner):
     def keeps_position_ids(self):
         return self.original.keeps_position_ids
 
+    def cuts_language(self, two_stage):
+        return self.original.cuts_language(two_stage)
+
     def vision(self, view):
         return self.original.vision(view)
 

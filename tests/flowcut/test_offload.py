@@ -27,6 +27,7 @@ OFFLOADED = [
     "llava_onevision",
     "video_llava",
     "qwen2_vl",
+    "qwen3_vl",
     "internvl",
     "smolvlm",
     "gemma3",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.video_utils import VideoMetadata
 
 from llava.eval.media.frames import Clip, is_video, sample_frames
 from llava.eval.media.images import decode_image, load_image
@@ -44,12 +46,14 @@ class VisualInput(NamedTuple):
     """A picture or a video, prepared.
 
     inputs: the model's arguments for this item, in float32 on the CPU. rows: patches of each encoder row it makes, that
-    is of each tile, frame, or two frames that are encoded as one.
+    is of each tile, frame, or two frames that are encoded as one. times: of a video's frames, for families that write
+    them into the prompt (Qwen3-VL, GLM-4.1V).
     """
 
     video: bool
     inputs: dict[str, Tensor]
     rows: tuple[int, ...]
+    times: VideoMetadata | None = None
 
     @property
     def images(self) -> int:
@@ -90,7 +94,8 @@ class VisualInputReader:
             raise ValueError(f"video {path} is shown to a model that takes pictures only; give a picture")
         clip = sample_frames(path, self.count)
         inputs = self._clip(clip)
-        return VisualInput(True, inputs, self._rows(inputs["pixel_values_videos"], inputs.get("video_grid_thw")))
+        rows = self._rows(inputs["pixel_values_videos"], inputs.get("video_grid_thw"))
+        return VisualInput(True, inputs, rows, VideoMetadata(clip.total, clip.rate, frames_indices=clip.indices))
 
     def _clip(self, clip: Clip) -> dict[str, Tensor]:
         inputs = _process(self.frames, clip.frames)
@@ -161,7 +166,7 @@ class Preparation(NamedTuple):
                     f"are shown; leave {token} out of the question's text"
                 )
             replace = self.processor.replace_video_token if video else self.processor.replace_image_token
-            fills = [replace(one.inputs, 0) for one in own]
+            fills = [replace({**one.inputs, "video_metadata": [one.times]}, 0) for one in own]
             prompt = parts[0] + "".join(fill + part for fill, part in zip(fills, parts[1:], strict=True))
         return prompt
 
@@ -256,4 +261,6 @@ def _limit(processor: Any, max_pixels: int, folder: Path) -> None:
         raise ValueError(
             f"max_pixels={max_pixels} is less than one token; the authors of FlowCut use {1280 * 28 * 28} (1280 tokens)"
         )
-    processor.size = {"shortest_edge": min(smallest, max_pixels), "longest_edge": max_pixels}
+    # GLM-4.1V's counts the pixels of as many frames as a patch has, of a single picture too.
+    frames = processor.temporal_patch_size if "temporal_factor" in signature(processor.resize).parameters else 1
+    processor.size = {"shortest_edge": min(smallest, frames * max_pixels), "longest_edge": frames * max_pixels}

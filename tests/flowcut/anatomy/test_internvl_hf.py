@@ -66,6 +66,8 @@ def test_tiles_in_one_run_share_a_budget_and_frames_have_one_each(model):
         assert [len(tokens) for tokens in handle.trace.tokens] == [6, 6, 6]
         model(**frames([1, *one, *one, 7, *one, 5]))
         assert [len(tokens) for tokens in handle.trace.tokens] == [6, 6]
+        assert repr(handle).startswith("VisPruner, 36-72 -> 6 tokens per image")
+        assert "encoder FLOPs -" in repr(handle)
 
 
 def test_generate_and_embeddings_know_the_tiles_of_a_picture(model):

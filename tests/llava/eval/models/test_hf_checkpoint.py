@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from llava.eval.media.frames import sample_frames
@@ -97,16 +99,17 @@ def test_what_is_no_model_for_pictures_is_refused(llama_folder):
         load_hf_checkpoint(str(llama_folder), device="cpu")
 
 
-def test_max_pixels(hf_folder):
+@pytest.mark.parametrize("family", ["qwen2_vl", "glm4v"])
+def test_max_pixels(hf_folder, family):
     """40 x 120 pixels: 5 x 15 tokens of 8 x 8 pixels, or as few as fit."""
     picture = Image.new("RGB", (120, 40))
     for limit, most in ((None, 25), (100 * 64, 100), (12 * 64, 12)):
-        checkpoint = load_hf_checkpoint(str(hf_folder("qwen2_vl")), device="cpu", max_pixels=limit)
+        checkpoint = load_hf_checkpoint(str(hf_folder(family)), device="cpu", max_pixels=limit)
         grid = checkpoint.show(picture).inputs["image_grid_thw"]
         assert int(grid.prod()) // 4 <= most
         assert (int(grid.prod()) // 4 == 75) == (limit == 100 * 64)
     with pytest.raises(ValueError, match="max_pixels=10 is less than one token"):
-        load_hf_checkpoint(str(hf_folder("qwen2_vl")), device="cpu", max_pixels=10)
+        load_hf_checkpoint(str(hf_folder(family)), device="cpu", max_pixels=10)
     with pytest.raises(ValueError, match="is for models such as Qwen2-VL"):
         load_hf_checkpoint(str(hf_folder("video_llava")), device="cpu", max_pixels=10000)
 
@@ -123,12 +126,11 @@ def test_video_llava_frames_are_cropped_and_never_flipped(hf_checkpoint, video):
         torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float32).permute(2, 0, 1))
 
 
-def test_frames_joined_by_two_are_patches_through_time():
+@pytest.mark.parametrize("kind", [Qwen2VLImageProcessorPil, Glm4vImageProcessorPil])
+def test_frames_joined_by_two_are_patches_through_time(kind):
     """Against loops over time, merge groups, channels, frames, rows and columns."""
     frames = [np.random.default_rng(seed).integers(0, 255, (16, 24, 3), dtype=np.uint8) for seed in range(3)]
-    processor = Qwen2VLImageProcessorPil(
-        patch_size=4, merge_size=2, do_resize=False, do_rescale=False, do_normalize=False
-    )
+    processor = kind(patch_size=4, merge_size=2, do_resize=False, do_rescale=False, do_normalize=False)
     single = processor([Image.fromarray(frame) for frame in frames], return_tensors="pt")["pixel_values"]
     joined = join_frames(single.view(3, 24, -1), 2)
     assert joined.shape == (2, 24, 3 * 2 * 16)
@@ -150,6 +152,44 @@ def test_qwen_videos_have_their_own_size_and_times(hf_checkpoint, video):
     assert inputs["second_per_grid_ts"].item() == pytest.approx(2 / 1.5)
     batch = hf_checkpoint("qwen2_vl").batch([""], [hf_checkpoint("qwen2_vl").show(video)])
     assert "second_per_grid_ts" not in batch
+
+
+def test_qwen3_prompts_tell_the_time_of_each_step(hf_checkpoint, video):
+    """Frames 0, 9 and 19 at 10 a second; a step is two frames, the last one repeated, at the mean of their times."""
+    checkpoint = hf_checkpoint("qwen3_vl")
+    shown = checkpoint.show(video)
+    frame = f"<|vision_start|>{'<|video_pad|>' * (shown.rows[0] // 4)}<|vision_end|>"
+    expected = f"a <0.5 seconds>{frame}<1.9 seconds>{frame} b"
+    assert checkpoint.preparation.expand("a <|video_pad|> b", [shown]) == expected
+
+
+def test_qwen3_5_answers(hf_folder, video):
+    """With the tokenizer as it was written; see tiny.py. A batch as its rows, pictures and videos."""
+    folder = hf_folder("qwen3_5")
+    checkpoint = load_hf_checkpoint(str(folder), device="cpu", frames=3)
+    checkpoint.preparation.processor.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    answer, texts = (
+        HFAnswerer(checkpoint, "flowcut:budget=6"),
+        ["what is in this image", "two", "hello"],
+    )
+    shown = [[Image.new("RGB", (40, 28), "red")], [video], []]
+    together = [reply.text for reply in answer(texts, shown)]
+    assert together == [answer([text], [own])[0].text for text, own in zip(texts, shown, strict=True)]
+    assert len(set(together)) > 1
+
+
+def test_glm_videos(hf_checkpoint, video):
+    """Each step has the placeholders of a picture, then its first frame's second; types tell it from pictures."""
+    checkpoint = hf_checkpoint("glm4v")
+    shown = checkpoint.show(video)
+    frame = f"<|begin_of_image|>{'<|image|>' * (shown.rows[0] // 4)}<|end_of_image|>"
+    prompt = checkpoint.preparation.expand("<|begin_of_video|><|video|><|end_of_video|> two", [shown])
+    assert prompt == f"<|begin_of_video|>{frame}0{frame}1<|end_of_video|> two"
+    types = checkpoint.batch([prompt], [shown])["mm_token_type_ids"]
+    assert sorted(set(types.flatten().tolist())) == [0, 2]
+    together, [alone] = (HFAnswerer(checkpoint, "random:budget=3")(["two"] * n, [[video]] * n) for n in (2, 1))
+    assert {reply.text for reply in together} == {alone.text}
+    assert (alone.tokens[0], alone.visual_tokens) == (sum(shown.rows), 2 * 3)
 
 
 def test_videos_and_models_for_pictures(hf_checkpoint, video, tmp_path):

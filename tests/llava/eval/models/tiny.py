@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -32,12 +33,15 @@ from tests.flowcut.hosts import (
     TEXT,
     VISION,
     HFGemma3,
+    HFGlm4v,
     HFInternVL,
     HFLlava,
     HFLlavaNext,
     HFOnevision,
     HFQwen2VL,
+    HFQwen3VL,
     HFQwen25VL,
+    HFQwen35,
     HFSmolVLM,
     HFVideoLlava,
 )
@@ -61,9 +65,13 @@ class Idefics3(HFSmolVLM):
 
 
 _LLAVAS = (HFLlava(), HFLlavaNext(), HFOnevision(), HFVideoLlava())
-FAMILIES = {host.name: host for host in (*_LLAVAS, HFQwen2VL(), HFQwen25VL(), HFInternVL(), Idefics3(), HFGemma3())}
-VIDEO_FAMILIES = ("llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl")
-QWEN = ("qwen2_vl", "qwen2_5_vl")
+_PACKED = (HFQwen2VL(), HFQwen25VL(), HFQwen3VL(), HFGlm4v())
+FAMILIES = {host.name: host for host in (*_LLAVAS, *_PACKED, HFInternVL(), Idefics3(), HFGemma3())}
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# Qwen3.5's files are written too; transformers reads them with a class that does not take a tokenizer of whole words.
+_LIKE_QWEN = (*QWEN, "qwen3_5")
+VIDEO_FAMILIES = ("llava_onevision", "video_llava", *QWEN)
+GLM = ("glm4v",)  # which takes videos too, but none beside pictures
 _SIZES = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
 # The published templates of these families, shortened to what questions need.
 _QWEN_TEMPLATE = (
@@ -71,6 +79,12 @@ _QWEN_TEMPLATE = (
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}"
     "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_GLM_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
+    "<|begin_of_{{ part['type'] }}|><|{{ part['type'] }}|><|end_of_{{ part['type'] }}|>"
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 _NAMES = {
     "internvl": {99: "<IMG_CONTEXT>", 97: "<img>", 96: "</img>", 98: "<video>"},
@@ -93,8 +107,11 @@ _LLAVA_TEMPLATE = (
 def write_tokenizer(folder: Path, family: str) -> None:
     """100 words, the families' special ones at the ids that the tiny models give them."""
     special = {0: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>", 97: "<|vision_start|>", 96: "<|vision_end|>"}
-    special |= {99: "<|image_pad|>", 98: "<|video_pad|>"} if family in QWEN else {99: "<image>", 98: "<video>"}
-    if family in QWEN:
+    special |= {99: "<|image_pad|>", 98: "<|video_pad|>"} if family in _LIKE_QWEN else {99: "<image>", 98: "<video>"}
+    if family in GLM:
+        special |= {99: "<|image|>", 98: "<|video|>", 97: "<|begin_of_image|>", 96: "<|end_of_image|>"}
+        special |= {95: "<|begin_of_video|>", 94: "<|end_of_video|>"}
+    if family in _LIKE_QWEN:
         special |= {95: "<|im_start|>", 94: "<|im_end|>"}
     special |= _NAMES.get(family, {})
     words = "what is in this image how many cats two hello world red star yes no USER ASSISTANT : ? user assistant"
@@ -106,7 +123,7 @@ def write_tokenizer(folder: Path, family: str) -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
-        bos_token=None if family in QWEN else "<s>",
+        bos_token=None if family in _LIKE_QWEN + GLM else "<s>",
         eos_token="</s>",
         unk_token="<unk>",
         additional_special_tokens=[word for number, word in special.items() if number >= 80],
@@ -119,7 +136,7 @@ def write_tokenizer(folder: Path, family: str) -> None:
 def write_tiny_checkpoint(folder: Path, family: str) -> Path:
     """The checkpoint of a family as its files would lie on the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
-    host = FAMILIES[family]
+    host = HFQwen35() if family == "qwen3_5" else FAMILIES[family]
     model = host.build()
     model.generation_config.repetition_penalty = 1.7  # as Qwen2.5-VL's has one; it must not count
     model.generation_config.eos_token_id = 2
@@ -127,12 +144,17 @@ def write_tiny_checkpoint(folder: Path, family: str) -> Path:
     write_tokenizer(folder, family)
     fields: dict[str, object] = {"image_token": "<image>", "num_additional_image_tokens": 1, "patch_size": 4}
     fields["vision_feature_select_strategy"] = "default"
-    if family in QWEN:
+    if family in _LIKE_QWEN + GLM:
         fields = {}
-        small = {"min_pixels": 16 * 16, "max_pixels": 40 * 40, "patch_size": 4, "merge_size": 2}
-        Qwen2VLImageProcessorPil(**small).save_pretrained(folder)
+        small: dict[str, object] = {"patch_size": 4, "merge_size": 2}
+        if family in _LIKE_QWEN:
+            Qwen2VLImageProcessorPil(min_pixels=16 * 16, max_pixels=40 * 40, **small).save_pretrained(folder)
+        else:
+            size = {"shortest_edge": 2 * 16 * 16, "longest_edge": 2 * 40 * 40}
+            Glm4vImageProcessorPil(size=size, **small).save_pretrained(folder)
         video = json.loads((folder / "preprocessor_config.json").read_text())
-        video["size"] = {"shortest_edge": 8 * 8, "longest_edge": 24 * 24}
+        frames = 2 if family in GLM else 1  # whose pixels its sizes count
+        video["size"] = {"shortest_edge": frames * 8 * 8, "longest_edge": frames * 24 * 24}
         (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
     elif family == "llava_next_hf":
         LlavaNextImageProcessorPil(image_grid_pinpoints=GRIDS, **_SIZES).save_pretrained(folder)
@@ -158,7 +180,7 @@ def write_tiny_checkpoint(folder: Path, family: str) -> Path:
         LlavaImageProcessorPil(**_SIZES).save_pretrained(folder)
     if fields:
         (folder / "processor_config.json").write_text(json.dumps(fields))
-    template = _QWEN_TEMPLATE if family in QWEN else _LLAVA_TEMPLATE
+    template = _QWEN_TEMPLATE if family in _LIKE_QWEN else _GLM_TEMPLATE if family in GLM else _LLAVA_TEMPLATE
     if family in _ROLES:
         placeholder = {"internvl": "<IMG_CONTEXT>", "gemma3": "<start_of_image>"}[family]
         template = template.replace("<{{ part['type'] }}>", placeholder)
