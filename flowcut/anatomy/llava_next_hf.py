@@ -166,7 +166,7 @@ class Frames(Modality):
             "video_token_id",
         )
 
-    def spans_of_items(self, call: dict[str, Any]) -> list[int]:
+    def spans_of_items(self, call: dict[str, Any], spans: Any) -> list[int]:
         videos, frames = call["pixel_values_videos"].shape[:2]
         return [frames + (self.ends > 0)] * videos
 

@@ -189,7 +189,7 @@ class MergerStage(Stage):
 class Vision(Modality):
     """One span of placeholders per image, or per frame of a video."""
 
-    def spans_of_items(self, call: dict[str, Any]) -> list[int]:
+    def spans_of_items(self, call: dict[str, Any], spans: Any) -> list[int]:
         frames: list[int] = call[self.more[0]][:, 0].tolist()
         return frames
 

@@ -9,8 +9,10 @@ model the budget after its second layer. Patches of padding (`pixel_attention_ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from flowcut.anatomy.reading import body_and_head, copies, language_model
 from flowcut.hooks.call_context import KnownRows, prompt_under_way, rows
 from flowcut.hooks.cells import KeptCells, runs
 from flowcut.hooks.parts import Anatomy, Encoder
-from flowcut.hooks.placeholders import Modality, placeholders
+from flowcut.hooks.placeholders import Modality, PlaceholderSpan, placeholders
 from flowcut.hooks.prompt import PromptStage
 
 FAMILY = "SmolVLMForConditionalGeneration, Idefics3ForConditionalGeneration and their models (transformers)"
@@ -80,8 +82,7 @@ class Tiles(Modality):
 
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         shape, pixels = session.shape.encoders[0], call["pixel_values"]
-        number = int((pixels != 0).flatten(2).any(dim=2).sum())  # tiles that are all 0 are padding
-        groups = self.pictures(inner, max(number, 1))
+        groups = self.pictures(inner, sum(_real_tiles(pixels)))
         with rows(groups, spread=True) as known:
             connect = partial(_connected, inner.connector, known, shape)
             outputs = self.original(inner, call, connector=connect)
@@ -95,6 +96,14 @@ class Tiles(Modality):
             tiles = features.view(len(counts), -1, width)
             features = torch.cat([tile[:count] for tile, count in zip(tiles, counts, strict=True)])
         return outputs, cells.spans(features, groups), trace
+
+    def spans_of_items(self, call: dict[str, Any], spans: Sequence[PlaceholderSpan]) -> list[int]:
+        """The model joins the tiles of each row of the batch."""
+        tiles = _real_tiles(call["pixel_values"])
+        each = sum(len(span.stays) for span in spans) // sum(tiles)
+        ends = list(accumulate(len(span.stays) // each for span in spans))
+        found = [sum(end <= last for end in ends) for last in accumulate(tiles)]
+        return [own - before for before, own in pairwise([0, *found])]
 
     def pictures(self, inner: Any, tiles: int) -> list[int]:
         """The number of each tile's picture, by what stands around its placeholders.
@@ -127,6 +136,12 @@ class Tiles(Modality):
             tile = opening is not None and opening == known_opening == closing
             number += not tile or name == ending
         return pictures
+
+
+def _real_tiles(pixels: Tensor) -> list[int]:
+    """Tiles of each row of [B, T, 3, H, W] that the model encodes: not padding, which is all 0, but at least one."""
+    tiles: list[int] = (pixels != 0).flatten(2).any(dim=2).sum(dim=1).tolist()
+    return tiles if any(tiles) else [1, *tiles[1:]]
 
 
 def _around(line: list[int], start: int, length: int) -> tuple[int | None, ...]:

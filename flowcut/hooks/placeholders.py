@@ -70,8 +70,8 @@ class Modality:
         """Run the encoder. -> its output, one span for each stretch of placeholders, and what the pruner did."""
         raise NotImplementedError
 
-    def spans_of_items(self, call: dict[str, Any]) -> Sequence[int] | None:
-        """How many spans each image or video of a call has; None if each has one."""
+    def spans_of_items(self, call: dict[str, Any], spans: Sequence[PlaceholderSpan]) -> Sequence[int] | None:
+        """How many spans each entry of the unpruned model's features has, mostly an image or video; None if one."""
         return None
 
     def original(self, inner: Any, call: dict[str, Any], **overrides: Callable[..., Any]) -> Any:
@@ -126,7 +126,7 @@ class Encoding:
             outputs, spans, trace = self.modality.encode(self.session, self.inner, {**call, "return_dict": True})
         setattr(outputs, SPANS, [])  # encoded under this pruner, also where it had nothing to do
         if trace is not None:
-            put_spans(outputs, spans, self.modality.spans_of_items(call))
+            put_spans(outputs, spans, self.modality.spans_of_items(call, spans))
             trace.place([span.tokens for span in spans if span.tokens is not None])
             setattr(outputs, TRACE, trace)
         return outputs.to_tuple() if wants_tuple else outputs
@@ -186,7 +186,8 @@ def put_spans(outputs: Any, spans: list[PlaceholderSpan], spans_of_items: Sequen
 def _items(features: list[Tensor], former: Any, spans_of_items: Sequence[int] | None) -> Any:
     if spans_of_items is not None:
         waiting = iter(features)
-        features = [torch.cat(list(islice(waiting, count))) for count in spans_of_items]
+        none = features[0][:0]
+        features = [torch.cat([none, *islice(waiting, count)]) for count in spans_of_items]
     if not isinstance(former, Tensor):
         return type(former)(features)
     return torch.stack(features) if len({len(item) for item in features}) == 1 else torch.cat(features)[None]
