@@ -29,7 +29,7 @@ class EncoderStage(Stage):
         self.encoder = encoder
 
     def install(self) -> None:
-        self.undo.append(tap(self.encoder.attentions))
+        self.undo.append((self.encoder.tap or tap)(self.encoder.attentions))
         self.around(self.encoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
