@@ -67,11 +67,11 @@ def encoder_of(tower: Any) -> Encoder:
         two_stage=True,
         windowed=hasattr(tower, "window_size"),
         forward=PackedForward,
-        project=partial(_merged, tower),
+        project=partial(merged_tokens, tower),
     )
 
 
-def _merged(tower: Any, states: Tensor) -> Tensor:
+def merged_tokens(tower: Any, states: Tensor) -> Tensor:
     """The merger's tokens [R, n / 4, D'] of patches [R, n, D], without `MergerStage` taking them for the encoder's."""
     token = VISION.set(None)
     try:

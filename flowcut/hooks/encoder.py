@@ -33,7 +33,7 @@ class EncoderStage(Stage):
         self.around(self.encoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
-            self.undo.append(layer.register_forward_hook(_LayerHook(self, number), prepend=True).remove)
+            self.undo.append(layer.register_forward_hook(LayerHook(self, number), prepend=True).remove)
         if self.session.pruner.merges_before_mlp:
             hooks = BranchHooks()
             for first, last in self.encoder.branches:
@@ -84,7 +84,7 @@ class EncoderStage(Stage):
         return None if forward is None else forward.before_layer(args, kwargs)
 
 
-class _LayerHook:
+class LayerHook:
     """After encoder layer `number`: let the forward under way shorten the output."""
 
     def __init__(self, stage: EncoderStage, number: int):

@@ -11,7 +11,10 @@ from importlib.metadata import version
 VLLM = "0.32"
 """The minor version of vLLM whose internals this release was written for."""
 
-MODELS = {"LlavaForConditionalGeneration": "flowcut_vllm.llava:PrunedLlava"}
+MODELS = {
+    "LlavaForConditionalGeneration": "flowcut_vllm.llava:PrunedLlava",
+    "Qwen2_5_VLForConditionalGeneration": "flowcut_vllm.qwen2_5_vl:PrunedQwen2_5_VL",
+}
 """Where each architecture's class is."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from flowcut.anatomy.reading import feature_layer
+from flowcut.anatomy.reading import Projector, feature_layer
 from flowcut.pruner import EncoderShape, Pruner
 from flowcut_vllm.processor import PrunedInfo, PrunedProcessor
 from flowcut_vllm.pruned_model import PrunedImages, refuse_options
@@ -78,10 +79,12 @@ class PrunedLlava(PrunedImages, LlavaForConditionalGeneration):
         pruner = server_pruner(self.config)
         if pruner is not None:
             refuse_options(vllm_config)
-            self.pruned = PrunedTower(pruner, clip_encoder(self.vision_tower, **tower_fields(self.config)))
+            fields = {**tower_fields(self.config), "project": Projector(self.multi_modal_projector)}
+            self.pruned = PrunedTower(pruner, clip_encoder(self.vision_tower, **fields))
             self.images_at_once = self.batch_limit(vllm_config, self.vision_tower.vision_model.embeddings.num_patches)
 
-    def encode(self, pruner: Pruner, pixels: Tensor) -> list[Tensor]:
+    def encode(self, pruner: Pruner, images: Sequence[Tensor]) -> list[Tensor]:
+        pixels = torch.stack(list(images))
         rows, _ = self.pruned.run(pruner, lambda: self.vision_tower(pixels, feature_select_strategy="full"))
         features = self.multi_modal_projector(torch.cat(rows))
         return list(features.split([len(row) for row in rows]))

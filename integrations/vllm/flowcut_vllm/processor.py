@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
@@ -21,7 +21,6 @@ from flowcut_vllm.pruner import FIELD, number_of, request_pruner, server_pruner,
 
 BUDGETS = "flowcut_budgets"
 """The tensor [images] that brings each image's budget to the encoder."""
-_PIXELS = "pixel_values"
 
 
 class PrunedInfo:
@@ -36,15 +35,24 @@ class PrunedInfo:
         assert pruner is not None
         return pruner
 
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        """Images alone; a video would come unpruned."""
+        return {"image": None}
+
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         """The unpruned number, because a request may ask for all tokens."""
         return {"image": self.get_max_image_tokens()}  # type: ignore[attr-defined]
 
 
 class PrunedProcessor:
-    """Mixed in front of a model's multimodal processor."""
+    """Mixed in front of a model's multimodal processor.
+
+    Attributes:
+        per_image: a tensor of the processor's output that has one entry for each image.
+    """
 
     info: Any
+    per_image: ClassVar[str] = "pixel_values"
 
     def pruner_for(self, kwargs: Mapping[str, object]) -> Pruner:
         """The pruner of a request with these `mm_processor_kwargs`."""
@@ -57,9 +65,9 @@ class PrunedProcessor:
         processed = super()._postprocess_hf_mm_data(  # type: ignore[misc]
             mm_inputs, without_field(hf_processor_mm_kwargs), processed_data
         )
-        if _PIXELS in processed:
+        if self.per_image in processed:
             budget = number_of(self.pruner_for(hf_processor_mm_kwargs).budget)
-            processed[BUDGETS] = torch.full((len(processed[_PIXELS]),), budget, dtype=torch.float64)
+            processed[BUDGETS] = torch.full((len(processed[self.per_image]),), budget, dtype=torch.float64)
         return processed
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
@@ -74,7 +82,10 @@ class PrunedProcessor:
         updates = super()._get_prompt_updates(mm_items, given, out_mm_kwargs)  # type: ignore[misc]
         if isinstance(mm_items.get("image"), ImageEmbeddingItems):
             return updates  # embeddings that come ready are not pruned here
-        return [replace(update, replacement=_shorter(update.replacement, pruner)) for update in updates]
+        return [
+            replace(update, replacement=_shorter(update.replacement, pruner)) if update.modality == "image" else update
+            for update in updates
+        ]
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         pruner = pruner_to_config(self.pruner_for(inputs.hf_processor_mm_kwargs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from flowcut_vllm.tower import PrunedTower
 
 
 class PrunedImages:
-    """Mixed in front of a model whose images all have pixels of one shape.
+    """Mixed in front of a model.
 
     Attributes:
         pruned: the pruner on the tower; None where the model is served as it is.
@@ -29,23 +30,29 @@ class PrunedImages:
         """How many images of so many unpruned tokens fit into vLLM's budget for the encoder."""
         return max(vllm_config.scheduler_config.max_num_encoder_input_tokens // unpruned, 1)
 
-    def encode(self, pruner: Pruner, pixels: Tensor) -> list[Tensor]:
-        """Images of one budget [n, 3, H, W] -> for each the tokens [k, D] that the language model gets."""
+    def images_of(self, inputs: dict[str, Any]) -> Sequence[Any]:
+        """The images of a call, one entry each."""
+        return inputs["pixel_values"]
+
+    def encode(self, pruner: Pruner, images: Sequence[Any]) -> list[Tensor]:
+        """Images of one budget, as `images_of` gives them -> for each the tokens [k, D] of the language model."""
         raise NotImplementedError
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        budgets, pixels = kwargs.pop(BUDGETS, None), kwargs.get("pixel_values")
-        if self.pruned is None or pixels is None:
+        budgets = kwargs.pop(BUDGETS, None)
+        if self.pruned is None or budgets is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        images = self.images_of(kwargs)
         groups: dict[float, list[int]] = {}
-        for image, budget in enumerate(budgets.flatten().tolist()):
-            groups.setdefault(budget, []).append(image)
+        for number, budget in enumerate(budgets.flatten().tolist()):
+            groups.setdefault(budget, []).append(number)
         found: dict[int, Tensor] = {}
-        for budget, images in groups.items():
+        for budget, numbers in groups.items():
             pruner = replace(self.pruned.pruner, budget=budget_of(budget))
-            for first in range(0, len(images), self.images_at_once):
-                some = images[first : first + self.images_at_once]
-                found.update(zip(some, self.encode(pruner, pixels[some]), strict=True))
+            for first in range(0, len(numbers), self.images_at_once):
+                some = numbers[first : first + self.images_at_once]
+                encoded = self.encode(pruner, [images[number] for number in some])
+                found.update(zip(some, encoded, strict=True))
         return [found[image] for image in range(len(found))]
 
 

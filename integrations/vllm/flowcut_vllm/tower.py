@@ -56,11 +56,12 @@ def _all(functions: Sequence[Callable[[], None]]) -> None:
 
 
 def _show(owner: Any, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    """Before `owner.attn` runs. args: its q, k and v, each [rows, S, H' d], H' being the heads of this rank."""
+    """Before `owner.attn` runs, whose q, k and v are [rows, S, H' d] or [rows, S, H', d]; H' are this rank's heads."""
     forward = VISION.get()
     if forward is None or not forward.observes(owner):
         return None
-    q, k, v = (_heads(tensor, owner) for tensor in args[:3])
+    given = args[:3] or (kwargs["query"], kwargs["key"], kwargs["value"])
+    q, k, v = (_heads(tensor, module.head_size, owner.tp_size) for tensor in given)
     forward.observe(q, k, v, module.scale)
     if forward.mask is None:
         return None
@@ -74,11 +75,12 @@ def _show(owner: Any, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple
     return args, kwargs
 
 
-def _heads(tensor: Tensor, owner: Any) -> Tensor:
-    """[rows, S, H' d] of this rank -> [rows, H, S, d] of all of them."""
-    if owner.tp_size > 1:
-        tensor = tensor_model_parallel_all_gather(tensor.contiguous(), dim=-1)
-    return tensor.unflatten(-1, (-1, owner.head_dim)).transpose(1, 2)
+def _heads(tensor: Tensor, size: int, ranks: int) -> Tensor:
+    """[rows, S, H' d] or [rows, S, H', d] of this rank -> [rows, H, S, d] of all ranks; d is `size`."""
+    heads = tensor if tensor.ndim == 4 else tensor.unflatten(-1, (-1, size))
+    if ranks > 1:
+        heads = tensor_model_parallel_all_gather(heads.contiguous(), dim=2)
+    return heads.transpose(1, 2)
 
 
 class PrunedTower:
@@ -95,17 +97,22 @@ class PrunedTower:
         self.pruner = pruner
         self.encoder = encoder
         self.session = Session(pruner, ModelShape((encoder.shape,)), signals=False, watches_decoder=False)
-        EncoderStage(self.session, encoder).install()
+        self.stage = EncoderStage(self.session, encoder)
+        self.stage.install()
+
+    def forward(self, pruner: Pruner, call: Callable[[], Tensor]) -> tuple[Tensor, Trace]:
+        """Call the tower with a pruner: what it returns, and what happened."""
+        self.session.pruner = pruner
+        states, trace = call(), self.session.trace
+        assert trace is not None
+        return states, trace
 
     def run(self, pruner: Pruner, call: Callable[[], Tensor]) -> tuple[list[Tensor], Trace]:
         """Call the tower with a pruner: each row's kept tokens [n, D], without special ones, and what happened.
 
         call: runs the tower and returns the tokens of its last layer, [R, S, D], or packed [1, sum S, D].
         """
-        self.session.pruner = pruner
-        states = call()
-        trace = self.session.trace
-        assert trace is not None
+        states, trace = self.forward(pruner, call)
         prefix = self.encoder.num_prefix_tokens - self.encoder.num_forwarded_special_tokens
         lengths = [self.encoder.num_prefix_tokens + count for count in trace.leaving[-1]]
         return [row[prefix:] for row in states.flatten(0, 1).split(lengths)], trace
