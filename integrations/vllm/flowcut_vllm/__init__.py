@@ -15,7 +15,14 @@ MODELS = {
     "LlavaForConditionalGeneration": "flowcut_vllm.llava:PrunedLlava",
     "Qwen2_5_VLForConditionalGeneration": "flowcut_vllm.qwen2_5_vl:PrunedQwen2_5_VL",
 }
-"""Where each architecture's class is."""
+"""Where the class of each architecture is that is served pruned."""
+REFUSED = (
+    "LlavaNextForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+)
+"""Architectures that are refused where their config names a pruner."""
 
 
 def register() -> None:
@@ -25,14 +32,19 @@ def register() -> None:
         RuntimeError: vLLM is of another minor version.
     """
     import vllm
+    from vllm.platforms import current_platform
 
     check_version(vllm.__version__)
     with warnings.catch_warnings():
         # vLLM allows no version of transformers that the library's own tests run with; this plug-in's tests do.
         warnings.filterwarnings("ignore", message="transformers .* is untested here")
         import flowcut  # noqa: F401
-    for name, place in MODELS.items():
+    for name, place in {**MODELS, **{name: f"flowcut_vllm.refused:{name}" for name in REFUSED}}.items():
         vllm.ModelRegistry.register_model(name, place)
+    if current_platform.is_cpu():
+        from flowcut_vllm.cpu import ask_on_the_cpu
+
+        ask_on_the_cpu()
 
 
 def check_version(installed: str) -> None:
