@@ -108,7 +108,7 @@ def test_budgets_and_pictures_mixed_in_one_queue(folder, reference, options):
     engine = LLM(folder, hf_overrides={"flowcut": {"budget": 8}}, dtype="float32", **{**ENGINE, **options})
     asked, expected = [], []
     for number, budget in enumerate((8, 24, 0.25, 1000) * 3):
-        some = [pictures()[(number + n) % 4] for n in range(1 + number % 2)]
+        some = [pictures()[(number + number // 4 + n) % 4] for n in range(1 + number % 2)]
         prompt = prompt_about(("what is in this", "how many red star")[number % 2], len(some))
         asked.append(request(prompt, some if len(some) > 1 else some[0], budget))
         expected.append(reference.answer(prompt, some, budget))
