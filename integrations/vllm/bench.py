@@ -57,9 +57,7 @@ async def measure(engine: Any, args: argparse.Namespace, budget: int, at_once: i
                     lengths.append(len(output.prompt_token_ids))
             firsts.append(first)
 
-    pictures = [
-        Image.fromarray(rng.integers(0, 256, (336, 336, 3), dtype=np.uint8)) for _ in range(args.requests)
-    ]
+    pictures = [Image.fromarray(rng.integers(0, 256, (336, 336, 3), dtype=np.uint8)) for _ in range(args.requests)]
     begin = time.perf_counter()
     await asyncio.gather(*(one(number, picture) for number, picture in enumerate(pictures)))
     seconds = time.perf_counter() - begin
