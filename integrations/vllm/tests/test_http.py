@@ -53,6 +53,7 @@ def ask(url, picture, question, **fields):
     shown = {"url": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"}
     content = [{"type": "image_url", "image_url": shown}, {"type": "text", "text": question}]
     body = {"model": "embedded", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 8}
+    body["add_special_tokens"] = True  # LLaVA's chat templates leave the first token, <s>, to the tokenizer
     data = json.dumps({**body, **fields}).encode()
     request = urllib.request.Request(f"{url}/v1/chat/completions", data, {"Content-Type": "application/json"})
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import tower_probe
 from conftest import ENGINE, Reference, answers, request
 from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -150,3 +151,19 @@ def test_positions_are_those_of_the_unpruned_prompt():
 def test_numbers_survive_the_embeddings_type(dtype):
     numbers = torch.tensor([[0, 127, 128], [255, 257, 1000], [16383, 5, 300]])
     assert torch.equal(numbers_in(digits(numbers, torch.zeros(1, dtype=dtype))), numbers)
+
+
+@pytest.mark.slow
+def test_two_tensor_parallel_ranks(folder, reference):
+    """With all heads gathered, both ranks keep the library's patches; without, they keep others."""
+    options = {**ENGINE, "tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    engine = LLM(folder, hf_overrides={"flowcut": {"budget": 20}}, dtype="float32", **options)
+    with attach(reference.model, OneStage(budget=20)) as handle, torch.inference_mode():
+        reference.model.model.get_image_features(tower_probe.pixels(), torch.tensor(tower_probe.GRIDS))
+        expected = [row.tolist() for row in handle.trace.final]
+    assert [len(row) for row in expected] == [80, 80]
+    assert engine.apply_model(tower_probe.kept) == [expected, expected]
+    assert engine.apply_model(tower_probe.kept_without_gathering)[0] != expected
+    asked = [(prompt_about("what is in this"), picture) for picture in pictures()]
+    found, _ = answers(engine, [request(prompt, picture) for prompt, picture in asked])
+    assert found == [reference.answer(prompt, picture, 20) for prompt, picture in asked]
