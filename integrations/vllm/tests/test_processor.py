@@ -7,6 +7,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.plugins import load_general_plugins
 
 from llava.model.remembered_pruner import FIELD
+from tests.llava.eval.models.tiny import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,14 @@ def test_the_encoder_s_room_is_planned_for_all_tokens(processor):
 def test_a_server_with_such_a_pruner_does_not_start(processor, pruner, message):
     with pytest.raises(ValueError, match=message):
         processor(pruner)
+
+
+@pytest.mark.parametrize("family", ["llava_next_hf", "qwen2_vl"])
+def test_other_families_are_refused_with_a_pruner_and_stock_without(tmp_path, family):
+    load_general_plugins()
+    folder = str(write_tiny_checkpoint(tmp_path, family))
+    plain = ModelConfig(folder, dtype="float32", limit_mm_per_prompt={"image": 1})
+    assert MULTIMODAL_REGISTRY.create_processor(plain).info.supported_mm_limits["image"] is None
+    pruned = ModelConfig(folder, hf_overrides={FIELD: {"budget": 4}}, dtype="float32")
+    with pytest.raises(ValueError, match="is not served pruned yet, only LlavaForConditionalGeneration and Qwen2_5"):
+        MULTIMODAL_REGISTRY.create_processor(pruned)
