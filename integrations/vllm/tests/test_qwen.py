@@ -158,12 +158,12 @@ def test_two_tensor_parallel_ranks(folder, reference):
     """With all heads gathered, both ranks keep the library's patches; without, they keep others."""
     options = {**ENGINE, "tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
     engine = LLM(folder, hf_overrides={"flowcut": {"budget": 20}}, dtype="float32", **options)
+    asked = [(prompt_about("what is in this"), picture) for picture in pictures()]
+    found, _ = answers(engine, [request(prompt, picture) for prompt, picture in asked])
+    assert found == [reference.answer(prompt, picture, 20) for prompt, picture in asked]
     with attach(reference.model, OneStage(budget=20)) as handle, torch.inference_mode():
         reference.model.model.get_image_features(tower_probe.pixels(), torch.tensor(tower_probe.GRIDS))
         expected = [row.tolist() for row in handle.trace.final]
     assert [len(row) for row in expected] == [80, 80]
     assert engine.apply_model(tower_probe.kept) == [expected, expected]
     assert engine.apply_model(tower_probe.kept_without_gathering)[0] != expected
-    asked = [(prompt_about("what is in this"), picture) for picture in pictures()]
-    found, _ = answers(engine, [request(prompt, picture) for prompt, picture in asked])
-    assert found == [reference.answer(prompt, picture, 20) for prompt, picture in asked]
