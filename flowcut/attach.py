@@ -42,9 +42,16 @@ class Handle(Session):
         trace: what happened in the last forward that saw images; None before the first.
     """
 
-    def __init__(self, model: nn.Module, pruner: Pruner, signals: bool = False, full_logits: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        pruner: Pruner,
+        signals: bool = False,
+        full_logits: bool = False,
+        compile: bool = False,
+    ):
         self.anatomy = anatomy_of(model)
-        super().__init__(pruner, self.anatomy.shape, signals, False, full_logits)
+        super().__init__(pruner, self.anatomy.shape, signals, False, full_logits, compile)
         self.model = unwrap(model)
         self._stages: list[Stage] = []
         self._entered = 0
@@ -139,6 +146,7 @@ def attach(
     *,
     signals: bool = False,
     full_logits: bool = False,
+    compile: bool = False,
     **unknown: Never,
 ) -> Handle:
     """Let `pruner` drop visual tokens in every forward of `model`, until the handle is removed.
@@ -154,6 +162,8 @@ def attach(
         signals: also keep each layer's intermediate scores in the trace.
         full_logits: give logits back with a column for each token of the caller's, for code that compares them with
             labels (Trainer's label smoothing and metrics); see `Handle.restore_logits`.
+        compile: compute the encoder's scores with torch.compile, in fewer kernels, where the method has a function for
+            it (FlowCut). Costs seconds at the first forward; where there is no compiler a line in the log says so.
 
     Raises:
         ValueError: the model is of no known family, already has a pruner, or its attention cannot be tapped; or an
@@ -161,13 +171,15 @@ def attach(
         TypeError: an unknown keyword.
     """
     if unknown:
-        raise TypeError(f"attach takes model, pruner, signals and full_logits, not {', '.join(unknown)}; {_EXAMPLE}")
+        raise TypeError(
+            f"attach takes model, pruner, signals, full_logits and compile, not {', '.join(unknown)}; {_EXAMPLE}"
+        )
     if not isinstance(model, nn.Module):
         raise ValueError(f"{_shown(model)} is not a model (a torch.nn.Module); {_EXAMPLE}")
-    for name, flag in (("signals", signals), ("full_logits", full_logits)):
+    for name, flag in (("signals", signals), ("full_logits", full_logits), ("compile", compile)):
         if not isinstance(flag, bool):
             raise ValueError(f"{name}={_shown(flag)} is neither True nor False")
-    return Handle(model, _pruner_of(pruner), signals, full_logits)
+    return Handle(model, _pruner_of(pruner), signals, full_logits, compile)
 
 
 def detach(model: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,26 @@ def pruned_picture(image_file: str, model_path: str, pruner: Pruner) -> tuple[np
         model.get_vision_tower()(pixels)
     assert handle.trace is not None
     return picture_of(pixels[0], processor), handle.trace, model.get_vision_tower().num_patches_per_side
+
+
+def picture_calls(model_path: str, image_files: Sequence[str]) -> tuple[nn.Module, Iterator[Callable[[], Any]]]:
+    """A LLaVA checkpoint's model, and calls of its vision tower, one picture each.
+
+    Raises:
+        ValueError: the model cannot be used, or splits pictures into tiles; later, a picture cannot.
+        OSError: a file that cannot be read.
+    """
+    name = get_model_name_from_path(model_path)
+    _, model, processor, _ = load_pretrained_model(model_path, None, name, device_map=None, device="cpu", pruner="none")
+    if processor is None:
+        raise ValueError(f"{model_path} is a language model without a vision tower")
+    if getattr(model.config, "image_aspect_ratio", None) == "anyres":
+        raise ValueError(
+            f"{model_path} splits pictures into tiles (anyres), whose schedule follows from their number; call "
+            "flowcut.calibrate.calibrate with your own pictures"
+        )
+    tower = model.get_vision_tower()
+    return model, (partial(tower, process_images([load_image(file)], processor, model.config)) for file in image_files)
 
 
 def questions_as_calls(

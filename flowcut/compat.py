@@ -2,28 +2,27 @@
 
 transformers 5.24 renamed the argument that carries the KV cache from `past_key_values` to `cache`, in every forward, in
 `generate` and in the mask functions. Callers of either version may use either name; models are called by the name that
-the installed version knows.
+the installed version knows. transformers itself takes seconds to import, so no module of the library does it before a
+model is there.
 """
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformers
 from packaging.version import Version
 from torch import Tensor
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 TESTED = {"transformers": ("5.23.0", "5.24.0"), "torch": ("2.6.0", "2.15.0")}
 """Oldest and newest version of each package that the test suite passes with; pyproject.toml declares the same range."""
 
 CACHE_NAMES = ("cache", "past_key_values")
 """Every name under which a KV cache may arrive."""
-CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+CACHE = "cache" if Version(version("transformers")).release[:2] >= (5, 24) else "past_key_values"
 """The name that the installed transformers uses."""
 
 
@@ -37,7 +36,7 @@ def check_versions(installed: Mapping[str, str] | None = None) -> list[str]:
         The warnings, one line each.
     """
     if installed is None:
-        installed = {"transformers": transformers.__version__, "torch": torch.__version__}
+        installed = {"transformers": version("transformers"), "torch": torch.__version__}
     lines = []
     for package, (oldest, newest) in TESTED.items():
         minor = Version(installed[package]).release[:2]
@@ -90,7 +89,13 @@ def checkpoints_layers(module: Any) -> bool:
 
 
 def causal_mask(
-    config: Any, hidden: Tensor, real: Tensor | None, cache: Any, layer: int | None, sliding: bool = False
+    config: Any,
+    hidden: Tensor,
+    real: Tensor | None,
+    cache: Any,
+    layer: int | None,
+    sliding: bool = False,
+    blocks: Tensor | None = None,
 ) -> Any:
     """The attention mask of one decoder layer, in the form that the model's attention implementation takes.
 
@@ -100,8 +105,16 @@ def causal_mask(
         cache: the KV cache or None.
         layer: the layer whose entries in the cache count.
         sliding: whether the layer attends within `config.sliding_window` only.
+        blocks: [B, P + S], in which block each token is, that attends in both directions; -1 in none.
     """
-    make = create_sliding_window_causal_mask if sliding else create_causal_mask
+    from transformers import masking_utils  # not before a model is there
+
+    make = masking_utils.create_sliding_window_causal_mask if sliding else masking_utils.create_causal_mask
     mask = None if real is None else real.long()
     given: dict[str, Any] = {CACHE: cache, "layer_idx": layer if cache is not None else None}
+    if blocks is not None and not sliding:
+        given["block_sequence_ids"] = blocks
+    elif blocks is not None:
+        make, given["or_mask_function"] = masking_utils.create_causal_mask, masking_utils.blockwise_overlay(blocks)
+        given["and_mask_function"] = masking_utils.sliding_window_overlay(config.sliding_window)
     return make(config=config, inputs_embeds=hidden, attention_mask=mask, **given)

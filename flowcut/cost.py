@@ -45,6 +45,9 @@ def cost_of(
     mlp_path: TokenPath | None = None,
     tiles: int | None = None,
     projected: int | None = None,
+    patches_per_token: int = 1,
+    pooled: bool = False,
+    prefix: int = 1,
 ) -> Cost:
     """FLOPs of answering one prompt about one image, up to the first new token's logits.
 
@@ -66,12 +69,15 @@ def cost_of(
         tiles: over how many tiles `path` sums; 1 if None, and there `path` may hold one path for each tile.
         projected: tokens that the projector works on; as many as enter the language model if None. Others where padding
             of tiles is taken off, or line ends are put in, after it.
+        patches_per_token: how many patches of `path` become one visual token (InternVL 4, SmolVLM 4 or 9, Gemma 3 16).
+        pooled: whether they are averaged (Gemma 3), or else stand side by side in what the projector reads.
+        prefix: special tokens in the encoder (1 for CLIP's and InternVL's CLS, 0 for SigLIP).
 
     Raises:
         ValueError: `tiles` is no number >= 1 or not that of the paths, paths differ in length, or hold more tokens than
             there are patches.
     """
-    patches = (vision.image_size // vision.patch_size) ** 2
+    patches = _patches(vision)
     if path is None:
         path = [[patches] * vision.num_hidden_layers] * _checked_tiles(tiles)
     paths = _tile_paths(path, tiles, patches, "path")
@@ -80,15 +86,19 @@ def cost_of(
         raise ValueError(
             f"path is of {len(paths)} tiles and mlp_path of {len(mlp_paths)}; give both for the same tiles"
         )
-    visual_tokens = sum(tile[-1] for tile in paths) if visual_tokens is None else visual_tokens
+    if visual_tokens is None:
+        visual_tokens = sum(tile[-1] for tile in paths) // patches_per_token
     if isinstance(visual_tokens, int):
         visual_tokens = [visual_tokens] * language.num_hidden_layers
     projected = visual_tokens[0] if projected is None else projected
     return Cost(
-        encoder=sum(
-            encoder_flops(vision, tile, mlp_path=inside) for tile, inside in zip(paths, mlp_paths, strict=True)
+        encoder=sum(encoder_flops(vision, tile, prefix, inside) for tile, inside in zip(paths, mlp_paths, strict=True)),
+        projector=projector_flops(
+            projected,
+            vision.hidden_size * (1 if pooled else patches_per_token),
+            language.hidden_size,
+            projector_layers,
         ),
-        projector=projector_flops(projected, vision.hidden_size, language.hidden_size, projector_layers),
         prefill=prefill_flops(language, [text_tokens + visual for visual in visual_tokens]),
     )
 
@@ -121,11 +131,22 @@ def _tile_paths(path: TokenPath, tiles: int | None, patches: int, name: str) -> 
     return paths
 
 
+def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Of a square, or as it is given (InternVL)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _patches(config: Any) -> int:
+    height, width = (
+        image // patch for image, patch in zip(_sides(config.image_size), _sides(config.patch_size), strict=True)
+    )
+    return height * width
+
+
 def encoder_flops(config: Any, path: Sequence[int], prefix: int = 1, mlp_path: Sequence[int] | None = None) -> float:
     """A ViT with two-layer MLPs. path: visual tokens entering each layer (mlp_path: its MLP); prefix: special ones."""
-    width, inner = config.hidden_size, config.intermediate_size
-    patches = (config.image_size // config.patch_size) ** 2
-    embedding = patches * config.num_channels * config.patch_size**2 * width
+    width, inner, sides = config.hidden_size, config.intermediate_size, _sides(config.patch_size)
+    embedding = _patches(config) * config.num_channels * sides[0] * sides[1] * width
     attention = sum(4 * n * width**2 + 2 * n**2 * width for n in (visual + prefix for visual in path))
     mlp = sum(2 * (visual + prefix) * width * inner for visual in (path if mlp_path is None else mlp_path))
     return 2.0 * (embedding + attention + mlp)

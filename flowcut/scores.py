@@ -6,11 +6,40 @@ Shapes: B samples, H heads, N tokens, D entries per head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 TINY = torch.finfo(torch.float32).tiny
+_WIDTH_PER_SAMPLE = 128
+
+
+def row_logits(query_BHD: Tensor, keys_BHND: Tensor, scale: float) -> Tensor:
+    """scale * query·key for one query per sample and head, float32. -> [B, H, N].
+
+    A batch that attention made lies as [B, N, H, D] in memory, so products by sample and head would have to copy its
+    keys. In a small batch each head's queries of all samples therefore meet all keys, and each sample's own part is
+    taken as a view; small enough that this is about a thousandth of an encoder layer's FLOPs. On a GPU keys of 16 bits
+    are not copied either: their products are exact in float32, where they are summed.
+    """
+    batch, heads, tokens, width = keys_BHND.shape
+    if torch.compiler.is_compiling():  # fuses with what follows
+        return (query_BHD.float()[:, :, None] * keys_BHND).sum(dim=-1, dtype=torch.float32) * scale
+    together = batch == 1 or batch <= heads * width // _WIDTH_PER_SAMPLE
+    if together:
+        queries, keys = query_BHD.transpose(0, 1), keys_BHND.transpose(0, 1).flatten(1, 2).mT
+    else:
+        queries, keys = query_BHD.flatten(0, 1)[:, None], keys_BHND.flatten(0, 1).mT
+    if keys.is_cuda and keys.dtype == queries.dtype != torch.float32 and hasattr(torch.ops.aten.bmm, "dtype"):
+        logits = torch.bmm(queries, keys, out_dtype=torch.float32)
+        logits = logits if scale == 1 else logits * scale
+    else:
+        unused = torch.empty(1, 1, 1, device=keys.device)
+        logits = torch.baddbmm(unused, queries.float(), keys.float(), beta=0, alpha=scale)
+    if not together:
+        return logits.view(batch, heads, tokens)
+    return logits.view(heads, batch, batch, tokens).diagonal(dim1=1, dim2=2).permute(2, 0, 1)
 
 
 def softmax_row(query_BHD: Tensor, keys_BHND: Tensor, scale: float, valid_BN: Tensor | None = None) -> Tensor:
@@ -18,10 +47,18 @@ def softmax_row(query_BHD: Tensor, keys_BHND: Tensor, scale: float, valid_BN: Te
 
     Equation 1 with (q, k), equation 4 (semantic relevance) with (v, v). Padded tokens get exactly 0.
     """
-    logits = torch.einsum("bhd,bhnd->bhn", query_BHD.float(), keys_BHND.float()) * scale
+    logits = row_logits(query_BHD, keys_BHND, scale)
     if valid_BN is not None:
         logits = logits.masked_fill(~valid_BN[:, None], -torch.inf)
     return logits.softmax(dim=-1)
+
+
+def mean_rows(logits_BHN: Sequence[Tensor], valid_BN: Tensor | None = None) -> Tensor:
+    """Rows of attention from several kinds of logits, each a softmax over N and the mean over heads. -> [K, B, N]."""
+    logits = torch.stack(list(logits_BHN))
+    if valid_BN is not None:
+        logits = logits.masked_fill(~valid_BN[:, None], -torch.inf)
+    return logits.softmax(dim=-1).mean(dim=2)
 
 
 def attention_received(
@@ -43,7 +80,12 @@ def attention_received(
 
 def value_strength(values_BHND: Tensor) -> Tensor:
     """L1 norm of the value vector averaged over heads, sign included. -> [B, N]. Equation 4, information density."""
-    return values_BHND.float().mean(dim=1).abs().sum(dim=-1)
+    return torch.linalg.vector_norm(head_mean(values_BHND), ord=1, dim=-1)
+
+
+def head_mean(values_BHND: Tensor) -> Tensor:
+    """Mean over heads, whose L1 norm is `value_strength`. -> [B, N, D], float32."""
+    return values_BHND.mean(dim=1, dtype=torch.float32)
 
 
 def normalise(weights_BN: Tensor) -> Tensor:
@@ -70,4 +112,4 @@ def prune_number(tokens: int, target: int, left: float, entropy_ratio: float) ->
 
 def running_mean(before: Tensor | None, now: Tensor, history: float) -> Tensor:
     """Cumulative importance: history * before + (1 - history) * now, or `now` the first time. Equation 6."""
-    return now if before is None else history * before + (1 - history) * now
+    return now if before is None else torch.lerp(before, now, 1 - history)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from flowcut.anatomy.find import anatomy_of
 from flowcut.anatomy.reading import running_device, unwrap
@@ -48,6 +47,8 @@ class TextTower:
         Raises:
             ValueError: nothing is there, or no whole CLIP.
         """
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel  # not before they are needed
+
         try:
             kind = AutoConfig.from_pretrained(source).model_type
             if kind != "clip":

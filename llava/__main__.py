@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from llava.given import told_in_one_line
+from llava.given import needs, told_in_one_line
 
 COMMANDS = {
     "ask": ("llava.eval.run_llava", "answer one question about pictures"),
@@ -33,12 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     if command not in COMMANDS:
         sys.exit(f"error: no command {command!r}; use one of {', '.join(COMMANDS)}")
     with told_in_one_line():
-        try:
-            module = importlib.import_module(COMMANDS[command][0])
-        except ModuleNotFoundError as error:
-            extra = EXTRAS.get(command, "eval")
-            hint = f"needs the package {error.name}; pip install 'llava-flowcut[{extra}]'"
-            raise ValueError(f"llava {command} {hint}") from error
+        name, purpose = COMMANDS[command]
+        with needs(EXTRAS.get(command, "eval"), __name__, f"llava {command}: {purpose}."):
+            module = importlib.import_module(name)
         status = module.main(rest)
     if isinstance(status, int) and status:
         sys.exit(status)

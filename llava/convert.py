@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from llava.chat_template import chat_template
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conversation_mode
 from llava.conversion_check import compare
+from llava.given import told_in_one_line
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_config, save_llava_checkpoint, written_aside
@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    try:
+    with told_in_one_line():
         convert(args.model_path, args.model_base, args.to, args.output, args.dtype)
         print(f"wrote {args.output}")
         if args.verify:
@@ -163,8 +163,6 @@ def main(argv: list[str] | None = None) -> None:
             print(f"largest difference of logits in float32: {found.logits}")
             for line in found.lines():
                 print(line)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -51,8 +51,10 @@ def decode_base64(text: str | bytes) -> bytes:
         raise ValueError(f"not base64 ({one_line(error)})") from None
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, surrogates: bool = False) -> Any:
     """A JSON document, with or without a byte order mark.
+
+    surrogates: let lone ones pass, because the rows of the document are looked at one by one.
 
     Raises ValueError, one line: also for other encodings than UTF-8, for brackets that are nested too deeply, and for
     lone surrogates.
@@ -60,7 +62,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         written = text.removeprefix(BOM).decode("utf-8") if isinstance(text, bytes) else text.removeprefix("\ufeff")
         document = json.loads(written)
-        if "\\ud" in written or "\\uD" in written:
+        if not surrogates and ("\\ud" in written or "\\uD" in written):
             refuse_surrogates(json.dumps(document, ensure_ascii=False))
     except RecursionError:
         raise ValueError(_DEEP) from None
@@ -117,6 +119,27 @@ def read_each(rows: Iterable[tuple[str, Row]], read: Callable[[Row], Read]) -> t
         except Exception as error:
             bad.append((where, one_line(error)))
     return good, bad
+
+
+@contextmanager
+def needs(extra: str, module: str, doc: str | None) -> Iterator[None]:
+    """Around a program's imports: where a package of an extra is missing, one line says how to install it.
+
+    module, doc: the program's `__name__` and `__doc__`. Run with --help it shows the latter and ends with status 0.
+    Raises ModuleNotFoundError where the module is imported, and not run.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("llava", "flowcut"):
+            raise
+        hint = f"needs the package {error.name}; pip install 'llava-flowcut[{extra}]'"
+        if module not in ("__main__", "llava.__main__"):  # imported by another program, or by a test
+            raise ModuleNotFoundError(f"{module} {hint}", name=error.name) from error
+        if not {"-h", "--help"} & {*sys.argv[1:]}:
+            sys.exit(f"error: this program {hint}")
+        print(f"{doc}\nThis program {hint}. Then --help lists its flags.")
+        sys.exit(0)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LARGEST_PICTURE = 89_478_485  # pixels; above this Pillow warns of a decompression bomb
 LARGEST_SQUARE = 2**24  # pixels of a padded picture that is thin; others may have four times their own
+_BAND = 256  # rows
 LARGEST_RATIO = 200  # of the sides, where the short side is resized; Qwen2-VL's processor has the same limit
 
 
@@ -95,11 +96,19 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises ValueError for float values and for larger integers, whose range is unknown.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
+        image = Image.fromarray(_high_bytes(image))
+    return image.convert("RGB")
+
+
+def _high_bytes(image: Image.Image) -> np.ndarray:
+    """[height, width], the upper 8 of 16 bits; band by band, since large pictures have no room for copies."""
+    high = np.empty((image.height, image.width), np.uint8)
+    for top in range(0, image.height, _BAND):
+        values = np.asarray(image.crop((0, top, image.width, min(top + _BAND, image.height))))
         if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError(f"its mode {image.mode} has no known range of brightness; convert it to 8 or 16 bits")
-        image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+        high[top : top + _BAND] = values.astype(np.uint16) >> 8
+    return high
 
 
 _told: list[str] = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llava.constants import LOGDIR
+from llava.given import home_path
 
 server_error_msg = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.**"
 moderation_msg = "YOUR INPUT VIOLATES OUR CONTENT MODERATION GUIDELINES. PLEASE TRY AGAIN."
@@ -35,7 +36,7 @@ def build_logger(logger_name: str, logger_filename: str | None = None, folder: s
     logger = logging.getLogger(logger_name)
     logger.setLevel(logging.INFO)
     if logger_filename is not None:
-        path = Path(folder).expanduser() / logger_filename
+        path = home_path(folder) / logger_filename
         path.parent.mkdir(parents=True, exist_ok=True)
         if str(path.absolute()) not in {getattr(handler, "baseFilename", None) for handler in root.handlers}:
             daily = logging.handlers.TimedRotatingFileHandler(path, when="D", utc=True, encoding="utf-8")

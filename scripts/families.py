@@ -3,7 +3,8 @@
     python -m scripts.families            (--check: change nothing, fail if the page is out of date)
 
 Every class that the modules of `flowcut.anatomy` name is built with the default config of its class, which is that of
-a published size, on the meta device: it has its layers and no weights. Then each method is attached to it.
+a published size (where it is not, that of `flowcut.bench`), on the meta device: it has its layers and no weights. Then
+each method is attached to it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import transformers
 
 from flowcut import attach
 from flowcut.anatomy.find import FAMILIES, anatomy_of
+from flowcut.bench.synthetic import GEOMETRIES
 from flowcut.hooks.parts import Anatomy
 from flowcut.pruner import EncoderShape, Pruner
 from flowcut.registry import METHODS
@@ -29,6 +31,8 @@ PAGE = Path("docs/families.md")
 HEAD = "ForConditionalGeneration"
 BUDGET = 64
 ENCODER, LANGUAGE = "encoder", "LLM"
+SIZES = {f"SmolVLM{HEAD}": "smolvlm2-2.2b", f"Gemma3{HEAD}": "gemma3-4b"}
+"""Classes whose default config is of no published model, and one of `flowcut.bench` that is."""
 
 
 def classes() -> Iterator[type]:
@@ -41,9 +45,13 @@ def classes() -> Iterator[type]:
 
 @cache
 def model_of(cls: Any) -> Any:
-    """A model of the class's default size, without weights."""
+    """A model of the class's default size, or of the published one in SIZES, without weights."""
+    config = cls.config_class()
+    if cls.__name__ in SIZES:
+        sizes = GEOMETRIES[SIZES[cls.__name__]]
+        config = cls.config_class(vision_config=sizes.vision, text_config=sizes.text, **sizes.fields)
     with torch.device("meta"):
-        return cls._from_config(cls.config_class())
+        return cls._from_config(config)
 
 
 def title(cls: type) -> str:

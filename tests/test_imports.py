@@ -4,6 +4,9 @@ Imports inside functions and under TYPE_CHECKING count. A package's own `__init_
 modules.
 """
 
+import subprocess
+import sys
+
 import pytest
 
 from scripts import architecture
@@ -17,7 +20,7 @@ LAYERS = (  # from the ground up; a room imports from its own layer and those be
     ("flowcut.attach", "flowcut.text_tower"),
     ("flowcut.bench",),
     ("flowcut.checkpoints",),
-    ("flowcut.flow", "flowcut.vtw_search", "flowcut.__main__"),
+    ("flowcut.flow", "flowcut.vtw_search", "flowcut.calibrate", "flowcut.__main__"),
 )
 APART = (("flowcut.methods", "flowcut.hooks"), ("flowcut.hooks", "flowcut.methods"))  # a method knows no model
 DOOR = "flowcut.checkpoints"
@@ -91,3 +94,16 @@ def test_what_counts_as_an_import(tmp_path):
     (tmp_path / "flowcut/c.py").write_text("class C: ...\n")
     graph = import_graph(tmp_path)
     assert graph == {"flowcut": set(), "flowcut.a": {"flowcut.b"}, "flowcut.b": {"flowcut.c"}, "flowcut.c": set()}
+
+
+def test_the_library_is_imported_without_transformers_and_the_compiler():
+    """They take seconds, and are there in any case once a model is."""
+    code = (
+        "import sys, flowcut, flowcut.__main__, flowcut.bench\n"
+        "flowcut.__main__.main(['list'])\n"
+        "print([name for name in ('transformers', 'torch._dynamo') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = run.stdout.splitlines()
+    assert lines[0].startswith("flowcut: ")
+    assert lines[-1] == "[]"

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from torch import nn
 
-from flowcut.anatomy import clip, dinov2, llava, llava_hf, llava_next_hf, qwen2_vl, siglip, video_llava_hf
+from flowcut.anatomy import (
+    clip,
+    dinov2,
+    gemma3_hf,
+    internvl_hf,
+    llava,
+    llava_hf,
+    llava_next_hf,
+    qwen2_vl,
+    siglip,
+    smolvlm_hf,
+    video_llava_hf,
+)
 from flowcut.anatomy.reading import unwrap
 from flowcut.hooks.parts import Anatomy
 
-FAMILIES = (clip, dinov2, siglip, llava_hf, llava_next_hf, video_llava_hf, qwen2_vl, llava)
+FAMILIES = (
+    *(clip, dinov2, siglip),
+    *(llava_hf, llava_next_hf, video_llava_hf),
+    *(qwen2_vl,),
+    *(internvl_hf, smolvlm_hf, gemma3_hf),
+    llava,
+)
 """Modules with `FAMILY`, what it is called, and `read(model)`, its anatomy or None."""
 
 

@@ -1,10 +1,10 @@
-"""transformers' LLaVA-NeXT and LLaVA-OneVision: an image as a small whole and a grid of tiles, cut in two stages.
+"""transformers' LLaVA-NeXT(-Video) and LLaVA-OneVision: an image as a small whole and a grid of tiles, cut twice.
 
 The encoder keeps half the budget of every tile. The kept tokens of the tiles are put back on their joined grid, rows
 and columns of padding are taken off, and the rest follows the whole image in raster order, without the tokens that end
 image rows in the unpruned model. After its second layer the language model goes on with the budget. OneVision's
-shrinking of large grids has nothing to shrink then. Its videos are one-stage: every frame keeps the budget of its
-patches, which are not averaged two by two.
+shrinking of large grids has nothing to shrink then. Videos (of OneVision and NeXT-Video) are one-stage: every frame
+keeps the budget of its patches, which are not averaged two by two.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from flowcut.hooks.parts import Anatomy
 from flowcut.hooks.placeholders import Modality, PlaceholderSpan
 from flowcut.hooks.prompt import PromptStage
 
-FAMILY = "LlavaNextForConditionalGeneration, LlavaOnevisionForConditionalGeneration and their models (transformers)"
-_HEADS = {"LlavaNextForConditionalGeneration", "LlavaOnevisionForConditionalGeneration"}
-_MODELS = {"LlavaNextModel", "LlavaOnevisionModel"}
+FAMILY = (
+    "LlavaNextForConditionalGeneration, LlavaNextVideoForConditionalGeneration, LlavaOnevisionForConditionalGeneration "
+    "and their models (transformers)"
+)
+_MODELS = {"LlavaNextModel", "LlavaNextVideoModel", "LlavaOnevisionModel"}
+_HEADS = {name.removesuffix("Model") + "ForConditionalGeneration" for name in _MODELS}
 
 
 def read(model: Any) -> Anatomy | None:
@@ -43,6 +46,8 @@ def read(model: Any) -> Anatomy | None:
     modalities: list[Modality] = [Tiles()]
     if class_names(inner) & {"LlavaOnevisionModel"}:
         modalities = [Tiles(more=(*Tiles().more, "vision_aspect_ratio", "batch_num_images")), Frames()]
+    elif class_names(inner) & {"LlavaNextVideoModel"}:
+        modalities = [Tiles(), ResampledFrames()]
     return Anatomy(
         "llava_next_hf",
         tuple(encoders),
@@ -142,7 +147,15 @@ class Tiles(Modality):
 
 
 class Frames(Modality):
-    """OneVision's videos: one span per frame, and one for the token that ends the video."""
+    """OneVision's videos: one span per frame, and one for the token that ends the video.
+
+    Attributes:
+        pooling: the name of what averages a frame's tokens, which pruned frames pass by.
+        ends: how many tokens end a video.
+    """
+
+    pooling = "apply_pooling"
+    ends = 1
 
     def __init__(self) -> None:
         super().__init__(
@@ -151,30 +164,49 @@ class Frames(Modality):
             "pixel_values_videos",
             ("vision_feature_layer", "vision_feature_select_strategy"),
             "video_token_id",
-            joined=True,
         )
+
+    def spans_of_items(self, call: dict[str, Any]) -> list[int]:
+        videos, frames = call["pixel_values_videos"].shape[:2]
+        return [frames + (self.ends > 0)] * videos
+
+    def pooled(self, config: Any) -> int:
+        """Tokens of an unpruned frame."""
+        return ((config.vision_config.image_size // config.vision_config.patch_size + 1) // 2) ** 2
 
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         videos, frames = call["pixel_values_videos"].shape[:2]
-        side = inner.config.vision_config.image_size // inner.config.vision_config.patch_size
-        pooled = ((side + 1) // 2) ** 2
+        pooled, original = self.pooled(inner.config), getattr(inner, self.pooling)
         groups = [video for video in range(videos) for _ in range(frames)]
         with rows(groups, skip=session.pruner.tokens_of(pooled) >= pooled, unpruned_tokens=pooled) as known:
 
             def pool(features: Tensor) -> Tensor:
                 cut = known.trace is not None and known.trace.kept
-                return features if cut else type(inner).apply_pooling(inner, features)
+                return features if cut else original(features)
 
-            outputs = self.original(inner, call, apply_pooling=pool)
+            outputs = self.original(inner, call, **{self.pooling: pool})
         trace = known.trace
         if trace is None:
             return outputs, [], None
         spans, index = [], torch.arange(pooled, device=outputs.pooler_output.device)
         for video, features in enumerate(outputs.pooler_output):
-            for frame, part in enumerate(features[:-1].chunk(frames)):
+            whole, end = features.split([len(features) - self.ends, self.ends])
+            for frame, part in enumerate(whole.chunk(frames)):
                 row = video * frames + frame
                 kept = trace.final[row] if trace.kept else torch.full_like(index, -1)
                 tokens = torch.stack([torch.full_like(kept, row), kept], dim=1)
                 spans.append(PlaceholderSpan(part, index < len(part), tokens))
-            spans.append(PlaceholderSpan(features[-1:], torch.ones_like(index[:1], dtype=torch.bool), None))
+            if self.ends:
+                spans.append(PlaceholderSpan(end, torch.ones_like(index[:1], dtype=torch.bool), None))
         return outputs, spans, trace
+
+
+class ResampledFrames(Frames):
+    """LLaVA-NeXT-Video's videos: one span per frame."""
+
+    pooling = "vision_resampler"
+    ends = 0
+
+    def pooled(self, config: Any) -> int:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return (side // config.spatial_pool_stride) ** 2

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.vision_utils import get_vision_window_index
 
 from flowcut.anatomy.reading import body_and_head, copies, language_model, unwrap
 from flowcut.hooks.attention import VISION
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.call_context import rows
 from flowcut.hooks.encoder_forward import EncoderForward
 from flowcut.hooks.parts import Anatomy, Encoder
@@ -102,6 +101,8 @@ class PackedForward(EncoderForward):
         order = torch.arange(self.total, device=query.device)
         tower = self.encoder.model
         if hasattr(tower, "fullatt_block_indexes"):  # 2.5: windows first
+            from transformers.vision_utils import get_vision_window_index  # not before a model is there
+
             window, _ = get_vision_window_index(
                 self.grid,
                 spatial_merge_size=tower.spatial_merge_size,
@@ -170,7 +171,7 @@ class MergerStage(Stage):
         for encoder in self.encoders:
             self.undo.append(encoder.model.merger.register_forward_hook(self.after_merger).remove)
 
-    @torch.compiler.disable
+    @opaque
     def after_merger(self, merger: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         run = VISION.get()
         ours = run is not None and any(run.encoder is encoder for encoder in self.encoders)
@@ -179,6 +180,10 @@ class MergerStage(Stage):
 
 class Vision(Modality):
     """One span of placeholders per image, or per frame of a video."""
+
+    def spans_of_items(self, call: dict[str, Any]) -> list[int]:
+        frames: list[int] = call[self.more[0]][:, 0].tolist()
+        return frames
 
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         if call.get(self.more[0]) is None:

@@ -45,7 +45,7 @@ def read(model: Any) -> Anatomy | None:
 
 class Images(Modality):
     def __init__(self) -> None:
-        super().__init__(joined=True, former="pixel_values_images")
+        super().__init__(former="pixel_values_images")
 
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         with rows() as known:
@@ -61,7 +61,7 @@ class Videos(Modality):
 
     def __init__(self) -> None:
         more = ("vision_feature_layer",)
-        super().__init__("video", "get_video_features", "pixel_values_videos", more, "video_token_id", joined=True)
+        super().__init__("video", "get_video_features", "pixel_values_videos", more, "video_token_id")
 
     def encode(self, session: Any, inner: Any, call: dict[str, Any]) -> Any:
         videos, frames = call["pixel_values_videos"].shape[:2]

@@ -1,4 +1,4 @@
-"""What pruning saves: `python -m flowcut.bench encode|prefill|generate --geometry llava-1.5-7b ...`.
+"""What pruning saves: `python -m flowcut.bench encode|prefill|generate|ops --geometry llava-1.5-7b ...`.
 
 Models have the published sizes and random weights; nothing is downloaded. Three runs are timed in turn, round by round,
 so that drift of the machine hits all alike:
@@ -18,6 +18,8 @@ images of 672 x 672 (2304 patches, 576 tokens).
 
 The weights are random but attend as sharply as trained ones (`flowcut.bench.synthetic`); `prefill` alone leaves this
 out.
+
+`ops` counts instead of timing: operator calls, those that do work, and waits of the host (`flowcut.bench.ops`).
 
 glibc gives tensors above 32 MB back to the system when they are freed, and every new one costs its page faults. So it
 is told here to keep what it has, for all runs alike (docs/LOG.md, 2026-11-24).
@@ -42,6 +44,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from flowcut.bench import ops
 from flowcut.bench.measuring import clock, device_name, keep_freed_memory, spread
 from flowcut.bench.memory import peak_memory_mb
 from flowcut.bench.model import COMMANDS, Bench
@@ -152,8 +155,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Pruner]:
     """
     parser = _Parser("python -m flowcut.bench", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, what in COMMANDS.items():
-        add = commands.add_parser(command, help=f"time {what}", description=f"Time {what}.").add_argument
+    for command, what in {**{name: f"time {what}" for name, what in COMMANDS.items()}, "ops": ops.WHAT}.items():
+        add = commands.add_parser(command, help=what, description=f"{what.capitalize()}.").add_argument
         add("--geometry", default="llava-1.5-7b", choices=GEOMETRIES, help="sizes of the model (default: %(default)s)")
         add("--layers-slice", type=_at_least(1), help="decoder layers (default: all; on a CPU 2, two-stage 4)")
         add("--batch", type=_at_least(1), default=1, help="images or videos at once (default: %(default)s)")
@@ -195,13 +198,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, pruner = parse(argv)
         keep_freed_memory()
         torch.set_num_threads(args.threads)
-        report = measure(Bench(args, pruner), pruner)
+        counted = args.command == "ops"
+        report = ops.report(args, pruner) if counted else measure(Bench(args, pruner), pruner)
     except ValueError as error:
         print(f"flowcut.bench: {error}", file=sys.stderr)
         return 2
     finally:
         torch.set_num_threads(threads)
-    print(table(report))
+    print(ops.table(report) if counted else table(report))
     print(json.dumps(report))
     return 0
 

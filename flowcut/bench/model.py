@@ -66,6 +66,7 @@ class Bench:
             image_token_id=PLACEHOLDER,
             video_token_id=PLACEHOLDER,
             image_grid_pinpoints=[[2 * self.geometry.side] * 2],
+            **self.geometry.fields,
         )
         cls = getattr(transformers, f"{self.geometry.family}ForConditionalGeneration")
         if self.bare:
@@ -114,6 +115,8 @@ class Bench:
         if self.geometry.family == "Qwen2VL":
             prompt["mm_token_type_ids"] = (ids == PLACEHOLDER).int()
             prompt["image_grid_thw"] = self.shown["image_grid_thw"]
+        if self.geometry.family == "Gemma3":
+            prompt["token_type_ids"] = (ids == PLACEHOLDER).int()
         return prompt
 
     def call(self, run: str) -> Any:
@@ -156,8 +159,11 @@ class Bench:
                 total += merging_encoder_flops(vision, path, left)
             else:
                 left += self.geometry.family == "VideoLlava"  # passes each frame's CLS on
-                total += encoder_flops(vision, path, mlp_path=leaving if inside else None)
-                total += 0 if self.bare else projector_flops(left, vision.hidden_size, config.text_config.hidden_size)
+                size, layers = self.geometry.patches_per_token, self.geometry.projector
+                total += encoder_flops(vision, path, self.geometry.prefix, leaving if inside else None)
+                width = vision.hidden_size * (1 if self.geometry.pooled else size)
+                if not self.bare:
+                    total += projector_flops(left // size, width, config.text_config.hidden_size, layers)
         for visual in self.decoder_paths(trace if pruned else None):
             lengths = [self.args.text_tokens + count for count in visual]
             total += prefill_flops(config.text_config, lengths)

@@ -36,6 +36,8 @@ class Geometry:
         slice: default of --layers-slice on a CPU.
         rows: encoder rows of a sample: tiles or frames.
         side: pixels along a side of a row.
+        patches_per_token, pooled, prefix: see `flowcut.cost.cost_of`. projector: how many linear layers it has.
+        fields: what else the model's config holds.
     """
 
     family: str
@@ -45,6 +47,11 @@ class Geometry:
     slice: int = 2
     rows: int = 1
     side: int = 336
+    patches_per_token: int = 1
+    pooled: bool = False
+    prefix: int = 1
+    projector: int = 2
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 def _clip(width: int, inner: int, layers: int, heads: int, side: int = 336) -> dict[str, Any]:
@@ -63,6 +70,28 @@ def _qwen(width: int, inner: int, layers: int, heads: int, key_values: int, *sec
     return {**_llama(width, inner, layers, heads), **other}
 
 
+def _internvl(vision: dict[str, Any], text: dict[str, Any], **other: Any) -> Geometry:
+    vision, text = {**vision, "model_type": "internvl_vision"}, {**text, "model_type": "qwen2"}
+    return Geometry("InternVL", vision, text, slice=4, patches_per_token=4, **other)
+
+
+def _smolvlm(vision: dict[str, Any], text: dict[str, Any], scale: int, **other: Any) -> Geometry:
+    vision, fields = {**vision, "model_type": "smolvlm_vision"}, {"scale_factor": scale}
+    other = {"slice": 4, "prefix": 0, "projector": 1, **other}
+    return Geometry("SmolVLM", vision, text, patches_per_token=scale**2, fields=fields, **other)
+
+
+def _gemma3(
+    vision: dict[str, Any], text: dict[str, Any], heads: tuple[int, int], tokens: int, **other: Any
+) -> Geometry:
+    """heads: number of key and value heads, and width of a head."""
+    vision = {**vision, "model_type": "siglip_vision_model", "vision_use_head": False}
+    sizes = {"num_key_value_heads": heads[0], "head_dim": heads[1], "query_pre_attn_scalar": heads[1]}
+    text, cell = {**text, **sizes, "model_type": "gemma3_text"}, (vision["image_size"] // 14) ** 2 // tokens
+    other = {"prefix": 0, "projector": 1, "pooled": True, "fields": {"mm_tokens_per_image": tokens}, **other}
+    return Geometry("Gemma3", vision, text, patches_per_token=cell, **other)
+
+
 _CLIP, _LLAMA = _clip(1024, 4096, 24, 16), _llama(4096, 11008, 32, 32)
 _QWEN = _qwen(3584, 18944, 28, 28, 4, 16, 24, 24)
 _QWEN_VIT = {"embed_dim": 1280, "num_heads": 16, "hidden_size": 3584, "depth": 32}
@@ -74,19 +103,31 @@ GEOMETRIES = {
     "llava-next-7b": Geometry("LlavaNext", _CLIP, _LLAMA, budget=160, slice=4, rows=5),
     "video-llava-7b": Geometry("VideoLlava", _clip(1024, 4096, 24, 16, 224), _LLAMA, budget=32, rows=8, side=224),
     "qwen2-vl-7b": Geometry("Qwen2VL", _QWEN_VIT, _QWEN, slice=4, side=672),
+    "narrow": Geometry("Llava", _clip(64, 128, 24, 4), _SMALL),
+    "deep": Geometry("Llava", _clip(512, 512, 24, 8, 168), _SMALL, budget=16, side=168),
+    "internvl3-8b": _internvl(
+        _clip(1024, 4096, 24, 16, 448), {**_llama(3584, 18944, 28, 28), "num_key_value_heads": 4}, side=448
+    ),
+    "smolvlm2-2.2b": _smolvlm(_clip(1152, 4304, 27, 16, 384), _llama(2048, 8192, 24, 32), 3, budget=20, side=384),
+    "gemma3-4b": _gemma3(_clip(1152, 4304, 27, 16, 896), _llama(2560, 10240, 34, 8), (4, 256), 256, side=896),
     "tiny": Geometry("Llava", _TINY, _SMALL, budget=8, side=84),
     "tiny-next": Geometry("LlavaNext", _TINY, _SMALL, budget=8, slice=4, rows=5, side=84),
     "tiny-video": Geometry("VideoLlava", _TINY, _SMALL, budget=4, rows=3, side=84),
+    "tiny-internvl": _internvl(_clip(64, 128, 8, 4, 168), _SMALL, budget=8, side=168),
+    "tiny-smolvlm": _smolvlm(_clip(64, 128, 8, 4, 168), _SMALL, 3, budget=4, side=168),
+    "tiny-gemma": _gemma3(_clip(64, 128, 8, 4, 168), _SMALL, (4, 16), 36, budget=8, side=168),
     "tiny-qwen": Geometry("Qwen2VL", _TINY_VIT, _qwen(64, 128, 8, 4, 2, 2, 3, 3), budget=8, slice=4, side=168),
 }
 
 
 def draw_weights(model: torch.nn.Module, seed: int) -> None:
-    """Normal weights of standard deviation 1 / sqrt(inputs), norms 1, biases 0; in place."""
+    """Normal weights of standard deviation 1 / sqrt(inputs), norms and layer scales 1, biases 0; in place."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
-        if parameter.ndim == 1 and name.endswith(("weight", "bias")):
-            parameter.fill_(name.endswith("weight"))
+        if parameter.ndim == 1 and name.endswith(("weight", "bias", "lambda_1", "lambda_2")):
+            # Gemma's norms add the 1 themselves.
+            gain = 0 if "Gemma" in type(model).__name__ and "norm" in name and "vision" not in name else 1
+            parameter.fill_(0 if name.endswith("bias") else gain)
         else:
             generator = torch.Generator(parameter.device).manual_seed(seed)
             parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
@@ -110,8 +151,10 @@ def media(geometry: Geometry, samples: int, seed: int) -> dict[str, Tensor]:
     """Keyword arguments that bring one image, or one video, per sample, as the family's processor lays them out."""
     side, rows = geometry.side, geometry.rows
     images = pictures(samples * rows, side, seed)
-    if geometry.family == "Llava":
+    if geometry.family in ("Llava", "InternVL", "Gemma3"):
         return {"pixel_values": images}
+    if geometry.family == "SmolVLM":
+        return {"pixel_values": images.view(samples, rows, 3, side, side)}
     if geometry.family == "VideoLlava":
         return {"pixel_values_videos": images.view(samples, rows, 3, side, side)}
     if geometry.family == "LlavaNext":

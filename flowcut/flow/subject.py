@@ -45,7 +45,7 @@ class Subject:
         size = self.encoder.patches_per_token
         if size > 1:
             raise ValueError(
-                f"{self.name} merges patches {size} by {size} after its encoder (Qwen2-VL); "
+                f"{self.name} merges patches {size} by {size} after its encoder; "
                 "the flow is drawn for CLIP, SigLIP and DINOv2 encoders, alone or inside a LLaVA"
             )
 

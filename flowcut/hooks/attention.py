@@ -3,7 +3,8 @@
 transformers looks attention functions up by the name in an attention module's config. For each implementation a model
 may run, one name is registered that first hands q, k, v to whoever observes this module in the present forward, and
 then calls that implementation. Without an observer a call goes straight through, and so does the recomputation of a
-checkpointed layer, which happens outside of the forward.
+checkpointed layer, which happens outside of the forward. The config tells that name to a tapped module while it runs,
+and to everybody else the model's own.
 
 Rows of different length may come as one packed sequence: then the attention mask is a `Segments`, and each row is
 attended to by itself. Nothing is padded, and nothing is computed that a row alone would not compute. A mask may also
@@ -14,16 +15,16 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch.nn.functional import pad
 
+from flowcut.hooks.base import opaque
 from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, LayerContext, weighed
 
 
@@ -49,12 +50,16 @@ LANGUAGE: ContextVar[Any] = ContextVar("flowcut_language", default=None)
 """The same for the decoder."""
 
 
+_RUNNING: ContextVar[bool] = ContextVar("flowcut_running", default=False)
+"""Whether a tapped attention module runs in this thread."""
+
+
 class Segments(tuple[int, ...]):
     """In the place of an attention mask: lengths of the rows that lie one after the other in a packed sequence."""
 
 
 class TappedConfig:
-    """A config as a tapped attention reads it: the model's own, as it is now, but for the attention's name.
+    """The model's own config as it is now; in it a tapped attention that runs finds the name of its tap.
 
     So `model.set_attn_implementation` takes effect at once, and stays when the tap is taken off.
     """
@@ -69,7 +74,8 @@ class TappedConfig:
 
     @property
     def _attn_implementation(self) -> str:
-        return _tapped_name(self.config._attn_implementation or "eager")
+        name = self.config._attn_implementation
+        return _tapped_name(name or "eager") if _RUNNING.get() else name
 
 
 def tap(attentions: Iterable[nn.Module]) -> Callable[[], None]:
@@ -84,17 +90,37 @@ def tap(attentions: Iterable[nn.Module]) -> Callable[[], None]:
     for module, config in originals:
         if _tapped_name(config._attn_implementation or "eager") == "flowcut_eager":
             _eager(module)
+    hooks, running = [], _Running()
     for module, config in originals:
         module.config = TappedConfig(config)
-    return partial(_untap, originals)
+        hooks.append(module.register_forward_pre_hook(running.begin))
+        hooks.append(module.register_forward_hook(running.end, always_call=True))
+    return partial(_untap, originals, hooks)
 
 
-def _untap(originals: list[tuple[Any, Any]]) -> None:
+def _untap(originals: list[tuple[Any, Any]], hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
     for module, config in originals:
         module.config = config
 
 
+class _Running:
+    """Hooks that note whether a tapped attention module runs."""
+
+    @opaque
+    def begin(self, module: nn.Module, args: tuple) -> None:
+        _RUNNING.set(True)
+
+    @opaque
+    def end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        _RUNNING.set(False)
+
+
 def _tapped_name(base: str) -> str:
+    from transformers import AttentionInterface  # by now a model is there, so this costs nothing
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     name = f"flowcut_{base}"
     if name in ALL_ATTENTION_FUNCTIONS:
         return name
@@ -103,11 +129,13 @@ def _tapped_name(base: str) -> str:
             f"attention implementation {base!r} cannot be tapped; use 'sdpa', as attn_implementation='sdpa' in "
             "from_pretrained or with model.set_attn_implementation('sdpa')"
         )
-    AttentionInterface.register(name, _tapped(base))
+    AttentionInterface.register(name, _tapped(base, ALL_ATTENTION_FUNCTIONS))
     return name
 
 
-def _tapped(base: str) -> Callable[..., Any]:
+def _tapped(base: str, functions: Any) -> Callable[..., Any]:
+    """An attention function that shows its inputs and calls the one named `base` among transformers' functions."""
+
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
     ) -> Any:
@@ -126,16 +154,24 @@ def _tapped(base: str) -> Callable[..., Any]:
         return attend(module, query, key, value, attention_mask, **kwargs)
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-        function = _eager(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
+        function = _eager(module) if base == "eager" else functions[base]
         bare: Any = _Untapped(module, base) if "flash" in base else module
         if not isinstance(attention_mask, Segments):
             return function(bare, query, key, value, attention_mask, **kwargs)
         if "flash" in base:
             return function(bare, query, key, value, None, **kwargs | _variable_length(attention_mask, query.device))
         rows = zip(*(tensor.split(attention_mask, dim=2) for tensor in (query, key, value)), strict=True)
-        return torch.cat([function(bare, q, k, v, None, **kwargs)[0] for q, k, v in rows], dim=1), None
+        outputs, weights = zip(*(function(bare, q, k, v, None, **kwargs) for q, k, v in rows), strict=True)
+        return torch.cat(outputs, dim=1), None if weights[0] is None else _batched(weights)
 
     return attention
+
+
+def _batched(weights: Sequence[Tensor]) -> Tensor:
+    """Attention weights of rows of different length, each [1, H, S, S], as a batch that is 0 on padding."""
+    longest = max(one.shape[-1] for one in weights)
+    padding = (longest - one.shape[-1] for one in weights)
+    return torch.cat([pad(one, (0, more, 0, more)) for one, more in zip(weights, padding, strict=True)])
 
 
 def _variable_length(segments: Segments, device: torch.device) -> dict[str, Any]:

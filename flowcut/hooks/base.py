@@ -10,7 +10,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
+
+
+class opaque:
+    """`torch.compiler.disable` for a hook that is a method.
+
+    The compiler takes seconds to import, so that waits until the hook is first looked up, to go on a model. From then
+    on the class has the method as if it had been decorated with `torch.compiler.disable`.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        method = torch.compiler.disable(self.function)
+        setattr(self.owner, self.name, method)
+        return method.__get__(instance, owner)
 
 
 class Stage:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from flowcut.compat import CACHE, checkpoints_layers
 
@@ -166,6 +165,8 @@ def with_cache(call: dict[str, Any], language: Any) -> None:
     if use_cache is None:
         use_cache = language.config.use_cache
     if call.get(CACHE) is None and use_cache and not checkpoints_layers(language):
+        from transformers import DynamicCache  # not before a model is there
+
         call[CACHE] = DynamicCache(config=language.config)
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from flowcut.hooks.session import Session
 from flowcut.pruner import Question, TextEncoder
 from flowcut.trace import Trace
@@ -29,6 +31,7 @@ class KnownRows:
     trace: Trace | None = None
 
 
+_PROMPT: ContextVar[Prompt | None] = ContextVar("flowcut_prompt", default=None)
 _ROWS: ContextVar[KnownRows | None] = ContextVar("flowcut_rows", default=None)
 _ASKED: ContextVar[tuple[Session, Question] | None] = ContextVar("flowcut_asked", default=None)
 
@@ -58,6 +61,29 @@ def rows(
 def known_rows() -> KnownRows | None:
     """What the caller says with `rows`."""
     return _ROWS.get()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt of the images that are being encoded: token ids [B, S], or embeddings [B, S, D]."""
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None = None
+
+
+@contextmanager
+def prompted(input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Iterator[None]:
+    """Tell, around the encoding of images, in which prompt they stand; `prompt_under_way` finds it."""
+    token = _PROMPT.set(Prompt(input_ids, inputs_embeds))
+    try:
+        yield
+    finally:
+        _PROMPT.reset(token)
+
+
+def prompt_under_way() -> Prompt | None:
+    """What the caller says with `prompted`."""
+    return _PROMPT.get()
 
 
 @contextmanager

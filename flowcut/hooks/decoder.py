@@ -6,15 +6,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowcut.compat import CACHE, rename_cache
 from flowcut.hooks.attention import LANGUAGE, tap
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
-from flowcut.hooks.packing import AFTER, ALIGNED, IMAGE_INDEX, KEPT, Kept, shorten_aligned
+from flowcut.hooks.packing import AFTER, ALIGNED, BLOCKS, FLAT_MASK, IMAGE_INDEX, KEPT, Kept, shorten_aligned
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session, warn_of_embeddings
 
@@ -34,8 +33,8 @@ class LanguageStage(Stage):
         head = self.decoder.head
         self.around(self.decoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.decoder.layers):
-            self.undo.append(layer.register_forward_pre_hook(_BeforeLayer(self, number), with_kwargs=True).remove)
-            self.undo.append(layer.register_forward_hook(_AfterLayer(self, number), prepend=True).remove)
+            self.undo.append(layer.register_forward_pre_hook(_BeforeLayer(self, number).run, with_kwargs=True).remove)
+            self.undo.append(layer.register_forward_hook(_AfterLayer(self, number).run, prepend=True).remove)
         if head is not None:
             self.undo.append(head.register_forward_pre_hook(self.before_head, prepend=True, with_kwargs=True).remove)
             self.replace(head, "_loss_function", CutLoss(head.loss_function))
@@ -45,7 +44,7 @@ class LanguageStage(Stage):
         forward = LANGUAGE.get()
         return forward if forward is not None and forward.decoder is self.decoder else None
 
-    @torch.compiler.disable
+    @opaque
     def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before a head that is given labels, or positions of logits: have the decoder tell which columns remain."""
         self.session.begin_forward()
@@ -55,7 +54,7 @@ class LanguageStage(Stage):
             return None
         return args, {**kwargs, KEPT: Kept(by_position=by_position)}
 
-    @torch.compiler.disable
+    @opaque
     def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         LANGUAGE.set(None)  # a forward that was interrupted may have left its own
         names = list(inspect.signature(type(model).forward).parameters)[1:]
@@ -71,10 +70,11 @@ class LanguageStage(Stage):
             forward = DecoderForward(self.session, self.decoder, call, image_index)
             forward.wanted = wanted
             LANGUAGE.set(forward)
-        call.pop(AFTER, None)
+        for name in (AFTER, FLAT_MASK, BLOCKS):
+            call.pop(name, None)
         return (), call
 
-    @torch.compiler.disable
+    @opaque
     def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         forward = self.running()
         LANGUAGE.set(None)
@@ -101,8 +101,8 @@ class _BeforeLayer:
         self.stage = stage
         self.number = number
 
-    @torch.compiler.disable
-    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    @opaque
+    def run(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         forward = self.stage.running()
         return None if forward is None else forward.before_layer(self.number, args, kwargs)
 
@@ -112,8 +112,8 @@ class _AfterLayer:
         self.stage = stage
         self.number = number
 
-    @torch.compiler.disable
-    def __call__(self, layer: nn.Module, args: tuple, output: Any) -> Any:
+    @opaque
+    def run(self, layer: nn.Module, args: tuple, output: Any) -> Any:
         forward = self.stage.running()
         if forward is None:
             return None
@@ -130,7 +130,8 @@ class CutLoss:
 
     def __call__(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         kept = kwargs.pop(KEPT, None)
-        kwargs.pop(IMAGE_INDEX, None)
+        for name in (IMAGE_INDEX, FLAT_MASK, BLOCKS):
+            kwargs.pop(name, None)
         if labels is not None and kept is not None and kept.index is not None:
             shortened = {"labels": labels}
             shorten_aligned(shortened, {"labels": ALIGNED["labels"]}, kept.index, kept.real)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowcut.compat import CACHE, causal_mask
+from flowcut.compat import CACHE, causal_mask, checkpoints_layers
 from flowcut.hooks.attention import AttentionInputsCaptured
 from flowcut.hooks.cache_notes import CacheNotes, Entries, notes_on, take_notes
-from flowcut.hooks.packing import AFTER, BY_POSITION, Kept, last_of, pack, restarts, tail_of
+from flowcut.hooks.packing import AFTER, BLOCKS, BY_POSITION, FLAT_MASK, Kept, last_of, pack, restarts, tail_of
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session
 from flowcut.hooks.shown_decoder_layer import ShownDecoderLayer
@@ -31,10 +31,12 @@ class DecoderForward:
     def __init__(self, session: Session, decoder: Decoder, call: dict[str, Any], image_index: Tensor | None):
         self.session = session
         self.decoder = decoder
-        self.cache = call.get(CACHE)
+        # Checkpointed layers leave alone the cache that the model makes for them all the same (SmolVLM).
+        self.cache = None if checkpoints_layers(decoder.model) else call.get(CACHE)
         self.past = notes_on(self.cache) or CacheNotes()
         self.after: int = call.pop(AFTER, 0)
-        self.mask: Tensor | None = call.get("attention_mask")
+        self.mask: Tensor | None = call.get(FLAT_MASK if FLAT_MASK in call else "attention_mask")
+        self.blocks: Tensor | None = call.get(BLOCKS)
         tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call["input_ids"]
         self.rows, self.length = tokens.shape[:2]
         self.device = tokens.device
@@ -168,9 +170,21 @@ class DecoderForward:
         key = (past.first if past is not None else -1, cached, hidden.shape[1], kind)
         if key not in self.made:
             whole = self.real_entries(layer, cached, hidden.shape[1])
-            mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, kind == SLIDING)
+            blocks = self.blocks_of(cached)
+            mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, kind == SLIDING, blocks)
             self.made[key] = mask, self.embeddings(hidden, past, kind)
         return self.made[key]
+
+    def blocks_of(self, cached: int) -> Tensor | None:
+        """[B, cached + S'], the blocks of the remaining columns in a layer with `cached` entries, which are in none."""
+        if self.blocks is None:
+            return None
+        blocks = self.blocks.to(self.device)
+        if self.index is not None:
+            blocks = blocks.gather(1, self.index)
+        if self.real is not None:
+            blocks = blocks.masked_fill(~self.real, -1)
+        return nn.functional.pad(blocks, (cached, 0), value=-1)
 
     def embeddings(self, hidden: Tensor, past: Entries | None, kind: str) -> Any:
         """Position embeddings of the remaining columns in a layer: their own, or of positions that are counted anew."""
@@ -233,7 +247,10 @@ class DecoderForward:
         query, key, value, scaling = self.seen
         self.seen = None
         number = len(self.trace.entering)
-        real = self.shown_entries(number, key.shape[2] - query.shape[2], query.shape[2])
+        width = query.shape[2]
+        real = self.shown_entries(number, self.cached(number) - width if self.cache is not None else 0, width)
+        if real is not None:  # the cache of a sliding layer holds the last of them only
+            real = real[:, real.shape[1] - key.shape[2] :]
         view = LanguageView(
             layer=number,
             layers=len(self.decoder.layers),

@@ -6,15 +6,16 @@ so threads do not meet, and nothing is left behind on the model.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from flowcut.hooks.attention import VISION, tap
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.call_context import known_rows, question_about
 from flowcut.hooks.encoder_forward import EncoderForward
+from flowcut.hooks.handed_mask import forget, hand_over, receive, takes_mask
 from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, BranchHooks
 from flowcut.hooks.parts import Encoder
 from flowcut.hooks.session import Session
@@ -33,7 +34,11 @@ class EncoderStage(Stage):
         self.around(self.encoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
-            self.undo.append(layer.register_forward_hook(LayerHook(self, number), prepend=True).remove)
+            self.undo.append(layer.register_forward_hook(LayerHook(self, number).run, prepend=True).remove)
+        for layer, attention in zip(self.encoder.layers, self.encoder.attentions, strict=True):
+            if self.encoder.tap is None and not takes_mask(layer):
+                self.undo.append(attention.register_forward_pre_hook(receive, with_kwargs=True).remove)
+                self.undo.append(partial(forget, layer))
         if self.session.pruner.merges_before_mlp:
             hooks = BranchHooks()
             for first, last in self.encoder.branches:
@@ -45,7 +50,7 @@ class EncoderStage(Stage):
         forward = VISION.get()
         return forward if forward is not None and forward.encoder is self.encoder else None
 
-    @torch.compiler.disable
+    @opaque
     def enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         VISION.set(None)  # a forward that was interrupted may have left its own
         LAYER_CONTEXT.set(None)
@@ -56,15 +61,16 @@ class EncoderStage(Stage):
             self.session.pruner, self.encoder, self.session.signals, known, args, kwargs
         )
         forward.question = question_about(self.session)
+        forward.compile = self.session.compile
         VISION.set(forward)
 
-    @torch.compiler.disable
-    def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    @opaque
+    def leave(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         forward = self.running()
         VISION.set(None)
         LAYER_CONTEXT.set(None)
         if forward is None or output is None:
-            return
+            return None
         trace = forward.finish()
         self.session.encoded(trace)
         if forward.known is not None:
@@ -75,13 +81,18 @@ class EncoderStage(Stage):
                 f"features are read after encoder layer {features} but tokens were cut after layer {max(trace.kept)}; "
                 "let the pruner finish earlier (FlowCut: last_layer) or read a later feature layer"
             )
+        return forward.batched(output)
 
-    @torch.compiler.disable
+    @opaque
     def before_layer(
         self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         forward = self.running()
-        return None if forward is None else forward.before_layer(args, kwargs)
+        call = None if forward is None else forward.before_layer(args, kwargs)
+        if self.encoder.tap is not None or takes_mask(layer):
+            return call
+        hand_over(layer, None if call is None else call[1]["attention_mask"])
+        return None
 
 
 class LayerHook:
@@ -91,7 +102,7 @@ class LayerHook:
         self.stage = stage
         self.number = number
 
-    @torch.compiler.disable
-    def __call__(self, layer: nn.Module, args: tuple, output: Any) -> Any:
+    @opaque
+    def run(self, layer: nn.Module, args: tuple, output: Any) -> Any:
         forward = self.stage.running()
         return None if forward is None else forward.after_layer(self.number, output)

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from flowcut.compat import CACHE, one_cache
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import notes_on
+from flowcut.hooks.call_context import prompted
 from flowcut.hooks.packing import AFTER, IMAGE_INDEX
 from flowcut.hooks.session import Session
 
@@ -58,6 +59,11 @@ class ConversationLength:
         return self.cache.get_seq_length(layer_idx) + (0 if notes is None else notes.dropped)
 
 
+def _last(tokens: torch.Tensor | None, number: int) -> torch.Tensor | None:
+    """The last columns of ids or embeddings."""
+    return None if tokens is None else tokens[:, -number:]
+
+
 class GenerationStage(Stage):
     """Replacements of steps of `generate` on one model, and a hook before its forward."""
 
@@ -68,6 +74,7 @@ class GenerationStage(Stage):
 
     def install(self) -> None:
         steps: dict[str, Callable[..., Any]] = {
+            "_maybe_prepare_encoder_kwargs_for_generation": self.encode,
             "_prefill": self.prefill,
             "prepare_inputs_for_generation": self.prepare_inputs,
             "_prepare_position_ids_for_generation": self.prepare_positions,
@@ -77,6 +84,17 @@ class GenerationStage(Stage):
                 self.replace(self.head, name, Instead(self.head, name, step))
         before = self.head.register_forward_pre_hook(self.before_head, prepend=True, with_kwargs=True)
         self.undo.append(before.remove)
+
+    def encode(self, inputs_tensor: Any, model_kwargs: dict[str, Any], model_input_name: Any, config: Any) -> Any:
+        """Encode images while it is known in which prompt they stand: in what is new after a cache."""
+        mask, cache, length = model_kwargs.get("attention_mask"), one_cache(model_kwargs), inputs_tensor.shape[1]
+        whole = getattr(config, "_mask_length", None) or length if mask is None else mask.shape[1]
+        past = 0 if cache is None else ConversationLength(cache).get_seq_length()
+        new = whole - past if whole > past else length
+        found = {**model_kwargs, model_input_name: inputs_tensor}
+        with prompted(*(_last(found.get(name), new) for name in ("input_ids", "inputs_embeds"))):
+            original = type(self.head)._maybe_prepare_encoder_kwargs_for_generation
+            return original(self.head, inputs_tensor, model_kwargs, model_input_name, config)
 
     def prefill(
         self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kw: Any
@@ -118,7 +136,7 @@ class GenerationStage(Stage):
             model_kwargs = {**model_kwargs, CACHE: ConversationLength(cache)}
         return type(self.head)._prepare_position_ids_for_generation(self.head, inputs_tensor, model_kwargs)
 
-    @torch.compiler.disable
+    @opaque
     def before_head(self, head: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Pass on to the decoder how many of the last tokens come after the prompt."""
         if AFTER_PROMPT not in kwargs:

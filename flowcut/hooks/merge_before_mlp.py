@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from flowcut.hooks.base import opaque
 from flowcut.pruner import Cut, valid_mask
 
 _ALIGNED = 8  # flash attention takes head widths that are multiples of this
@@ -180,7 +181,7 @@ def weighed(
 class BranchHooks:
     """The two hooks on a layer's second branch: `enter` before its norm, `leave` after its last module."""
 
-    @torch.compiler.disable
+    @opaque
     def enter(self, module: nn.Module, args: tuple) -> tuple | None:
         context = LAYER_CONTEXT.get()
         if context is None or context.merge is None:
@@ -189,7 +190,7 @@ class BranchHooks:
         context.after = context.merge(args[0].flatten(0, -2))
         return (context.after[None], *args[1:])
 
-    @torch.compiler.disable
+    @opaque
     def leave(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         context = LAYER_CONTEXT.get()
         LAYER_CONTEXT.set(None)

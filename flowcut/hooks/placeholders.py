@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -51,7 +52,6 @@ class Modality:
         method: the inner model's method that encodes them.
         pixels: the argument that brings them; `more` are the method's other arguments.
         token: the config field with the placeholder's id.
-        joined: whether the model wants features as one tensor [1, V, D] instead of a list.
         former: an older name of the argument `pixels`, which processors still use.
     """
 
@@ -60,7 +60,6 @@ class Modality:
     pixels: str = "pixel_values"
     more: tuple[str, ...] = ("vision_feature_layer", "vision_feature_select_strategy")
     token: str = "image_token_id"
-    joined: bool = False
     former: str | None = None
 
     def encode(
@@ -69,11 +68,24 @@ class Modality:
         """Run the encoder. -> its output, one span for each stretch of placeholders, and what the pruner did."""
         raise NotImplementedError
 
+    def spans_of_items(self, call: dict[str, Any]) -> Sequence[int] | None:
+        """How many spans each image or video of a call has; None if each has one."""
+        return None
+
     def original(self, inner: Any, call: dict[str, Any], **overrides: Callable[..., Any]) -> Any:
         """The class's own method, on a shallow copy of the model in which some of its other methods are replaced."""
         view = copy.copy(inner) if overrides else inner
         view.__dict__.update(overrides)
         return getattr(type(inner), self.method)(view, **call)
+
+
+def placeholders(inner: Any, token: int, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """[B, S], where a prompt has the placeholder with the id `token`, by its ids or its embeddings."""
+    if input_ids is not None and input_ids.numel():
+        return input_ids == token
+    assert inputs_embeds is not None
+    embedding = inner.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
+    return (inputs_embeds == embedding).all(dim=-1)
 
 
 def row_spans(trace: Trace, features: Sequence[Tensor], special: int) -> list[PlaceholderSpan]:
@@ -105,13 +117,14 @@ class Encoding:
         kwargs.pop(IMAGE_INDEX, None)
         call = self.__signature__.bind(*args, **kwargs).arguments
         call |= call.pop("kwargs", {})
-        wants_tuple = call.get("return_dict") is False
+        asked = call.get("return_dict")
+        wants_tuple = not (self.inner.config.return_dict if asked is None else asked)
         self.refuse_other_features(call)
         with loaded(self.inner):
             outputs, spans, trace = self.modality.encode(self.session, self.inner, {**call, "return_dict": True})
         setattr(outputs, SPANS, [])  # encoded under this pruner, also where it had nothing to do
         if trace is not None:
-            put_spans(outputs, spans, self.modality.joined)
+            put_spans(outputs, spans, self.modality.spans_of_items(call))
             trace.place([span.tokens for span in spans if span.tokens is not None])
             setattr(outputs, TRACE, trace)
         return outputs.to_tuple() if wants_tuple else outputs
@@ -156,7 +169,19 @@ def loaded(module: Any) -> Iterator[None]:
             hook.post_forward(module, None)
 
 
-def put_spans(outputs: Any, spans: list[PlaceholderSpan], joined: bool) -> None:
+def put_spans(outputs: Any, spans: list[PlaceholderSpan], spans_of_items: Sequence[int] | None = None) -> None:
+    """Note spans on an encoder's output, whose features become theirs: one entry an item, as without a pruner.
+
+    Where the unpruned model has a tensor of items, features of different length are joined to [1, V, D].
+    """
     setattr(outputs, SPANS, spans)
-    features = [span.features for span in spans]
-    outputs.pooler_output = torch.cat(features)[None] if joined else features
+    former, features = outputs.pooler_output, [span.features for span in spans]
+    if spans_of_items is not None:
+        waiting = iter(features)
+        features = [torch.cat(list(islice(waiting, count))) for count in spans_of_items]
+    if not isinstance(former, Tensor):
+        outputs.pooler_output = type(former)(features)
+    elif len({len(item) for item in features}) == 1:
+        outputs.pooler_output = torch.stack(features)
+    else:
+        outputs.pooler_output = torch.cat(features)[None]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowcut.compat import CACHE, rename_cache
-from flowcut.hooks.base import Stage
+from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.cache_notes import (
     Entries,
     check_earlier,
@@ -28,8 +28,9 @@ from flowcut.hooks.cache_notes import (
     take_notes,
     with_cache,
 )
+from flowcut.hooks.call_context import prompted
 from flowcut.hooks.packing import ALIGNED, BY_POSITION, IMAGE_INDEX, Aligned, pack, restarts, shorten_aligned, tail_of
-from flowcut.hooks.placeholders import SPANS, TRACE, Encoding, Modality, PlaceholderSpan, put_spans
+from flowcut.hooks.placeholders import SPANS, TRACE, Encoding, Modality, PlaceholderSpan, placeholders, put_spans
 from flowcut.hooks.session import Session, warn_of_embeddings
 
 CLOSED = "flowcut_closed"
@@ -73,7 +74,7 @@ class PromptStage(Stage):
             # generate() repeats encoded images for beams by counting their placeholders, which no longer match.
             self.replace(self.model, "_expand_inputs_for_generation", self.expand)
 
-    @torch.compiler.disable
+    @opaque
     def drop_pruned_placeholders(
         self, module: Any, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
@@ -89,7 +90,7 @@ class PromptStage(Stage):
             call.pop(CLOSED, None)
         return (), call
 
-    @torch.compiler.disable
+    @opaque
     def restore_logits(self, module: Any, args: tuple, output: Any) -> Any:
         """Forward hook: logits with a column for each token of the caller's."""
         if isinstance(output, tuple):
@@ -224,7 +225,8 @@ class PromptStage(Stage):
                         call.pop(name, None)
                 continue
             given = {name: call[name] for name in names if call.get(name) is not None}
-            outputs[modality.name] = getattr(self.inner, modality.method)(**given, return_dict=True)
+            with prompted(call.get("input_ids"), call.get("inputs_embeds")):
+                outputs[modality.name] = getattr(self.inner, modality.method)(**given, return_dict=True)
         if outputs:
             for modality in self.modalities.values():
                 for name in (modality.pixels, *(() if self.mrope else modality.more)):
@@ -266,7 +268,7 @@ class PromptStage(Stage):
         """Where a call brings images and videos, tell of both in one trace."""
         found = [getattr(encoded.get(name), TRACE, None) for name in self.modalities]
         traces = [trace for trace in found if trace is not None]
-        if len(traces) < 2 or self.session.trace not in traces:
+        if len(traces) < 2 or not any(trace is self.session.trace for trace in traces):
             return
         whole, tokens = copy.deepcopy(traces[0]), list(traces[0].tokens)
         for trace in traces[1:]:
@@ -277,12 +279,7 @@ class PromptStage(Stage):
         self.session.encoded(whole)
 
     def placeholders(self, modality: Modality, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        token = getattr(self.inner.config, modality.token)
-        if input_ids is not None and input_ids.numel():
-            return input_ids == token
-        assert inputs_embeds is not None
-        embedding = self.inner.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
-        return (inputs_embeds == embedding).all(dim=-1)
+        return placeholders(self.inner, getattr(self.inner.config, modality.token), input_ids, inputs_embeds)
 
     def place(self, call: dict[str, Any], name: str, past: Entries | None) -> None:
         """M-RoPE positions, which depend on the whole prompt, while it is still whole."""
@@ -311,7 +308,7 @@ class PromptStage(Stage):
 
     def note(self, call: dict[str, Any], entries: Entries) -> None:
         """Leave the note on the cache this forward fills. Made here if the model would make it, to have one to mark."""
-        with_cache(call, self.inner.language_model)
+        with_cache(call, self.inner.get_decoder())
         if call.get(CACHE) is not None:
             take_notes(call[CACHE]).prompt = entries
 
@@ -325,16 +322,15 @@ class PromptStage(Stage):
         if expand_size == 1 or not encoded_here:
             return original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)
         for name, outputs in encoded_here.items():
-            modality = self.modalities[name]
-            at = self.placeholders(modality, input_ids, kwargs.get("inputs_embeds"))
+            at = self.placeholders(self.modalities[name], input_ids, kwargs.get("inputs_embeds"))
             waiting = iter(getattr(outputs, SPANS))
             repeated: list[PlaceholderSpan] = []
-            for placeholders in at.sum(dim=1).tolist():
+            for length in at.sum(dim=1).tolist():
                 taken: list[PlaceholderSpan] = []
-                while sum(len(span.stays) for span in taken) < placeholders:
+                while sum(len(span.stays) for span in taken) < length:
                     taken.append(next(waiting))
                 repeated += taken * expand_size
-            put_spans(outputs, repeated, modality.joined)
+            put_spans(outputs, repeated)
             getattr(outputs, TRACE).place([span.tokens for span in repeated if span.tokens is not None])
         kwargs["mm_encoder_outputs"] = encoded
         input_ids, kwargs = original(self.model, expand_size, is_encoder_decoder, input_ids, **kwargs)

@@ -24,6 +24,7 @@ class Session:
         signals: whether intermediate scores go into the trace.
         watches_decoder: whether the pruner is asked in the language model.
         full_logits: whether logits come back with a column for each token of the caller's; see `restore_logits`.
+        compile: whether the encoder's scores are computed by compiled functions, where a method has some.
         trace: what happened in the last forward that saw images; None before the first.
         kept_columns: [B, S'], for each column of the last forward's logits the column of the caller's tokens that it
             stands for, -1 on padding; None where no column was dropped. In llava's own classes the caller's tokens are
@@ -31,13 +32,20 @@ class Session:
     """
 
     def __init__(
-        self, pruner: Pruner, shape: ModelShape, signals: bool, watches_decoder: bool, full_logits: bool = False
+        self,
+        pruner: Pruner,
+        shape: ModelShape,
+        signals: bool,
+        watches_decoder: bool,
+        full_logits: bool = False,
+        compile: bool = False,
     ):
         self.pruner = pruner
         self.shape = shape
         self.signals = signals
         self.watches_decoder = watches_decoder
         self.full_logits = full_logits
+        self.compile = compile
         self.trace: Trace | None = None
         self.kept_columns: Tensor | None = None
         self._width = 0

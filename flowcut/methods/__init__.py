@@ -6,6 +6,7 @@ laws. The order is the order in which methods are listed.
 
 # ruff: noqa: I001
 from flowcut.methods.flowcut import FlowCut as FlowCut
+from flowcut.methods.flowcut_plus import FlowCutPlus as FlowCutPlus
 from flowcut.methods.fastv import FastV as FastV
 from flowcut.methods.sparsevlm import SparseVLM as SparseVLM
 from flowcut.methods.pdrop import PyramidDrop as PyramidDrop

@@ -10,14 +10,17 @@ field below switches each difference.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from flowcut import scores
+from flowcut.methods import flow_score
 from flowcut.pruner import Budget, Cut, EncoderShape, LanguageView, ModelShape, Pruner, Rows, View
+from flowcut.pruner.fused import fused
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class FlowCut(Pruner):
         attention, semantic, value: which criteria take part.
         adaptive: take the number to drop from the attention's entropy (equation 3); otherwise drop the same share
             each time.
+        counts: how many patches of an image stay at each selection but the last, in place of what equation 3 says (and
+            in merge groups, whole groups of them); see `calibrated`.
         batch_coupling: "none" lets every image decide for itself; "max" drops the largest number of any image in the
             batch from all of them, as the released code does.
         semantic_scale: divide value products by nothing ("none"), by sqrt of the head's width ("head"). In the language
@@ -67,6 +72,7 @@ class FlowCut(Pruner):
     semantic: bool = True
     value: bool = True
     adaptive: bool = True
+    counts: tuple[int, ...] | None = None
     batch_coupling: Literal["none", "max"] = "none"
     semantic_scale: Literal["none", "head"] = "none"
     heads: Literal["split", "joined"] = "split"
@@ -76,6 +82,11 @@ class FlowCut(Pruner):
     merge: Literal["groups", "patches"] = "groups"
     patch_positions: Literal["own", "first"] = "own"
     language_layer: int = 1
+
+    def __repr__(self) -> str:
+        """As of a dataclass, without `counts` where there are none: results from before it came keep their name."""
+        shown = [field.name for field in fields(self) if field.name != "counts" or self.counts is not None]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +98,8 @@ class FlowCut(Pruner):
         _one_of(self, "steps_left", "layers", "selections")
         _one_of(self, "merge", "groups", "patches")
         _one_of(self, "patch_positions", "own", "first")
+        if self.counts is not None and any(count < 1 for count in self.counts):
+            raise ValueError(f"counts={_written(self.counts)} are not all numbers of patches >= 1")
         if self.interval < 1:
             raise ValueError(f"interval={self.interval} is not a number of layers >= 1; the paper's is 2")
         if self.last_layer is not None and self.last_layer > -1:
@@ -122,6 +135,16 @@ class FlowCut(Pruner):
         released = {"semantic": False, "merge": "patches", "patch_positions": "first"}
         return cls(budget=budget, **{**released, **fields})
 
+    @classmethod
+    def calibrated(cls, budget: Budget, counts: tuple[int, ...], **fields: Any) -> FlowCut:
+        """With numbers that are fixed beforehand: the means of those that equation 3 gives for a set of images.
+
+        Nothing then depends on the attention's entropy. So no layer waits for the host, rows of a batch stay equally
+        long, and an encoder can be captured in a CUDA graph or compiled as a whole. The paper does not do this.
+        `python -m flowcut.calibrate` finds the numbers.
+        """
+        return cls(budget=budget, counts=counts, **fields)
+
     @property
     def keeps_groups(self) -> bool:
         return self.merge == "groups"
@@ -133,15 +156,34 @@ class FlowCut(Pruner):
     def check(self, shape: ModelShape) -> None:
         if self.merge == "patches" and any(encoder.windowed for encoder in shape.encoders):
             raise ValueError("merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'")
+        if self.merge == "patches" and any(encoder.cell for encoder in shape.encoders):
+            raise ValueError("merge='patches' is what the released code does in Qwen2-VL; here use 'groups'")
         for encoder in shape.encoders:
-            last = encoder.last_layer if self.last_layer is None else self.last_layer
-            if encoder.layers + last < 0:
+            last = self.last(encoder) - encoder.layers
+            if self.last(encoder) < 0:
                 raise ValueError(f"last_layer={last} is not in this encoder, which has only {encoder.layers} layers")
+            before = len(self.selections(encoder)) - 1
+            if self.counts is not None and len(self.counts) != before:
+                raise ValueError(
+                    f"counts={_written(self.counts)} are {len(self.counts)} numbers, and before the last one this "
+                    f"encoder has {before} selections; `python -m flowcut.calibrate` finds as many"
+                )
         layers = shape.decoder_layers
         if shape.two_stage and layers is not None and self.language_layer >= layers:
             raise ValueError(
                 f"language_layer={self.language_layer} is not in this decoder, which has only {layers} layers"
             )
+
+    def last(self, shape: EncoderShape) -> int:
+        """The encoder layer after which the budget is met."""
+        return shape.layers + (shape.last_layer if self.last_layer is None else self.last_layer)
+
+    def selections(self, shape: EncoderShape) -> list[int]:
+        """The encoder layers after which it selects, ascending."""
+        return list(range(self.last(shape) % self.interval, self.last(shape) + 1, self.interval))
+
+    def reads_layer(self, layer: int, shape: EncoderShape) -> bool:
+        return layer <= self.last(shape)
 
     def cuts_language(self, two_stage: bool) -> bool:
         return two_stage
@@ -150,30 +192,29 @@ class FlowCut(Pruner):
         """How many patches each row may have when it leaves the encoder.
 
         Where a second cut follows, half the budget per anyres tile (all of it for an image of one tile, and for a frame
-        of a video), or twice the budget of merged tokens.
+        of a video), or twice the budget of merged tokens, spread over an image's tiles.
         """
         if not shape.two_stage:
             return super().targets(rows, shape)
-        budgets = rows.budgets(self.budget)
         if shape.patches_per_token > 1:
-            return [2 * budget * shape.patches_per_token for budget in budgets]
+            return [2 * target for target in super().targets(rows, shape)]
+        budgets = rows.budgets(self.budget)
         return [max(budget // 2, 1) if tiles > 1 else budget for tiles, budget in zip(rows.tiles, budgets, strict=True)]
 
     def vision(self, view: View) -> Cut | None:
-        last = view.layers + (view.shape.last_layer if self.last_layer is None else self.last_layer)
-        left = last - view.layer
+        left = self.last(view.shape) - view.layer
         targets = self.targets(view.rows, view.shape)
         if left < 0 or all(count <= target for count, target in zip(view.counts, targets, strict=True)):
             return None
-        importance, row = self.importance(view)
-        cumulative = scores.running_mean(view.memory.get("cumulative"), importance, self.history)
-        view.memory["cumulative"] = cumulative
-        view.record("cumulative", cumulative)
+        looks = view.memory.setdefault("looks", [])
+        looks.append((view.layer, self.look(view)))
         if left % self.interval:
             return None
-        counts = self.keep_counts(view, row, targets, left)
+        view.memory["looks"] = []
+        cumulative, weights = self.importance(view, looks)
+        counts = self.keep_counts(view, weights, targets, left)
         cut = Cut.best(cumulative, counts, view.valid) if self.merge == "patches" else view.best(cumulative, counts)
-        view.memory["cumulative"] = cumulative.gather(1, cut.keep)
+        view.memory["cumulative"] = cumulative.gather(1, cut.keep) if left else None
         return cut
 
     def language(self, view: LanguageView) -> Cut | None:
@@ -195,47 +236,63 @@ class FlowCut(Pruner):
             view.record(name, signal)
         return Cut.best(score, counts, view.valid, renumber=True)
 
-    def importance(self, view: View) -> tuple[Tensor, Tensor]:
-        """Equation 5 for this layer, [B, n], and the CLS attention row over all tokens averaged over heads, [B, S]."""
-        if self.softmax_over == "patches":
-            prefix, valid = view.shape.num_prefix_tokens, view.valid
-        else:
-            prefix, valid = 0, view.key_valid
-        query, keys = view.global_token(view.q), view.k[:, :, prefix:]
-        row = scores.softmax_row(query, keys, view.scaling, valid).mean(dim=1)
-        attention = row[:, view.shape.num_prefix_tokens - prefix :]
-        view.record("attention", attention)
-
+    def look(self, view: View) -> flow_score.Look | flow_score.Rating:
+        """What the next selection needs of this layer: the tokens stay the same until then."""
+        prefix = view.shape.num_prefix_tokens if self.softmax_over == "patches" else 0
+        attention = view.global_token(view.q), view.k[:, :, prefix:], view.scaling
         values = view.v if self.heads == "split" else view.v.transpose(1, 2).flatten(2)[:, None]
         scale = 1.0 if self.semantic_scale == "none" else values.shape[-1] ** -0.5
-        importance = torch.zeros_like(attention)
-        if self.attention:
-            importance = importance + scores.normalise(attention)
-        if self.semantic:
-            semantic = scores.softmax_row(view.global_token(values), values[:, :, prefix:], scale, valid).mean(dim=1)
-            semantic = semantic[:, view.shape.num_prefix_tokens - prefix :]
-            view.record("semantic", semantic)
-            importance = importance + scores.normalise(semantic)
-        if self.value:
-            strength = scores.value_strength(view.visual(values))
-            view.record("value", strength)
-            importance = importance * strength if self.attention or self.semantic else strength
-        view.record("score", importance)
-        return importance, row
+        semantic = (view.global_token(values), values[:, :, prefix:], scale) if self.semantic else None
+        strong = view.visual(values) if self.value else None
+        if not view.compile:
+            return flow_score.look(attention, semantic, strong)
+        return fused(flow_score.layer_score)(attention, semantic, strong, *self.rated_by(view))
 
-    def keep_counts(self, view: View, row: Tensor, targets: list[int], left: int) -> list[int]:
+    def rated_by(self, view: View) -> tuple[Tensor | None, int, bool]:
+        """Which tokens are real, how many patches there are, and whether attention counts: arguments of `rate`."""
+        valid = view.valid if self.softmax_over == "patches" else view.key_valid
+        return valid, view.positions.shape[1], self.attention
+
+    def importance(
+        self, view: View, looks: Sequence[tuple[int, flow_score.Look | flow_score.Rating]]
+    ) -> tuple[Tensor, Tensor]:
+        """Rate the layers since the last selection.
+
+        Returns:
+            [R, n], their scores averaged with the past by equation 6; and [R, n], the weights of the last layer's
+            attention whose entropy equation 3 takes, or [R, S] with special tokens.
+        """
+        patches = view.positions.shape[1]
+        ratings = [seen for _, seen in looks if isinstance(seen, flow_score.Rating)]
+        if not ratings:
+            pending = [seen for _, seen in looks if isinstance(seen, flow_score.Look)]
+            ratings = flow_score.rate(pending, *self.rated_by(view)).layers()
+        cumulative = view.memory.get("cumulative")
+        for (layer, _), rating in zip(looks, ratings, strict=True):
+            cumulative = scores.running_mean(cumulative, rating.score[0], self.history)
+            signals = dict(zip(("attention", "semantic"), rating.rows[:, 0, :, -patches:], strict=False))
+            signals |= {"score": rating.score[0], "cumulative": cumulative}
+            if rating.strength is not None:
+                signals["value"] = rating.strength[0]
+            for name, values in signals.items():
+                view.record(name, values, layer)
+        assert cumulative is not None
+        last = ratings[-1]
+        return cumulative, (last.shares if self.entropy_over == "patches" else last.rows)[0, -1]
+
+    def keep_counts(self, view: View, weights: Tensor, targets: list[int], left: int) -> list[int]:
         """How many patches each row keeps after this layer; equation 3."""
         goals = [min(n, target) for n, target in zip(view.counts, targets, strict=True)]
         unit = 1 if self.merge == "patches" else view.shape.patches_per_token
         if left == 0:
             return goals
+        if self.counts is not None:
+            fixed = self.counts[-(left // self.interval)] // unit * unit
+            return [max(min(n, fixed), goal) for n, goal in zip(view.counts, goals, strict=True)]
         if not self.adaptive:
             share = 1 / (left // self.interval + 1)
             return [round(n / unit * (goal / n) ** share) * unit for n, goal in zip(view.counts, goals, strict=True)]
-        if self.entropy_over == "patches":
-            weights, extra = scores.normalise(row[:, -view.positions.shape[1] :]), 0
-        else:
-            weights, extra = row, row.shape[1] - view.positions.shape[1]
+        extra = weights.shape[1] - view.positions.shape[1]
         entropy = scores.entropy(weights)
         view.record("entropy", entropy)
         steps = left if self.steps_left == "layers" else left / self.interval
@@ -252,6 +309,11 @@ class FlowCut(Pruner):
             max(n - round(largest[group] / unit) * unit, goal)
             for n, goal, group in zip(view.counts, goals, together, strict=True)
         ]
+
+
+def _written(counts: Sequence[int]) -> str:
+    """Numbers as they stand in a pruner's text."""
+    return "/".join(map(str, counts))
 
 
 def _one_of(pruner: Pruner, name: str, *allowed: str) -> None:

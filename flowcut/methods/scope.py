@@ -59,7 +59,9 @@ class SCOPE(OneCut):
         return view.as_patches(Cut.first(picks, tokens))
 
 
-def most_covering(similarity: Tensor, weight: Tensor, number: int, valid: Tensor | None = None) -> Tensor:
+def most_covering(
+    similarity: Tensor, weight: Tensor, number: int, valid: Tensor | None = None, mass: Tensor | None = None
+) -> Tensor:
     """[R, number] tokens in the order in which they are chosen, the lower of equals first.
 
     Args:
@@ -67,6 +69,7 @@ def most_covering(similarity: Tensor, weight: Tensor, number: int, valid: Tensor
         weight: [R, n], by which a token's gain is multiplied.
         number: how many.
         valid: [R, n], False for padding, which neither covers nor needs to be covered.
+        mass: [R, n], how much it counts that a token is covered; 1 for each if left out.
     """
     every = torch.arange(len(similarity), device=similarity.device)
     if valid is not None:
@@ -75,7 +78,8 @@ def most_covering(similarity: Tensor, weight: Tensor, number: int, valid: Tensor
     free = torch.ones_like(weight, dtype=torch.bool) if valid is None else valid.clone()
     picks = []
     for _ in range(number):
-        gain = (similarity - covered[:, None]).clamp_min(0).sum(dim=2)
+        gained = (similarity - covered[:, None]).clamp_min(0)
+        gain = gained.sum(dim=2) if mass is None else (gained @ mass[:, :, None]).squeeze(2)
         pick = (gain * weight).masked_fill(~free, -torch.inf).argmax(dim=1)
         free[every, pick] = False
         covered = torch.maximum(covered, similarity[every, pick])

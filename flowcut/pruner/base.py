@@ -98,6 +98,10 @@ class Pruner:
         """Whether `language` is to be asked at all; by default if it is overridden."""
         return type(self).language is not Pruner.language
 
+    def reads_layer(self, layer: int, shape: EncoderShape) -> bool:
+        """Whether `vision` has to be asked about this encoder layer; the others are left alone. By default all are."""
+        return type(self).vision is not Pruner.vision
+
     def vision(self, view: View) -> Cut | None:
         """Asked for each encoder layer; None leaves the layer's output as it is."""
         return None

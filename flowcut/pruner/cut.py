@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -53,8 +54,8 @@ class Cut:
         full = valid_mask(counts, longest, score.device)
         if full is None:
             return cls(keep.sort(dim=1).values, renumber=renumber)
-        keep = keep.masked_fill(~full, score.shape[1] - 1 + longest).sort(dim=1).values
-        return cls(keep.masked_fill(~full, 0), tuple(counts), renumber=renumber)
+        keep = keep.masked_fill(~full, score.shape[1] - 1).sort(dim=1).values  # padding goes to the end
+        return cls(keep, tuple(counts), renumber=renumber)
 
     @classmethod
     def first(cls, picks: Tensor, counts: Sequence[int]) -> Cut:
@@ -91,4 +92,10 @@ def valid_mask(counts: Sequence[int], length: int, device: torch.device) -> Tens
     """[R, length], True for the first counts[r] of each row; None when every row is full."""
     if min(counts) == length:
         return None
-    return torch.arange(length, device=device) < torch.tensor(counts, device=device)[:, None]
+    return on_device(np.arange(length) < np.array(counts)[:, None], device)
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device, without waiting for the device to take it."""
+    tensor = torch.from_numpy(values)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowcut.pruner.base import Pruner
 from flowcut.pruner.cut import Cut
+from flowcut.pruner.shape import EncoderShape
 from flowcut.pruner.view import View
 
 
@@ -23,8 +24,15 @@ class OneCut(Pruner):
 
     at_feature_layer: ClassVar[bool] = False
 
+    def cut_layer(self, shape: EncoderShape) -> int:
+        """The layer after which the cut is made."""
+        return shape.feature_layer if self.at_feature_layer else shape.layers - 2
+
+    def reads_layer(self, layer: int, shape: EncoderShape) -> bool:
+        return layer == self.cut_layer(shape) or type(self).vision is not OneCut.vision
+
     def vision(self, view: View) -> Cut | None:
-        if view.layer != (view.shape.feature_layer if self.at_feature_layer else view.layers - 2):
+        if view.layer != self.cut_layer(view.shape):
             return None
         counts = self.goals(view)
         return None if counts == list(view.counts) else self.select(view, counts)

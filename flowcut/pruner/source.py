@@ -37,7 +37,7 @@ class EncoderSource(Source, Protocol):
     def project(self, states: Tensor) -> Tensor:
         """Visual hidden states [R, n, D] as the language model gets them: [R, n / patches_per_token, D'].
 
-        In an encoder alone they stay what they are.
+        Patches that become one token come one after the other. In an encoder alone they stay what they are.
         """
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowcut import scores
 from flowcut.pruner.budget import Budget, whole_budget
+from flowcut.pruner.cells import cell_numbers
 from flowcut.pruner.cut import Cut, valid_mask
 from flowcut.pruner.question import Question
 from flowcut.pruner.shape import EncoderShape
@@ -36,13 +37,19 @@ class LayerView:
     positions: Tensor
     source: Any
     memory: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    masks: dict[str, Tensor | None] = field(default_factory=dict, kw_only=True, repr=False)
+    """What follows from `counts` alone: made when it is first asked for, and shared by layers with the same counts."""
+    compile: bool = field(default=False, kw_only=True)
+    """Whether scores are to be computed by compiled functions (`flowcut.pruner.fused`), where a method has some."""
     stack: ClassVar[str] = "encoder"
     """What the layer is of, for messages."""
 
     @property
     def valid(self) -> Tensor | None:
         """[R, n], True where a visual token is real; None when no row is padded."""
-        return valid_mask(self.counts, self.positions.shape[1], self.positions.device)
+        if "valid" not in self.masks:
+            self.masks["valid"] = valid_mask(self.counts, self.positions.shape[1], self.positions.device)
+        return self.masks["valid"]
 
     @property
     def hidden(self) -> Tensor:
@@ -78,9 +85,13 @@ class LayerView:
             )
         return found
 
-    def record(self, name: str, values: Tensor) -> None:
-        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True."""
-        self.source.record(name, values, self)
+    def record(self, name: str, values: Tensor, layer: int | None = None) -> None:
+        """Leave an intermediate result ([R] or [R, n]) in the trace; does nothing unless attached with signals=True.
+
+        Args:
+            layer: an earlier layer that the result is of, if it had the same tokens; None for this one.
+        """
+        self.source.record(name, values, self if layer is None else replace(self, layer=layer))
 
 
 @dataclass(frozen=True)
@@ -137,11 +148,13 @@ class View(LayerView):
         shape: the encoder in plain numbers.
         source: the forward under way.
         memory: the pruner's own notebook for this forward.
+        attended: [R, n], False for patches of a tile's padding, which no token attends to; None where all are attended.
     """
 
     rows: Rows
     shape: EncoderShape
     source: EncoderSource
+    attended: Tensor | None = None
 
     @property
     def question(self) -> Question | None:
@@ -150,11 +163,18 @@ class View(LayerView):
 
     @property
     def key_valid(self) -> Tensor | None:
-        """[R, S], `valid` with the special tokens in front; None when no row is padded."""
-        valid = self.valid
-        if valid is None:
-            return None
-        return torch.cat([valid.new_ones(valid.shape[0], self.shape.num_prefix_tokens), valid], dim=1)
+        """[R, S], the tokens that are attended to, special ones in front; None when all are."""
+        valid, prefix = self._attended, self.shape.num_prefix_tokens
+        if valid is None or not prefix:
+            return valid
+        if "key_valid" not in self.masks:
+            self.masks["key_valid"] = torch.cat([valid.new_ones(valid.shape[0], prefix), valid], dim=1)
+        return self.masks["key_valid"]
+
+    @property
+    def _attended(self) -> Tensor | None:
+        valid, attended = self.valid, self.attended
+        return valid if attended is None else attended if valid is None else valid & attended
 
     def visual(self, tokens: Tensor) -> Tensor:
         """The visual part of a [..., S, d] tensor: [..., n, d]."""
@@ -164,11 +184,10 @@ class View(LayerView):
         """[R, H, S, d] -> [R, H, d]: the CLS token, or where there is none the mean of all tokens (section 3.1)."""
         if self.shape.num_prefix_tokens:
             return tokens[:, :, 0]
-        valid = self.valid
-        tokens = tokens.float()  # a sum of many would not fit into float16
+        valid, wide = self._attended, torch.float32  # a sum of many would not fit into float16
         if valid is None:
-            return tokens.mean(dim=2)
-        weight = valid[:, None, :, None].to(tokens.dtype)
+            return tokens.mean(dim=2, dtype=wide)
+        weight = valid[:, None, :, None].to(wide)
         return (tokens * weight).sum(dim=2) / weight.sum(dim=2)
 
     def global_attention(self) -> Tensor:
@@ -186,7 +205,10 @@ class View(LayerView):
         For pruners with `reads_hidden`. In an encoder alone they are the layer's output. Computed at each access; what
         the projector says of any layer but `shape.feature_layer` means nothing.
         """
-        return self.source.project(self.visual(self.hidden)).float()
+        states = self.visual(self.hidden)
+        if self.shape.cell is not None:
+            states = states[torch.arange(len(states), device=states.device)[:, None], self.patch_order]
+        return self.source.project(states).float()
 
     # From here on: tokens of the language model, which several patches together may become.
 
@@ -216,10 +238,8 @@ class View(LayerView):
     def _cells(self) -> Tensor:
         """[R, n], the number of the cell of its row's grid that each patch lies in."""
         assert self.shape.cell is not None
-        high, wide = self.shape.cell
         columns = torch.tensor([grid[1] for grid in self.rows.grids], device=self.positions.device)[:, None]
-        row, column = self.positions // (columns * wide), self.positions % (columns * wide)
-        return row // high * columns + column // wide
+        return cell_numbers(self.positions, columns, self.shape.cell)
 
     def per_token(self, values: Tensor) -> Tensor:
         """[R, n] or [R, n, D] -> [R, n / patches_per_token, ..]: means over the patches that become one token."""

@@ -1,7 +1,8 @@
 """Review LLaVA-Bench's answers against the reference's, with LLaVA's flags and review file, by any judge.
 
     python -m llava.eval.eval_gpt_review_bench --question questions.jsonl --context context.jsonl \\
-        --rule rule.json --answer-list answers_gpt4.jsonl answers.jsonl --output reviews.jsonl --judge-base-url URL
+        --rule llava/eval/table/rule.json --answer-list answers_gpt4.jsonl answers.jsonl --output reviews.jsonl \\
+        --judge-base-url URL
 
 Everything is joined by id. Replies are kept in `<output>.judge.jsonl`, so that a killed run continues where it stopped.
 `summarize_gpt_review` computes scores from the output.
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-a", "--answer-list", type=Path, nargs=2, required=True, metavar=("REFERENCE", "ANSWERS"), help="JSON lines"
     )
-    parser.add_argument("-r", "--rule", type=Path, help="LLaVA's rule.json (default: rules of our own)")
+    parser.add_argument("-r", "--rule", type=Path, help="LLaVA's rule.json, or the one here (the default)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="review file to write, JSON lines")
     parser.add_argument("--max-tokens", type=int, default=1024, help="most tokens of a review")
     judge_settings.add_arguments(parser)

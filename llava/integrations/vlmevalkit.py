@@ -22,6 +22,7 @@ from typing import Any
 from llava.eval.media.images import load_image
 from llava.eval.models.load import BACKENDS, load_answerer
 from llava.eval.models.reply import DTYPES, Generation
+from llava.given import home_path, told_in_one_line
 
 
 def model_class() -> Any:
@@ -115,15 +116,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = vars(build_parser().parse_args(argv))
-    kit, name, flags = args.pop("kit").expanduser().resolve(), args.pop("name"), args.pop("run")
+    kit, name, flags = home_path(args.pop("kit")).resolve(), args.pop("name"), args.pop("run")
     before = sys.argv
     sys.path.insert(0, str(kit))
     sys.argv = [str(kit / "run.py"), *flags, "--model", name]
     try:
-        register(name, **args)
-        load_run(kit).main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        with told_in_one_line():
+            register(name, **args)
+            load_run(kit).main()
     finally:
         sys.argv = before
         sys.path.remove(str(kit))

@@ -9,7 +9,7 @@ token. Tokens kept by a pruner retain their positions on the grid, and rows then
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,27 @@ class Merged(NamedTuple):
 
     features: Tensor
     tokens: Tensor
+
+
+def check_pixels(images: Any) -> None:
+    """Raise ValueError for what is no pixels of images: [B, 3, H, W] or [B, T, 3, H, W], or a list of such entries."""
+    whole = isinstance(images, Tensor)
+    if not whole and not isinstance(images, list | tuple):
+        given = type(images).__name__
+    else:
+        least = 4 if whole else 3
+        wrong = [
+            one
+            for one in ([images] if whole else images)
+            if not isinstance(one, Tensor) or one.ndim not in (least, least + 1) or one.shape[-3] != 3
+        ]
+        if not wrong:
+            return
+        given = f"{list(wrong[0].shape)}" if isinstance(wrong[0], Tensor) else type(wrong[0]).__name__
+    raise ValueError(
+        f"images={given} are no pixels; give [B, 3, H, W], or a list with [3, H, W] for each image, as process_images "
+        "does, and one image as image[None]"
+    )
 
 
 def read_newline(path: str) -> Tensor | None:

@@ -6,10 +6,10 @@ python -m llava.model.apply_delta --base-model-path LLAMA --target-model-path NE
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
 
+from llava.given import told_in_one_line
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import save_llava_checkpoint
 from llava.model.source import stored_dtype
@@ -33,10 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--target-model-path", required=True, help="folder to write")
     parser.add_argument("--delta-path", required=True, help="the delta: folder or Hub name")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ source. A frozen vision tower is left out and named in the config; a trained one
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
 
+from llava.given import told_in_one_line
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import save_llava_checkpoint
@@ -36,10 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dst", required=True, help="folder to write")
     parser.add_argument("--base", help="base model of an adapter, a projector or a delta")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         consolidate(args.src, args.dst, args.base)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from flowcut.hooks.packing import IMAGE_INDEX
 from flowcut.hooks.placeholders import loaded
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import get_anyres_image_grid_shape
-from llava.model.anyres import in_line, merge_tiles, read_newline, unpad_image
+from llava.model.anyres import check_pixels, in_line, merge_tiles, read_newline, unpad_image
 from llava.model.checkpoint import fill_projector, with_vision_model_level
 from llava.model.generation import GeneratesFromImages, generating
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -158,8 +158,9 @@ class LlavaMetaForCausalLM(GeneratesFromImages):
         whose tokens are then concatenated, or arranged on their joined grid if `mm_patch_merge_type` is "spatial".
         image_sizes: (width, height) of each image, needed for the latter.
 
-        Raises ValueError for tiles without sizes, or tiles that do not fit the checkpoint's grids.
+        Raises ValueError for what is no pixels, tiles without sizes, or tiles that do not fit the checkpoint's grids.
         """
+        check_pixels(images)
         tiles = [image[None] if image.ndim == 3 else image for image in images]
         groups = [number for number, image in enumerate(tiles) for _ in image]
         pixels = images if isinstance(images, Tensor) and images.ndim == 4 else torch.cat(tiles)

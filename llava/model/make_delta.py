@@ -6,11 +6,11 @@ python -m llava.model.make_delta --base-model-path LLAMA --target-model-path LLA
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
 from huggingface_hub import HfApi
 
+from llava.given import told_in_one_line
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import local_folder, save_llava_checkpoint
@@ -48,10 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--delta-path", required=True, help="folder to write")
     parser.add_argument("--hub-repo-id", help="repository on the Hugging Face Hub to upload it to")
     args = parser.parse_args(argv)
-    try:
+    with told_in_one_line():
         make_delta(args.base_model_path, args.target_model_path, args.delta_path, args.hub_repo_id)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -14,20 +14,21 @@ from typing import Any
 from PIL import Image
 
 from llava.conversation import Conversation
+from llava.given import home_path
 
 _lock = threading.Lock()
 
 
 def default_folder() -> str:
     """A folder of the user's, for what visitors write and upload: `$XDG_CACHE_HOME/llava/serve`."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llava" / "serve")
+    return str(home_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "llava" / "serve")
 
 
 class ChatLog:
     """Appends lines to `<folder>/YYYY-MM-DD-conv.json`; pictures go to `<folder>/serve_images/<date>/<md5>.jpg`."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = home_path(folder)
 
     def chat(
         self,

@@ -19,6 +19,7 @@ from PIL import Image
 from llava import pictures
 from llava.conversation import conv_templates
 from llava.eval.media.images import load_image
+from llava.given import told_in_one_line
 from llava.serve.answer_stats import AnswerStats
 from llava.serve.engine import ChatPrompt, Engine
 from llava.serve.loading import add_model_flags, load_engine
@@ -113,11 +114,9 @@ def converse(chat: Chat, read: Callable[[str], str], out: TextIO) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    try:
+    with told_in_one_line():
         images = [load_image(name, args.allow_private) for name in picture_names(args.image_file)]
         chat = Chat(load_engine(args), images, args)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     converse(chat, input, sys.stdout)
 
 

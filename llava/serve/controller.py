@@ -20,28 +20,31 @@ from time import monotonic
 from typing import Annotated
 from urllib.parse import urlsplit
 
-import httpx
-from fastapi import Depends, FastAPI, Request, Response
+from llava.given import needs
 
-from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
-from llava.serve.guards import BadRequest, body_of, guard, parse, read_body, respond
-from llava.serve.protocol import (
-    DELIMITER,
-    Address,
-    GenerateRequest,
-    HeartBeat,
-    Message,
-    Name,
-    NoWorkerError,
-    RegisterRequest,
-    Splitter,
-    WorkerLostError,
-    WorkerStatus,
-    encode,
-    failure,
-)
-from llava.serve.server import add_server_flags, hosts_of, serve
-from llava.utils import build_logger
+with needs("serve", __name__, __doc__):
+    import httpx
+    from fastapi import Depends, FastAPI, Request, Response
+
+    from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
+    from llava.serve.guards import BadRequest, body_of, guard, parse, read_body, respond
+    from llava.serve.protocol import (
+        DELIMITER,
+        Address,
+        GenerateRequest,
+        HeartBeat,
+        Message,
+        Name,
+        NoWorkerError,
+        RegisterRequest,
+        Splitter,
+        WorkerLostError,
+        WorkerStatus,
+        encode,
+        failure,
+    )
+    from llava.serve.server import add_server_flags, hosts_of, serve
+    from llava.utils import build_logger
 
 logger = logging.getLogger(__name__)
 

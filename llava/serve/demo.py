@@ -8,17 +8,19 @@ Then open the address it prints. Ctrl-C ends it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llava.serve.controller import Controller, build_app
-from llava.serve.gradio_web_server import add_page_flags, launch, settings_of
-from llava.serve.loading import add_model_flags, load_engine
-from llava.serve.model_worker import ModelWorker
-from llava.serve.page import build_page
-from llava.serve.server import LocalServer
-from llava.serve.worker import Place
+from llava.given import needs, told_in_one_line
+
+with needs("serve", __name__, __doc__):
+    from llava.serve.controller import Controller, build_app
+    from llava.serve.gradio_web_server import add_page_flags, launch, settings_of
+    from llava.serve.loading import add_model_flags, load_engine
+    from llava.serve.model_worker import ModelWorker
+    from llava.serve.page import build_page
+    from llava.serve.server import LocalServer
+    from llava.serve.worker import Place
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,11 +51,8 @@ def services(args: argparse.Namespace) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    try:
-        with services(args) as controller:
-            launch(build_page(settings_of(args, controller, reload=False)), args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    with told_in_one_line(), services(args) as controller:
+        launch(build_page(settings_of(args, controller, reload=False)), args)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ import argparse
 import sys
 from typing import Any
 
-import gradio as gr
+from llava.given import needs
 
-from llava.serve.chatlog import ChatLog, default_folder
-from llava.serve.client import ControllerClient
-from llava.serve.page import PageSettings, build_page
-from llava.serve.server import port_number
-from llava.utils import build_logger, moderation_key
+with needs("serve", __name__, __doc__):
+    import gradio as gr
+
+    from llava.serve.chatlog import ChatLog, default_folder
+    from llava.serve.client import ControllerClient
+    from llava.serve.page import PageSettings, build_page
+    from llava.serve.server import port_number
+    from llava.utils import build_logger, moderation_key
 
 LARGEST_UPLOAD = "20mb"
 

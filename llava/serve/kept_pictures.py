@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 
 from flowcut.plots import veil
 from llava.eval.media.images import decode_image
+from llava.given import decode_base64
 
 _STAGE = {"encoder": "layer", "language": "LLM layer"}
 GAP = 4  # pixels between the tiles of one picture
@@ -17,7 +17,7 @@ GAP = 4  # pixels between the tiles of one picture
 
 def overlays(kept: dict[str, Any]) -> list[tuple[Image.Image, str]]:
     """Captioned pictures from an answer's `kept` (see `answer_stats.kept_of`): the input, then each selection."""
-    views = [np.asarray(decode_image(base64.b64decode(view))) for view in kept["views"]]
+    views = [np.asarray(decode_image(decode_base64(view))) for view in kept["views"]]
     rows, columns = kept["grid"]
     patches = rows * columns * len(views)
     shown = [(_beside(views), f"{patches} patches")]

@@ -11,22 +11,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from starlette.concurrency import iterate_in_threadpool
+from llava.given import needs, told_in_one_line
 
-from flowcut.registry import pruner_to_text
-from llava.serve.engine import PATIENCE, ChatPrompt, Engine
-from llava.serve.limits import MOST_PICTURES, PictureLimits, decode_images
-from llava.serve.loading import add_model_flags, load_engine
-from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus
-from llava.serve.server import serve
-from llava.serve.worker import Place, Worker, add_worker_flags, place_of
-from llava.utils import build_logger
+with needs("serve", __name__, __doc__):
+    from starlette.concurrency import iterate_in_threadpool
+
+    from flowcut.registry import pruner_to_text
+    from llava.serve.engine import PATIENCE, ChatPrompt, Engine
+    from llava.serve.limits import MOST_PICTURES, PictureLimits, decode_images
+    from llava.serve.loading import add_model_flags, load_engine
+    from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus
+    from llava.serve.server import serve
+    from llava.serve.worker import Place, Worker, add_worker_flags, place_of
+    from llava.utils import build_logger
 
 logger = logging.getLogger(__name__)
 
@@ -111,12 +113,10 @@ def main(argv: list[str] | None = None) -> None:
     build_logger("model_worker", f"model_worker_{args.port}.log")
     if args.multi_modal:
         logger.warning("--multi-modal is not needed and ignored: the checkpoint's config.json tells")
-    try:
+    with told_in_one_line():
         size = (int(args.largest_image * 2**20), int(args.largest_picture * 1e6), args.most_pictures)
         limits = Limits(*size, patience=args.stream_timeout)
         worker = ModelWorker(load_engine(args, args.stream_interval), place_of(args), args.model_name, limits)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     serve(worker.build_app(), args.host, args.port)
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from llava.serve.client import ControllerClient
+from llava.given import needs
+
+with needs("serve", __name__, __doc__):
+    from llava.serve.client import ControllerClient
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,16 +15,19 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
+from llava.given import needs
 
-from flowcut.registry import parse_pruner
-from llava.serve.client import QUICK, get
-from llava.serve.engine import EXCEEDS, GREEDY_BELOW, PATIENCE
-from llava.serve.limits import decode_images
-from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerLostError, WorkerStatus
-from llava.serve.server import serve
-from llava.serve.worker import Place, Worker, add_worker_flags, place_of
-from llava.utils import build_logger
+with needs("serve", __name__, __doc__):
+    import httpx
+
+    from flowcut.registry import parse_pruner
+    from llava.serve.client import QUICK, get
+    from llava.serve.engine import EXCEEDS, GREEDY_BELOW, PATIENCE
+    from llava.serve.limits import decode_images
+    from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerLostError, WorkerStatus
+    from llava.serve.server import serve
+    from llava.serve.worker import Place, Worker, add_worker_flags, place_of
+    from llava.utils import build_logger
 
 
 class SGLangWorker(Worker):

@@ -10,10 +10,13 @@ import base64
 import sys
 from pathlib import Path
 
-from llava.serve.client import ControllerClient, status_of, stream, template_of
-from llava.serve.protocol import NoWorkerError
-from llava.serve.terminal import Typist
-from llava.serve.turns import prompt_of, stop_of
+from llava.given import needs
+
+with needs("serve", __name__, __doc__):
+    from llava.serve.client import ControllerClient, status_of, stream, template_of
+    from llava.serve.protocol import NoWorkerError
+    from llava.serve.terminal import Typist
+    from llava.serve.turns import prompt_of, stop_of
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,14 +1,64 @@
-"""Checks of contradictory flags and required packages, before anything is loaded."""
+"""Checks of flags and required packages, before anything is loaded."""
 
+import argparse
 import importlib.util
 import os
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, Never
 
+from transformers import HfArgumentParser
 from transformers.integrations.integration_utils import is_tensorboard_available, is_wandb_available
 
 from llava.conversation import conv_templates
 from llava.train.arguments import ModelArguments, TrainingArguments, zero_stage
 
 REPORTERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+
+
+def read_every_flag(groups: Sequence[Any], argv: Sequence[str]) -> tuple[list[Any], list[str]]:
+    """The flags of each group (a dataclass), and one line for each flag that is unknown or has an impossible value.
+
+    Such a flag has its default in what is returned. A group whose own checks fail comes with its values alone.
+    """
+    parser: Any = HfArgumentParser(groups)
+    parser.exit_on_error, parser.error = False, _refuse
+    rest, wrong = list(argv), []
+    while True:
+        try:
+            _, unknown = parser.parse_known_args(rest)
+            break
+        except argparse.ArgumentError as error:
+            names = (error.argument_name or "").split("/")
+            left = _without(rest, names)
+            wrong.append(f"{names[0]}: {error.message}" if names[0] else error.message)
+            if len(left) == len(rest):
+                raise ValueError(wrong[-1]) from error
+            rest = left
+    wrong += [f"{token}: there is no such flag; --help lists all" for token in unknown if token.startswith("-")]
+    found = []
+    for group in groups:
+        own: Any = HfArgumentParser([group])
+        own.error = _refuse
+        try:
+            found.append(own.parse_args_into_dataclasses(rest, True, look_for_args_file=False)[0])
+        except ValueError as error:
+            wrong.append(str(error))
+            found.append(SimpleNamespace(**vars(own.parse_known_args(rest)[0])))
+    return found, wrong
+
+
+def _refuse(message: str) -> Never:
+    raise ValueError(message)
+
+
+def _without(argv: list[str], names: list[str]) -> list[str]:
+    """The arguments without a flag of these names and its values, wherever it is given."""
+    left, dropping = [], False
+    for token in argv:
+        dropping = token.split("=")[0] in names if token.startswith("-") else dropping
+        left += [] if dropping else [token]
+    return left
 
 
 def check_flags(model_args: ModelArguments, training_args: TrainingArguments) -> None:

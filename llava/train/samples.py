@@ -1,6 +1,5 @@
 """Checks and preparation of single training samples, for the data set and `check_data`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
+from llava.given import BOM, home_path, parse_json, read_bytes
 from llava.pictures import read_picture
 from llava.train.preprocess import BadSample, Segment, encode, preprocess_multimodal, to_segments
 
@@ -48,33 +48,33 @@ class Layout(NamedTuple):
 
 def read_samples(data_path: str | None) -> list[dict[str, Any]]:
     """The samples in `data_path`, a JSON list or JSON lines; ValueError in one line when it holds neither, or none."""
-    if not data_path or not Path(data_path).is_file():
+    if not data_path or not home_path(data_path).is_file():
         raise ValueError(f"--data_path {data_path}: no such file; give a JSON list of samples, or JSON lines")
+    content = read_bytes(data_path, "--data_path").removeprefix(BOM)
     try:
-        text = Path(data_path).read_text(encoding="utf-8-sig")
-        samples = _lines(text) if data_path.endswith((".jsonl", ".ndjson")) else _list_or_lines(text)
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        samples = _lines(content) if data_path.endswith((".jsonl", ".ndjson")) else _list_or_lines(content)
+    except ValueError as error:
         raise ValueError(f"{data_path} is not JSON: {error}") from error
     if not isinstance(samples, list) or not samples or not all(isinstance(sample, dict) for sample in samples):
         raise ValueError(f"{data_path} must hold a non-empty JSON list of samples (objects), or one on each line")
     return samples
 
 
-def _list_or_lines(text: str) -> Any:
+def _list_or_lines(content: bytes) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(content, surrogates=True)
     except ValueError:
-        first = text.lstrip().split("\n", 1)
-        if len(first) < 2 or not first[0].startswith("{") or not first[0].rstrip().endswith("}"):
+        first = content.lstrip().split(b"\n", 1)
+        if len(first) < 2 or not first[0].startswith(b"{") or not first[0].rstrip().endswith(b"}"):
             raise
-        return _lines(text)
+        return _lines(content)
 
 
-def _lines(text: str) -> list[Any]:
+def _lines(content: bytes) -> list[Any]:
     found = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         try:
-            found += [json.loads(line.lstrip("\ufeff"))] if line.strip("\ufeff \t\r") else []
+            found += [parse_json(line, surrogates=True)] if line.removeprefix(BOM).strip() else []
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
     return found

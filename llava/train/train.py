@@ -8,6 +8,7 @@ the language model gets pruned visual tokens, and checkpoints store the pruner.
 """
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from llava.train.data import (
     make_supervised_data_module,
 )
 from llava.train.dry_run import faults
-from llava.train.flags import check_flags
+from llava.train.flags import check_flags, read_every_flag
 from llava.train.language_model import compute_type, load_model, settle_types
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.lora import add_lora, check_lora_folder, find_all_linear_names, load_lora, prepare_quantised
@@ -371,10 +372,13 @@ def rank0_print(*values: Any) -> None:
 def main(argv: list[str] | None = None, attn_implementation: str | None = None) -> None:
     """Entry point: `train`, with invalid flags, models and samples as one line instead of a traceback."""
     try:
+        given = [str(token) for token in (sys.argv[1:] if argv is None else argv)]
+        if any(token.startswith("--dry_run") for token in given):
+            groups, wrong = read_every_flag(ARGUMENTS, given)
+            wrong += faults(*groups) if groups[2].dry_run else []
+            if wrong:
+                raise SystemExit("\n".join(f"error: {reason}" for reason in wrong))
         arguments = parse(argv)
-        wrong = faults(*arguments) if arguments[2].dry_run else []
-        if wrong:
-            raise SystemExit("\n".join(f"error: {reason}" for reason in wrong))
         trainer = build_trainer(*arguments, attn_implementation)
         if arguments[2].dry_run:
             rank0_print("dry run: nothing is wrong, and nothing was trained")

@@ -99,6 +99,13 @@ def built(name: str, implementation: str = "sdpa", dtype: torch.dtype = torch.fl
 
 
 @cache
+def vanilla(name: str, implementation: str = "sdpa") -> list[torch.Tensor]:
+    """What `built` says to all samples of its family without a pruner."""
+    with torch.no_grad():
+        return hosts()[name].outputs(built(name, implementation), hosts()[name].samples())
+
+
+@cache
 def refusals() -> dict[tuple[str, str], str]:
     """What `attach` says to a family and a pruner that do not go together, by their names."""
     said = {}

@@ -73,7 +73,9 @@ def test_what_is_no_pruner_is_refused_in_one_line(model, pruner, message):
 
 
 def test_other_arguments_are_refused_in_one_line(model):
-    with pytest.raises(TypeError, match="takes model, pruner, signals and full_logits, not budget; write attach"):
+    with pytest.raises(
+        TypeError, match="takes model, pruner, signals, full_logits and compile, not budget; write attach"
+    ):
         attach(model, "flowcut", budget=7)
     with pytest.raises(ValueError, match=r"FlowCut.* is not a model \(a torch.nn.Module\)"):
         attach(FlowCut(7), model)

@@ -16,6 +16,7 @@ from flowcut.cost import encoder_flops, prefill_flops
 from flowcut.pruner import Pruner
 
 TINY = ["tiny", "tiny-next", "tiny-video", "tiny-qwen"]
+CELLS = ["tiny-internvl", "tiny-smolvlm", "tiny-gemma"]
 QUICK = ["--threads", "1", "--warmup", "0", "--repeats", "1", "--new-tokens", "3", "--text-tokens", "10"]
 
 
@@ -46,7 +47,12 @@ def benched(*words):
 
 @pytest.mark.parametrize(
     ("command", "geometry"),
-    [("encode", "tiny"), ("encode", "tiny-qwen"), ("prefill", "tiny-video"), *(("generate", size) for size in TINY)],
+    [
+        ("encode", "tiny"),
+        ("encode", "tiny-qwen"),
+        ("prefill", "tiny-video"),
+        *(("generate", size) for size in TINY + CELLS),
+    ],
 )
 def test_report(capsys, command, geometry):
     told = report(capsys, command, geometry, "--batch", "2")
@@ -64,7 +70,7 @@ def test_report(capsys, command, geometry):
     assert all(0 < told["first_token_s"][run] < told[f"{run}_s"] for run in RUNS if command == "generate")
 
 
-@pytest.mark.parametrize("geometry", TINY)
+@pytest.mark.parametrize("geometry", TINY + CELLS)
 def test_tokens_are_those_of_the_trace(capsys, geometry):
     words = "generate", geometry, "--batch", "3"
     told = report(capsys, *words)

@@ -10,7 +10,17 @@ from torch.nn.functional import cross_entropy
 from flowcut import FastV, FlowCut, attach
 
 BUDGET = 10
-FAMILIES = ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl"]
+FAMILIES = [
+    "llava_hf",
+    "llava_next_hf",
+    "llava_onevision",
+    "video_llava",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "internvl",
+    "smolvlm",
+    "gemma3",
+]
 PRUNERS = {"flowcut": FlowCut(BUDGET), "fastv": FastV.keeping(BUDGET)}
 PROMPTS = [
     (Sample([1, 5, IMAGE, 7, 8, 9], [0]), [11, 12, 13]),
@@ -30,7 +40,7 @@ def call(host, rows, samples):
     ids = torch.tensor([[0] * left + row + [0] * right for left, row, right in rows])
     mask = torch.tensor([[0] * left + [1] * len(row) + [0] * right for left, row, right in rows])
     types = {"mm_token_type_ids": (ids == IMAGE_TOKEN).int()} if getattr(host, "mrope", False) else {}
-    return {"input_ids": ids, "attention_mask": mask, **host.media(samples), **types}
+    return {"input_ids": ids, "attention_mask": mask, **host.types(ids), **host.media(samples), **types}
 
 
 @torch.no_grad()

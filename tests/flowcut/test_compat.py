@@ -1,5 +1,6 @@
 """Either name of the KV cache works, both at once are refused; the declared versions are the tested ones."""
 
+import inspect
 import re
 import tomllib
 import warnings
@@ -117,3 +118,9 @@ def test_the_declared_range_is_the_tested_one():
         major, minor = Version(newest).release[:2]
         assert bounds["<"].release[:2] == (major, minor + 1)
         assert pinned[package] == newest
+
+
+def test_the_name_of_the_cache_is_that_of_the_installed_version():
+    from transformers.masking_utils import create_causal_mask
+
+    assert CACHE in inspect.signature(create_causal_mask).parameters

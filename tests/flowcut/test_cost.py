@@ -2,13 +2,27 @@
 
 import pytest
 import torch
-from hosts import PATCHES, SAMPLES, TEXT, VISION, HFLlava, HFLlavaNext, HFQwen2VL, Sample
+import transformers
+from hosts import (
+    PATCHES,
+    SAMPLES,
+    TEXT,
+    VISION,
+    HFGemma3,
+    HFInternVL,
+    HFLlava,
+    HFLlavaNext,
+    HFQwen2VL,
+    HFSmolVLM,
+    Sample,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from flowcut import FastV, FlowCut, PyramidDrop, SparseVLM, ToMe, attach
 from flowcut.bench.replay import Replay
+from flowcut.bench.synthetic import GEOMETRIES
 from flowcut.compat import CACHE
 from flowcut.cost import (
     Cost,
@@ -97,6 +111,29 @@ def test_a_merging_encoder_against_the_counter(budget):
     assert flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
+CELLS = {
+    "internvl": (HFInternVL(), {"patches_per_token": 4}),
+    "smolvlm": (HFSmolVLM(), {"patches_per_token": 4, "prefix": 0, "projector_layers": 1}),
+    "gemma3": (HFGemma3(), {"patches_per_token": 4, "prefix": 0, "projector_layers": 1, "pooled": True}),
+}
+
+
+@pytest.mark.parametrize("family", CELLS)
+@pytest.mark.parametrize("budget", [1000, 9])
+def test_towers_whose_patches_become_cells_against_the_counter(family, budget):
+    host, fields = CELLS[family]
+    model = host.build(implementation="eager")
+    with attach(model, FlowCut(budget)) as handle, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        outputs = model.model.get_image_features(**host.media(SAMPLES[1:2]))
+    trace, tokens = handle.trace, sum(part.shape[:-1].numel() for part in outputs.pooler_output)
+    paths = [trace.path(row) for row in range(len(trace.entering[0]))]
+    assert (trace.leaving[-1] < trace.entering[0]) == (budget == 9)
+    if family == "gemma3" and budget == 9:  # cells fill whole rasters of the projector
+        tokens = 36
+    cost = cost_of(model.config.vision_config, model.config.text_config, 0, paths, projected=tokens, **fields)
+    assert cost.encoder + cost.projector == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
 def test_decoding_against_the_counter():
     model = HOST.build(implementation="eager").model.language_model
     ids = torch.arange(1, 15)[None]
@@ -117,6 +154,44 @@ def test_tokens_dropped_inside_the_language_model_are_not_charged():
     cut = cost_of(vision, language, 10, visual_tokens=[100, 100, 20, 20])
     assert cut.prefill == prefill_flops(language, [110, 110, 30, 30])
     assert cut.projector == cost_of(vision, language, 10, visual_tokens=100).projector
+
+
+@pytest.mark.parametrize(("geometry", "tokens"), [("internvl3-8b", 256), ("smolvlm2-2.2b", 81), ("gemma3-4b", 256)])
+def test_towers_and_projectors_of_published_size(geometry, tokens):
+    """Tower and projector by themselves, because how many tiles are no padding cannot be told without their pixels."""
+    sizes = GEOMETRIES[geometry]
+    config = getattr(transformers, f"{sizes.family}Config")(
+        vision_config=sizes.vision, text_config={**sizes.text, "num_hidden_layers": 2}, **sizes.fields
+    )
+    model = on_meta(getattr(transformers, f"{sizes.family}Model"), config, "sdpa")
+    vision, text = model.config.vision_config, model.config.text_config
+    pixels = torch.zeros(1, 3, sizes.side, sizes.side, device="meta")
+    if sizes.family == "SmolVLM":
+        tower, projector, patches = model.vision_model, model.connector, 729
+        states = torch.zeros(1, patches, vision.hidden_size, device="meta")
+        counted = total(tower.embeddings.patch_embedding, input=pixels) + total(tower.encoder, inputs_embeds=states)
+        counted += total(projector, image_hidden_states=states)
+        language = model.text_model
+    else:
+        counted, language = total(model.vision_tower, pixel_values=pixels), model.language_model
+        shuffled = {"internvl3-8b": (256, 4 * 1024), "gemma3-4b": (4096, 1152)}[geometry]
+        counted += _of(model.multi_modal_projector, torch.zeros(1, *shuffled, device="meta"))
+    fields = {"patches_per_token": sizes.patches_per_token, "pooled": sizes.pooled, "prefix": sizes.prefix}
+    cost = cost_of(vision, text, 62, projector_layers=sizes.projector, **fields)
+    assert cost.encoder + cost.projector == pytest.approx(counted, rel=0.001)
+    length = 62 + tokens
+    mask = torch.zeros(1, 1, length, length, device="meta")
+    masks = {"full_attention": mask, "sliding_attention": mask} if sizes.family == "Gemma3" else mask
+    embeds = torch.zeros(1, length, text.hidden_size, device="meta")
+    assert cost.prefill == pytest.approx(
+        total(language, inputs_embeds=embeds, attention_mask=masks, use_cache=False), rel=0.001
+    )
+
+
+def _of(module, states) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(states)
+    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -216,7 +216,18 @@ def test_a_second_image_on_a_quantised_cache_is_refused(models):
 
 
 @pytest.mark.parametrize(
-    "family", ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl"]
+    "family",
+    [
+        "llava_hf",
+        "llava_next_hf",
+        "llava_onevision",
+        "video_llava",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "internvl",
+        "smolvlm",
+        "gemma3",
+    ],
 )
 @pytest.mark.parametrize(
     "pruner",
@@ -234,7 +245,7 @@ def test_second_turn(models, family, pruner, what):
     with attach(model, pruner):
         first = model.generate(**inputs, **SETTINGS, return_dict_in_generate=True)
         whole = torch.cat([first.sequences, more], dim=1)
-        types = {"mm_token_type_ids": (whole == IMAGE_TOKEN).int()} if mrope else {}
+        types = {"mm_token_type_ids": (whole == IMAGE_TOKEN).int()} if mrope else host.types(whole)
         given = torch.cat([first.sequences[:, -1:], more], dim=1) if what == "new" else whole
         second = model.generate(
             input_ids=given,
@@ -246,6 +257,27 @@ def test_second_turn(models, family, pruner, what):
         again = {**inputs, "input_ids": whole, "attention_mask": torch.ones_like(whole), **types}
         expected = model.generate(**again, **SETTINGS)
     assert torch.equal(second[:, given.shape[1] :], expected[:, whole.shape[1] :])
+
+
+@pytest.mark.parametrize("family", ["llava_hf", "internvl", "smolvlm", "gemma3"])
+@pytest.mark.parametrize("what", ["conversation", "new"])
+def test_an_image_in_the_second_turn(models, family, what):
+    """The whole conversation's ids with the new image alone, on the cache of the first turn: as all of it at once."""
+    host, model = models(family)
+    first, second = Sample([1, 5, IMAGE, 7, 8], [1]), Sample([50, IMAGE, 51, 52], [3])
+    with attach(model, OneStage(BUDGET)):
+        begun = model.generate(**host.inputs([first], "left"), **SETTINGS, return_dict_in_generate=True)
+        said = begun.sequences[0].tolist()
+        whole = torch.tensor([said + host.row(second)])
+        given = whole[:, len(said) - 1 :] if what == "new" else whole
+        types, mask = host.types(whole), torch.ones_like(whole)
+        cache = copy.deepcopy(begun[CACHE])
+        after = model.generate(
+            input_ids=given, attention_mask=mask, **types, **host.media([second]), **{CACHE: cache}, **SETTINGS
+        )
+        both = host.media([Sample([], first.images + second.images)])
+        expected = model.generate(input_ids=whole, attention_mask=mask, **types, **both, **SETTINGS)
+    assert torch.equal(after[:, given.shape[1] :], expected[:, whole.shape[1] :])
 
 
 def test_a_cache_that_lost_its_notes_is_refused(models):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hosts import DEPTH
-from laws import BUDGET, OURS, built, every_pair, merges_in_language, remaining, same, some_pairs
+from laws import BUDGET, OURS, built, every_pair, merges_in_language, remaining, same, some_pairs, vanilla
 
 from flowcut import (
     DART,
@@ -37,28 +37,25 @@ def hooks(model):
 
 @every_pair
 def test_identity(host, pruner, implementation):
-    model = built(host.name, implementation)
-    vanilla = host.outputs(model, host.samples())
+    model, plain = built(host.name, implementation), vanilla(host.name, implementation)
     with attach(model, pruner) as handle:
         handle.budget = host.most
-        assert same(vanilla, host.outputs(model, host.samples(), handle))
+        assert same(plain, host.outputs(model, host.samples(), handle))
         assert handle.trace.kept == {}
         assert handle.trace.language is None or handle.trace.language.kept == {}
 
 
 @some_pairs
 def test_pruning_changes_something(host, pruner):
-    model = built(host.name)
-    vanilla = host.outputs(model, host.samples())
+    model, plain = built(host.name), vanilla(host.name)
     with attach(model, pruner) as handle:
         pruned = host.outputs(model, host.samples(), handle)
-    assert pruned[0].shape[0] < vanilla[0].shape[0]
+    assert pruned[0].shape[0] < plain[0].shape[0]
 
 
 @every_pair
 def test_restore(host, pruner, implementation):
-    model = host.build(implementation=implementation)
-    vanilla = host.outputs(model, host.samples())
+    model, plain = built(host.name, implementation), vanilla(host.name, implementation)
     parts = list(model.modules())
     before = hooks(model), [part.__dict__.get("config") for part in parts], [set(part.__dict__) for part in parts]
     handle = attach(model, pruner)
@@ -68,20 +65,19 @@ def test_restore(host, pruner, implementation):
     assert all(part.__dict__.get("config") is config for part, config in zip(parts, before[1], strict=True))
     assert [set(part.__dict__) for part in parts] == before[2]
     assert host.tower(model).config._attn_implementation == implementation
-    assert same(vanilla, host.outputs(model, host.samples()))
+    assert same(plain, host.outputs(model, host.samples()))
 
 
 @some_pairs
 def test_restore_after_an_error(host, pruner):
-    model = built(host.name)
-    vanilla = host.outputs(model, host.samples())
+    model, plain = built(host.name), vanilla(host.name)
     places = [host.layers(model)[4], *([host.decoder(model).layers[2]] if host.speaks else [])]
     for place in places:
         broken = place.register_forward_pre_hook(_boom)
         with pytest.raises(RuntimeError, match="boom"), attach(model, pruner) as handle:
             host.outputs(model, host.samples(), handle)
         broken.remove()
-        assert same(vanilla, host.outputs(model, host.samples()))
+        assert same(plain, host.outputs(model, host.samples()))
 
 
 def _boom(*_):
@@ -93,11 +89,11 @@ def test_isolation(host, pruner):
     """Two models built from one config object, each its own way at the same time."""
     config = host.config()
     pruned, plain = host.build(config), host.build(config)
-    vanilla = host.outputs(plain, host.samples())
+    whole = host.outputs(plain, host.samples())
     with attach(pruned, pruner) as handle:
         ten = host.outputs(pruned, host.samples(), handle)
         assert host.tower(plain).config._attn_implementation == "sdpa"
-        assert same(vanilla, host.outputs(plain, host.samples()))
+        assert same(whole, host.outputs(plain, host.samples()))
         with attach(plain, pruner) as other:
             other.budget = 20
             assert host.outputs(plain, host.samples(), other)[0].shape[0] >= ten[0].shape[0]
@@ -125,7 +121,7 @@ def test_budget(host, pruner, implementation):
         counting = last.register_forward_pre_hook(lambda module, args: arrived.append(args[0].shape[1]))
     lowest = 2 if host.name == "video_llava" else 1
     with attach(model, pruner) as handle:
-        for budget in (lowest, BUDGET, 17):
+        for budget in (lowest, 17):
             handle.budget = budget
             handle.pruner = exactly(handle.pruner, budget)
             for sample in host.samples():

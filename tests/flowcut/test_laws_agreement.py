@@ -40,7 +40,7 @@ def test_batch(host, pruner, implementation, side):
 
 def test_batch_of_different_numbers():
     """The images differ in sharpness, so the batch test really has rows of different length inside the encoder."""
-    for name in ("clip", "siglip", "dinov2", "qwen2_5_vl"):
+    for name in ("clip", "siglip", "dinov2", "qwen2_5_vl", "internvl", "smolvlm", "gemma3"):
         with attach(built(name), FlowCut(BUDGET)) as handle:
             hosts()[name].outputs(built(name), hosts()[name].samples(), handle)
         assert any(len(set(counts)) > 1 for counts in handle.trace.leaving)

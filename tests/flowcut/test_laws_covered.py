@@ -15,8 +15,10 @@ FILES = (test_laws, test_laws_agreement, *SPEAKING)
 ON_EVERY_PAIR = {"test_identity", "test_restore", "test_budget", "test_batch"}
 ENCODERS = ["clip", "siglip", "dinov2"]
 QWEN = ["qwen2_vl", "qwen2_5_vl"]
+CELLS = ["internvl", "smolvlm", "gemma3"]
 INSIDE = "cuts inside a language model, and this is a vision encoder alone"
 MERGES = "cannot merge patches where the model joins several into one token itself"
+PATCHES_OF_CELLS = "merge='patches' is what the released code does in Qwen2-VL; here use 'groups'"
 REFUSED = {
     "fastv": (ENCODERS, f"FastV {INSIDE}"),
     "sparsevlm": (ENCODERS, f"SparseVLM {INSIDE}"),
@@ -24,12 +26,13 @@ REFUSED = {
     "pdrop": (ENCODERS, f"PyramidDrop {INSIDE}"),
     "vtw": (ENCODERS, f"VTW {INSIDE}"),
     "dart": (ENCODERS, f"DART {INSIDE}"),
-    "visionzip": (QWEN, f"VisionZip {MERGES}"),
-    "prumerge": (QWEN, f"PruMerge {MERGES}"),
-    "prumerge_plus": (QWEN, f"PruMerge {MERGES}"),
-    "tome": (QWEN, f"ToMe {MERGES}"),
-    "pooling": (QWEN, f"Pooling {MERGES}"),
-    "rcom": (QWEN, f"RCom {MERGES}"),
+    "visionzip": (QWEN + CELLS, f"VisionZip {MERGES}"),
+    "prumerge": (QWEN + CELLS, f"PruMerge {MERGES}"),
+    "prumerge_plus": (QWEN + CELLS, f"PruMerge {MERGES}"),
+    "tome": (QWEN + CELLS, f"ToMe {MERGES}"),
+    "pooling": (QWEN + CELLS, f"Pooling {MERGES}"),
+    "rcom": (QWEN + CELLS, f"RCom {MERGES}"),
+    "flowcut_plus": (QWEN + CELLS, f"FlowCut+ {MERGES}"),
     "qwen_released": (
         ["qwen2_5_vl"],
         "merge='patches' is what the released code does in Qwen2-VL; in Qwen2.5-VL use 'groups'",
@@ -40,7 +43,7 @@ REFUSED = {
 def test_what_is_refused_and_why():
     assert refusals() == {
         (family, pruner): reason for pruner, (families, reason) in REFUSED.items() for family in families
-    }
+    } | {(family, "qwen_released"): PATCHES_OF_CELLS for family in CELLS}
 
 
 def test_this_projects_llava_takes_what_transformers_takes():

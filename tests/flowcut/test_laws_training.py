@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hosts import IMAGE, IMAGE_TOKEN, VIDEO_TOKEN
 from laws import built, close, some_speaking_pairs
 
 from flowcut import VTW, attach
@@ -19,7 +20,8 @@ def test_loss(host, pruner):
     # Every row but one that begins with an image predicts all its text tokens but the first. Where nothing is left of
     # an image, nothing predicts the first, and a row of a single word has no loss of its own.
     withdrawn = isinstance(pruner, VTW)
-    labels = [host.text(sample) - (withdrawn or sample.prompt[0] >= 0) for sample in host.samples()]
+    begins = [host.row(sample)[0] not in (IMAGE, IMAGE_TOKEN, VIDEO_TOKEN) for sample in host.samples()]
+    labels = [host.text(s) - (withdrawn or text) for s, text in zip(host.samples(), begins, strict=True)]
     mean = sum(loss * n for loss, n in zip(losses, labels, strict=True) if n) / sum(labels)
     assert close([together], [mean])
 

@@ -21,7 +21,18 @@ def results(host, model, pruner):
         return host.outputs(model, host.samples()[:2], handle)
 
 
-OFFLOADED = ["llava_hf", "llava_next_hf", "llava_onevision", "video_llava", "qwen2_vl", "llava", "llava_next"]
+OFFLOADED = [
+    "llava_hf",
+    "llava_next_hf",
+    "llava_onevision",
+    "video_llava",
+    "qwen2_vl",
+    "internvl",
+    "smolvlm",
+    "gemma3",
+    "llava",
+    "llava_next",
+]
 
 
 @pytest.mark.parametrize("name", OFFLOADED)

@@ -84,7 +84,7 @@ class _Layer:
 
     def __init__(self, stage: EncoderStage, number: int, block: Any, forward: Callable[..., Tensor]):
         self.stage = stage
-        self.after = LayerHook(stage, number)
+        self.after = LayerHook(stage, number).run
         self.block = block
         self.forward = forward
 

@@ -1,12 +1,13 @@
 """LLaVA-Bench (In-the-Wild): 60 open questions; a language model scores the answer and GPT-4's, 1 to 10 each.
 
 The number is a ratio of means, the model's over the reference's. The published judge, gpt-4-0314, is retired: compare
-only scores of the same judge. The prompt is our own: `--judge-prompt` takes LLaVA's rule.json. There is no offline
-metric.
+only scores of the same judge. The prompt is our own (`llava/eval/table/rule.json`); `--judge-prompt` takes LLaVA's
+file. There is no offline metric.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +27,9 @@ UNREADABLE = [-1.0, -1.0]  # LLaVA's value for a review without scores; it is in
 BEST = 10
 
 SYSTEM = "You check how good answers are, helpfully and with precision."
-RULE = """Two AI assistants answered the question above, which a user asked about a picture. You cannot see the \
-picture; the sentences under [Context] describe it.
-Judge how helpful, relevant, accurate and detailed each answer is, and give each assistant one overall score from 1 to \
-10, higher for better.
-Begin with one line that holds two numbers and nothing else: the score of Assistant 1, a space, the score of \
-Assistant 2.
-Explain your judgement from the next line on. Be thorough and fair; which answer stands first must not matter."""
+RULES_FILE = Path(__file__).parents[1] / "table" / "rule.json"
+"""Our own rules for judges, in the layout of LLaVA's file: category -> {"role", "prompt"}."""
+_RULES = json.loads(RULES_FILE.read_text("utf-8"))
 
 TEST = Split(
     "test",
@@ -158,7 +155,10 @@ BENCHMARK = Benchmark(
     judge=JudgeProtocol(
         version="llavabench-own-1",
         model="gpt-4-0314",
-        prompts={**{f"llava_bench_{category}": RULE for category in CATEGORIES}, "system": SYSTEM},
+        prompts={
+            **{f"llava_bench_{category}": _RULES[f"llava_bench_{category}"]["prompt"] for category in CATEGORIES},
+            "system": SYSTEM,
+        },
         messages=messages,
         parse=parse,
         max_tokens=1024,

@@ -32,25 +32,31 @@ def refuse_tokens(tokens: int, context: int) -> None:
 
 
 class Room(StoppingCriteria):
-    """Ends each row's answer where the context is full. `measure` is a hook before LLaVA's forward passes: the prompt's
-    length is known after tiling and pruning only.
+    """Ends each row's answer where the context is full. `measure` is a hook before forward passes of a language model:
+    the prompt's length is known after tiling and pruning only.
+
+    Args:
+        prompt: columns of `generate`'s ids that precede the answer; none where it is given embeddings.
     """
 
-    def __init__(self, context: int) -> None:
+    def __init__(self, context: int, prompt: int = 0) -> None:
         self.context = context
+        self.prompt = prompt
         self.left: torch.Tensor | None = None  # of each row; on the device, because reading it would synchronise
 
     def measure(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.left is not None:
             return
         prompt, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        refuse_tokens(prompt.shape[1], self.context)  # of the longest row
-        lengths = torch.full((len(prompt),), prompt.shape[1], device=prompt.device) if mask is None else mask.sum(dim=1)
+        lengths = torch.full((len(prompt),), prompt.shape[1], device=prompt.device)
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+            lengths = mask.sum(dim=1)
+        refuse_tokens(int(lengths.max()), self.context)
         self.left = self.context - lengths
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
         assert self.left is not None, "a pass precedes the first token"
         left = self.left.to(input_ids.device)
-        return input_ids.shape[1] >= left.repeat_interleave(
+        return input_ids.shape[1] - self.prompt >= left.repeat_interleave(
             len(input_ids) // len(left)
         )  # beam search asks for more rows

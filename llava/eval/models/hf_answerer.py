@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from llava.constants import IMAGE_PLACEHOLDER
 from llava.conversation import conv_templates
 from llava.eval.models.answerer import PrunedAnswerer
-from llava.eval.models.context import context_of, refuse_long_text, refuse_tokens
+from llava.eval.models.context import Room, context_of, refuse_long_text, refuse_tokens
 from llava.eval.models.hf_checkpoint import HFCheckpoint
 from llava.eval.models.hf_inputs import VisualInput
 from llava.eval.models.reply import Generation, Reply
@@ -99,13 +100,17 @@ class HFAnswerer(PrunedAnswerer):
         # A pruner removes visual tokens, but never text.
         refuse_tokens(int((real if self.pruner is None else real & ~visual).sum(dim=1).max()), context)
         anatomy = self.checkpoint.anatomy
-        timed = AnatomyStopwatch(model, anatomy)
-        with torch.inference_mode(), timed as watch, self.pruning(texts, pictures) as handle:
+        room = Room(context, prompt=batch["input_ids"].shape[1])
+        with torch.inference_mode(), ExitStack() as stack:
+            watch = stack.enter_context(AnatomyStopwatch(model, anatomy))
+            handle = stack.enter_context(self.pruning(texts, pictures))
+            stack.callback(anatomy.decoder_model.register_forward_pre_hook(room.measure, with_kwargs=True).remove)
             watch.start()
             output = model.generate(
                 **batch,
                 pad_token_id=preparation.tokenizer.pad_token_id,
                 repetition_penalty=1.0,
+                stopping_criteria=[room],
                 suppress_tokens=placeholder_ids,  # a generated placeholder would be taken for a picture
                 **self.generation.arguments(),
             )

@@ -57,6 +57,7 @@ class HFCheckpoint(NamedTuple):
     def reader(self) -> VisualInputReader:
         """Reads pictures and videos for this model; works in worker processes too."""
         patch = self.model.config.vision_config.patch_size
+        patch = patch if isinstance(patch, int) else patch[0]  # InternVL's has two equal sides
         return VisualInputReader(self.preparation.pictures, self.preparation.frames, self.frames, patch)
 
     def show(self, source: Image.Image | str | Path) -> VisualInput:

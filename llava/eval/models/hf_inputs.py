@@ -21,6 +21,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from llava.eval.media.frames import Clip, is_video, sample_frames
 from llava.eval.media.images import decode_image, load_image
+from llava.model.checkpoint import one_line
 from llava.pictures import LARGEST_RATIO, small_enough_for_a_square
 
 # Files of a checkpoint that, besides config and weights, determine the model's inputs.
@@ -34,6 +35,9 @@ FILES = (
     "tokenizer.json",
 )
 SECONDS = "second_per_grid_ts"
+CROPS = "num_crops"
+FOR_THE_PROMPT = ("num_patches", "rows", "cols", CROPS)
+"""What image processors tell of a picture's tiles, and models do not take."""
 
 
 class VisualInput(NamedTuple):
@@ -49,8 +53,8 @@ class VisualInput(NamedTuple):
 
     @property
     def images(self) -> int:
-        """The number of images for the language model: frames count, tiles do not."""
-        return len(self.rows) if self.video else 1
+        """The number of images for the language model: frames and crops (Gemma 3) count, tiles do not."""
+        return len(self.rows) if self.video or CROPS in self.inputs else 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class VisualInputReader:
     def _rows(self, pixels: Tensor, grids: Tensor | None) -> tuple[int, ...]:
         if grids is not None:
             return tuple(height * width for time, height, width in grids.tolist() for _ in range(time))
-        tiles = 1 if pixels.ndim == 4 else pixels.shape[1]
+        tiles = len(pixels) if pixels.ndim == 4 else pixels.shape[1]
         return ((pixels.shape[-2] // self.patch) * (pixels.shape[-1] // self.patch),) * tiles
 
 
@@ -127,21 +131,20 @@ def _process(processor: Any, images: Sequence[Image.Image]) -> dict[str, Tensor]
 
 
 class Preparation(NamedTuple):
-    """A checkpoint's tokenizer, image processors, and transformers' processor of the family around them."""
+    """A checkpoint's tokenizer, image processors, and transformers' processor of the family around them.
+
+    frames: None where the model takes no videos, or frames as pictures between text. placeholder_ids: the ids of the
+    placeholders: of a picture, and of a video where the family has one.
+    """
 
     processor: Any
     pictures: Any
     frames: Any
+    placeholder_ids: list[int]
 
     @property
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
-
-    @property
-    def placeholder_ids(self) -> list[int]:
-        """The ids of the placeholders: of a picture, and of a video where the family has one."""
-        ids = [getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id")]
-        return [number for number in ids if number is not None]
 
     def expand(self, prompt: str, shown: Sequence[VisualInput]) -> str:
         """The prompt with as many placeholders for each picture and video as it has tokens.
@@ -177,17 +180,21 @@ class Preparation(NamedTuple):
             )
         )
         if self.processor.return_mm_token_type_ids:
-            batch["mm_token_type_ids"] = torch.tensor(self.processor.create_mm_token_type_ids(batch["input_ids"]))
+            name = "mm_token_type_ids"
+            name = name if name in self.processor.model_input_names else "token_type_ids"  # Gemma 3's name for them
+            batch[name] = torch.tensor(self.processor.create_mm_token_type_ids(batch["input_ids"]))
         for name in dict.fromkeys(name for one in shown for name in one.inputs):
             if name == SECONDS and name not in self.processor.model_input_names:
                 continue  # Qwen2-VL's frames have numbers only, those of Qwen2.5-VL times
+            if name in FOR_THE_PROMPT:
+                continue
             batch[name] = _join([one.inputs[name] for one in shown if name in one.inputs])
         return batch
 
 
 def _join(values: Sequence[Tensor]) -> Tensor:
-    """Concatenated; images with different numbers of tiles [1, T, 3, H, W] are padded with zeros."""
-    if values[0].ndim == 5 and len({value.shape[1] for value in values}) > 1:
+    """Concatenated; images with different numbers of tiles [1, T, 3, H, W], or masks of them, are padded with zeros."""
+    if values[0].ndim >= 4 and len({value.shape[1] for value in values}) > 1:
         return pad_sequence([value[0] for value in values], batch_first=True)
     return torch.cat(list(values))
 
@@ -212,6 +219,8 @@ def load_preparation(folder: Path, config: Any, max_pixels: int | None = None) -
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    for name, value in getattr(family, "images_kwargs", {}).items():
+        setattr(pictures, name, value)  # what the family's processor asks of the image processor in every call
     parts = family.get_attributes()
     frames = _for_frames(folder, pictures, fields) if "video_processor" in parts else None
     if max_pixels is not None:
@@ -222,7 +231,13 @@ def load_preparation(folder: Path, config: Any, max_pixels: int | None = None) -
     relaxed: Any = type(
         family.__name__, (family,), {"check_argument_for_proper_class": lambda self, name, argument: None}
     )
-    return Preparation(relaxed.from_args_and_dict([given[part] for part in parts], fields), pictures, frames)
+    try:
+        processor = relaxed.from_args_and_dict([given[part] for part in parts], fields)
+    except ImportError as error:
+        raise ValueError(f"the processor of {folder} lacks a package: {one_line(error)}") from error
+    ids = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+    numbers = [number for number in ids if number is not None]
+    return Preparation(processor, pictures, frames if len(numbers) > 1 else None, numbers)
 
 
 def _for_frames(folder: Path, pictures: Any, fields: dict[str, Any]) -> Any:

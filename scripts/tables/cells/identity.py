@@ -111,15 +111,20 @@ def recorded_settings(spec: CellSpec) -> dict[str, Any]:
     return own[0]
 
 
+def is_stale(spec: CellSpec, question_file: Path | None = None) -> bool:
+    """Whether there are answers that were made with other settings than the cell asks for."""
+    wanted = expected_settings(spec, question_file)
+    return any(own.get(name) != value for own in _chunks(spec) for name, value in wanted.items())
+
+
 def archive_stale(spec: CellSpec, question_file: Path) -> Path | None:
     """Rename the folder of answers to <name>.<number> if they were made with other settings than the cell asks for.
 
     question_file: the one that will be asked. Returns the folder's new name, or None if it stays.
     """
-    wanted, folder = expected_settings(spec, question_file), spec.evaluation.answers_folder
-    if not any(own.get(name) != value for own in _chunks(spec) for name, value in wanted.items()):
+    if not is_stale(spec, question_file):
         return None
-    number = 1
+    folder, number = spec.evaluation.answers_folder, 1
     while (archive := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     return folder.rename(archive)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from llava.eval.benchmarks.registry import benchmark
 from llava.mm_utils import get_model_name_from_path
 from scripts.tables.cells.document import read_document
 from scripts.tables.cells.measured import Measured
+from scripts.tables.cells.plan import Work, answer_times, estimate, plan_of
 from scripts.tables.cells.produce import make_cell, missing_files
 from scripts.tables.cells.spec import CellSpec
 from scripts.tables.cells.times import EFFICIENCY, measure_times, times_of
@@ -97,11 +98,21 @@ class TableCells:
                 self.problems.append(f"{name} is left out: {self.data} lacks {', '.join(files[:3])}")
         todo = {spec.file: spec for spec in specs if not lacking[spec.benchmark] and read_document(spec) is None}
         if todo:
-            asked = f"{self.limit} questions each" if self.limit else "all questions each"
-            print(f"{len(todo)} cells are measured, {asked}, one after the other:", file=sys.stderr)
+            works = [Work.of(spec) for spec in todo.values()]
+            done = self._times_there(spec for spec in specs if spec.file not in todo)
+            print(plan_of(works, done), file=sys.stderr)
         for number, spec in enumerate(todo.values(), start=1):
-            print(f"[{number}/{len(todo)}] {spec.benchmark}, {spec.pruner}, {spec.model}", file=sys.stderr)
+            work = Work.of(spec)
+            others = self._times_there(one for one in specs if one.file != spec.file)
+            print(f"[{number}/{len(todo)}] {work}; {estimate([work], others)}", file=sys.stderr)
             self._try(partial(make_cell, spec))
+
+    def _times_there(self, specs: Iterable[CellSpec]) -> dict[str, list[float]]:
+        """Milliseconds of the answers that these cells have, by model."""
+        times: dict[str, list[float]] = {}
+        for spec in {one.file: one for one in specs}.values():
+            times.setdefault(spec.model, []).extend(answer_times(spec.evaluation.answers_folder))
+        return times
 
     def _measure_times(self, rows: Sequence[Row]) -> None:
         by_model: dict[str, list[str]] = {}

@@ -1,7 +1,6 @@
 """ToMe against its released code's matching, against an encoder written as a loop, and its laws of merging."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from flowcut.hooks.call_context import rows
 from flowcut.hooks.merge_before_mlp import TokenSizes, merge_of
 from flowcut.methods.tome import left_behind, match, most
 from tests.flowcut.hosts import VISION, Clip, Dinov2, HFQwen2VL, Siglip, pixels, sharpen
+from tests.flowcut.merging_encoder import embedded, merging_encoder
 from tests.flowcut.recorded_clip import names, near, recorded
 
 
@@ -54,41 +54,17 @@ def naive_match(metric, number, protected):
     return goes, stays
 
 
-def naive_encoder(layers, hidden, prefix, numbers, proportional):
-    """One image through pre-norm layers that merge between attention and MLP. -> tokens, members of each."""
-    sizes, members = [1.0] * len(hidden), [[place - prefix] for place in range(len(hidden))]
-    for layer, number in itertools.zip_longest(layers, numbers, fillvalue=0):
-        attention = layer.self_attn
-        normed = layer.layer_norm1(hidden)
-        split = (len(hidden), attention.num_heads, -1)
-        q, k, v = (
-            part(normed).view(split).transpose(0, 1) for part in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        logits = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
-        if proportional:
-            logits = logits + torch.tensor(sizes).log()
-        hidden = hidden + attention.out_proj((logits.softmax(dim=-1) @ v).transpose(0, 1).flatten(1))
-        if number:
-            goes, stays = naive_match(k.detach().mean(dim=0), number, prefix)
-            order = [*stays, *range(1, len(hidden), 2)]
-            tokens, weights, parts = [], [], []
-            for place in order:
-                group = [place, *(one for one, other in goes.items() if other == place)]
-                weights.append(sum(sizes[one] for one in group))
-                tokens.append(sum(sizes[one] * hidden[one] for one in group) / weights[-1])
-                parts.append(sorted(itertools.chain.from_iterable(members[one] for one in group)))
-            hidden, sizes, members = torch.stack(tokens), weights, parts
-        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-    return hidden, members[prefix:]
+def deciding(numbers, prefix):
+    """What a `merging_encoder` merges, block by block."""
 
+    def decide(block, q, k, v, sizes):
+        if block >= len(numbers) or not numbers[block]:
+            return None
+        goes, stays = naive_match(k.mean(dim=0), numbers[block], prefix)
+        order = [*stays, *range(1, k.shape[1], 2)]
+        return [[place, *(one for one, other in goes.items() if other == place)] for place in order]
 
-def embedded(model, image):
-    """What goes into the first layer, [S, D]."""
-    caught = []
-    hook = model.encoder.layers[0].register_forward_pre_hook(lambda module, args: caught.append(args[0]))
-    model(image[None])
-    hook.remove()
-    return caught[0][0].detach()
+    return decide
 
 
 @pytest.mark.parametrize("host", [Clip(), Siglip()], ids=lambda host: host.name)
@@ -108,9 +84,8 @@ def test_whole_encoder(host, implementation, proportional):
     model.zero_grad()
     total = 0
     for image in range(2):
-        theirs, members = naive_encoder(
-            model.encoder.layers[:7], embedded(model, pixels([image])[0]), host.prefix, numbers, proportional
-        )
+        start, decide = embedded(model, pixels([image])[0]), deciding(numbers, host.prefix)
+        theirs, members = merging_encoder(model.encoder.layers[:7], start, host.prefix, decide, proportional)
         near(mine[image], theirs[host.prefix :], 1e-4)
         assert [sorted(part.tolist()) for part in trace.members(image)] == members
         total = total + theirs[host.prefix :].square().sum()

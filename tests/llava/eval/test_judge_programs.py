@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,19 @@ def bench_flags(data, answers, output):
         *("--question", folder / "questions.jsonl", "--context", folder / "context.jsonl"),
         *("--answer-list", folder / "answers_gpt4.jsonl", answers, "--output", output),
     ]
+
+
+def test_the_rules_of_this_project_are_the_default(data, answers, run, tmp_path, monkeypatch):
+    """`--rule llava/eval/table/rule.json`, from the repository's root, asks what no `--rule` asks."""
+    monkeypatch.chdir(Path(__file__).parents[3])
+    asked = []
+    for number, more in enumerate(([], ["--rule", "llava/eval/table/rule.json"])):
+        flags = bench_flags(data, answers("llavabench"), tmp_path / f"{number}.jsonl")
+        with serving(lambda body, number: "7 8\nboth good") as judge:
+            run(eval_gpt_review_bench.main, *flags, *more, "--judge-base-url", judge.url)
+        asked.append(sorted(judge.users()))
+    assert asked[0] == asked[1]
+    assert all("[System]\nTwo AI assistants" in user for user in asked[0])
 
 
 def test_llavas_reviews_and_their_summary(data, answers, run, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from llava.eval import model_vqa_loader
 from llava.eval.model_vqa_loader import main
+from tests.kills import Killer
 
 ROOT = Path(__file__).parents[3]
 
@@ -83,6 +84,24 @@ def test_kill_at_any_moment_and_start_again(flags, question_folder):
     again = answers.read_bytes()
     main(flags("killed.jsonl", "--batch-size", "2"))
     assert answers.read_bytes() == again
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(flags, question_folder):
+    """Every time, the run that is started again ends as one that was left alone."""
+    file = question_folder / "questions.jsonl"
+    first = rows(file)
+    many = [row | {"question_id": f"{turn}-{row['question_id']}"} for turn in range(3) for row in first]
+    file.write_text("".join(json.dumps(row) + "\n" for row in many))
+    killer, killed = Killer(main), 0
+    killer.run(["--help"])  # which imports everything
+    killer.run(flags("calm.jsonl"))
+    for number, moment in enumerate(killer.moments()):
+        name = f"killed{number}.jsonl"
+        killed += killer.run(flags(name), until=moment)
+        assert not killer.run(flags(name), until=300)
+        assert without_times(question_folder / name) == without_times(question_folder / "calm.jsonl")
+    assert killed
 
 
 def test_bad_images_and_rows_are_reported_and_may_be_mended(flags, question_folder, capsys):

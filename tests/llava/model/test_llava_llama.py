@@ -133,6 +133,22 @@ def test_errors_of_counting(tiny_llava, llama_folder):
         blind(ids, images=pixels(1))
 
 
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(3, 56, 56), r"\[3, 56, 56\]"),
+        (torch.zeros(1, 1, 56, 56), r"\[1, 1, 56, 56\]"),
+        ([torch.zeros(56, 56)], r"\[56, 56\]"),
+        (["photo.jpg"], "str"),
+        ("photo.jpg", "str"),
+    ],
+)
+def test_what_is_no_pixels_is_refused_in_one_line(tiny_llava, images, said):
+    for call in (tiny_llava, lambda ids, images: tiny_llava.generate(ids, images=images, max_new_tokens=1)):
+        with pytest.raises(ValueError, match=rf"^images={said} are no pixels; give .*image\[None\]$"):
+            call(torch.tensor([[1, 5, -200, 7]]), images=images)
+
+
 def test_generate_takes_the_first_images_as_llava_does(tiny_llava, caplog):
     ids = torch.tensor([[1, IMAGE, 8], [1, 9, 8]])
     first = tiny_llava.generate(ids, images=pixels(1), **GREEDY)

@@ -193,3 +193,16 @@ def test_unusable_file_is_refused(tmp_path, tokenizer, text, reason):
 def test_missing_file_is_refused(tokenizer):
     with pytest.raises(ValueError, match="no such file"):
         LazySupervisedDataset("absent.json", tokenizer, DataArguments())
+
+
+def test_a_lone_surrogate_is_one_samples_problem(tmp_path, tokenizer):
+    """The other samples stay, in a list and in lines."""
+    rows = [json.dumps(sample("hello")), json.dumps(sample("half \ud83d")), json.dumps(sample("two"))]
+    for name, text in (("a.json", f"[{','.join(rows)}]"), ("a.jsonl", "\n".join(rows))):
+        (tmp_path / name).write_text(text)
+        data = LazySupervisedDataset(str(tmp_path / name), tokenizer, DataArguments(skip_bad_samples=True))
+        assert len(data.samples) == 3
+        assert len(data[0]["input_ids"]) > 2
+        assert len(data[2]["input_ids"]) > 2
+        with pytest.raises(BadSample, match="surrogate"):
+            data.prepare(1)

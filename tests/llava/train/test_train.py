@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,6 +17,7 @@ from llava.model.builder import load_pretrained_model, load_tokenizer
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.train import main, prepare, run, smart_tokenizer_and_embedding_resize, train
+from tests.kills import Killer
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,29 @@ def test_killed_run_resumes_to_the_same_end(stage_fixture, request, flags, tmp_p
     assert all(torch.equal(value, after[name]) for name, value in weights(unbroken).items())
 
 
+@pytest.mark.slow
+def test_killed_at_random_moments(flags, finetuned, tmp_path):
+    """Every time, the run that is started again ends as one that was left alone, to the bit."""
+    _, stage, _ = finetuned
+    more = (*stage, "--save_steps", 1, "--save_total_limit", 2)
+    killer, killed = Killer(main), 0
+    killer.run(["--help"])  # which imports everything
+    killer.run(flags(tmp_path / "calm", *more))
+    expected = load_file(tmp_path / "calm" / "model.safetensors")
+    for number, moment in enumerate(killer.moments()):
+        folder = tmp_path / f"killed{number}"
+        killed += killer.run(flags(folder, *more), until=moment)
+        assert not killer.run(flags(folder, *more), until=300)
+        after = load_file(folder / "model.safetensors")
+        assert after.keys() == expected.keys()
+        assert all(torch.equal(value, after[name]) for name, value in expected.items())
+        ends = [json.loads((tmp_path / one / "trainer_state.json").read_text()) for one in ("calm", folder.name)]
+        calm, own = ([entry["loss"] for entry in end["log_history"] if "loss" in entry] for end in ends)
+        assert own == calm
+        shutil.rmtree(folder)
+    assert killed
+
+
 def test_gradient_checkpointing_and_workers_change_nothing(finetuned, flags, tmp_path):
     _, stage, plain = finetuned
     other = train(argv=flags(tmp_path, *stage, "--gradient_checkpointing", True, "--dataloader_num_workers", 1))
@@ -237,6 +262,37 @@ def test_a_dry_run_lists_everything_at_once(flags, data_folder, tmp_path, capsys
     main(flags(tmp_path / "out", "--version", "v1", "--data_path", data_folder / "dialogues.json", "--dry_run", True))
     assert capsys.readouterr().out.splitlines()[-1] == "dry run: nothing is wrong, and nothing was trained"
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_dry_run_lists_every_wrong_flag(flags, data_folder, tmp_path):
+    """Flags that cannot be read, in each way that there is, do not hide what is wrong with the others."""
+    more = (
+        "--learning_rate",
+        "fast",
+        "--lora_r=high",
+        "--bits",
+        5,
+        "--no_such_flag",
+        3,
+        "--pruner",
+        "flowcut:budget=0",
+    )
+    more += ("--image_grid_pinpoints", "[(1,", "--warmup_ratio", 2, "--version", "v9", "--image_folder", "/absent")
+    with pytest.raises(SystemExit) as exit:
+        main(flags(tmp_path, "--dry_run", True, *more, "--data_path", data_folder / "dialogues.json"))
+    lines = str(exit.value).splitlines()
+    words = (
+        "learning_rate.*fast",
+        "lora_r.*high",
+        "bits.*5",
+        "no_such_flag",
+        "budget=0",
+        "pinpoints|grids",
+        "warmup_ratio",
+    )
+    words += ("--version v9", "--image_folder /absent")
+    assert len(lines) == len(words)
+    assert all(re.match(f"error: .*({word})", line) for word, line in zip(words, lines, strict=True))
 
 
 def test_a_projector_that_does_not_fit_is_one_line(flags, data_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -38,6 +39,12 @@ def lines_of(root, number=9):
 def test_a_table_is_made_once_and_read_ever_after(root, monkeypatch, capsys):
     answer_in_this_process(monkeypatch)
     ask(root, "--methods", "FasterVLM", "--columns", "POPE", "TFLOPs")
+    told = capsys.readouterr().err.splitlines()
+    plan = next(line for line in told if "cells are measured" in line)
+    assert re.match(r"2 cells are measured, 24 answers are missing: about 1 minutes on one GPU \(by 115.0 ms", plan)
+    steps = [line for line in told if re.match(r"\[\d/2\] pope", line)]
+    assert "12 questions; " in steps[0]
+    assert "by the median of 12 answers that are there" in steps[1]
     lines = lines_of(root)
     cells = {file.stem: json.loads(file.read_text()) for file in (root / "results/tiny/pope").glob("*.json")}
     assert set(cells) == {"none", "fastervlm_64"}

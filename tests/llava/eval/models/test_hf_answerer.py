@@ -47,6 +47,19 @@ def test_counts_without_a_pruner_are_those_of_one_that_drops_nothing(answerer, v
         assert (bare.text, costs(bare)[:3]) == (seen.text, costs(seen)[:3])
 
 
+@pytest.mark.parametrize(
+    ("family", "size", "tiles"),
+    [("internvl", (24, 24), 1), ("internvl", (48, 24), 3), ("idefics3", (48, 24), 3), ("idefics3", (48, 48), 5)],
+)
+def test_tiles_of_a_picture_share_a_budget(answerer, family, size, tiles):
+    """36 tokens a tile, of 4 patches each."""
+    [picture] = pictures(1)
+    shown = [[picture.resize(size)]]
+    [bare] = answerer(family)(["two"], shown)
+    [reply] = answerer(family, "vispruner:budget=6")(["two"], shown)
+    assert (bare.tokens[0], bare.visual_tokens, reply.visual_tokens) == (144 * tiles, 36 * tiles, 6)
+
+
 def test_video_llava_keeps_a_cls_token_for_each_frame(answerer, video):
     """3 frames x (36 + 1); of pruned ones the CLS token counts in the budget."""
     [reply] = answerer("video_llava")(["two"], [[video]])
@@ -55,7 +68,7 @@ def test_video_llava_keeps_a_cls_token_for_each_frame(answerer, video):
     assert (reply.tokens[-1], reply.visual_tokens) == (3 * 5, 3 * 6)
 
 
-@pytest.mark.parametrize("family", ["llava_hf", "llava_next_hf"])
+@pytest.mark.parametrize("family", ["llava_hf", "llava_next_hf", "idefics3", "gemma3"])
 def test_answers_are_those_of_transformers_own_processor(hf_checkpoint, hf_folder, answerer, family):
     """Plain AutoProcessor and generate; not so with the checkpoint's repetition penalty, which does not count."""
     model, [_, picture] = hf_checkpoint(family).model, pictures(2)
@@ -201,3 +214,35 @@ def test_a_pipeline_with_a_pruner(hf_checkpoint, hf_folder, family):
         thread.join()
     expected = processor.batch_decode(ids, skip_special_tokens=True)[0]
     assert answer["generated_text"].strip() == expected.strip() == streamed.strip()
+
+
+@pytest.mark.parametrize(
+    ("family", "pruner"),
+    [
+        *((family, "flowcut:budget=6") for family in FAMILIES),
+        ("qwen2_vl", "none"),
+        ("llava_hf", "fastv:budget=20"),
+    ],
+)
+def test_the_context_is_a_limit(answerer, family, pruner, monkeypatch):
+    """An answer ends where the context does, on a row's own count; a prompt that fills it is refused in one line."""
+    answer = answerer(family, pruner)
+    text = answer.checkpoint.model.config.get_text_config()
+    question, own = "how many cats two hello world", [pictures(2)[1]]
+    [reply] = answer([question], [own])
+    # What enters the language model; methods that cut inside of it cut later.
+    entered = reply.text_tokens + (reply.language_tokens[0] if "fastv" in pruner else reply.visual_tokens)
+    words = reply.text.split()
+    assert len(words) >= 3
+    for left, batch in ((2, [question]), (1, [question, "two"])):
+        monkeypatch.setattr(text, "max_position_embeddings", entered + left)
+        [short, *_] = answer(batch, [own, []][: len(batch)])
+        said = short.text.split()
+        assert said == words[: len(said)]
+        assert len(said) <= left
+    for fewer in (0, 2):
+        monkeypatch.setattr(text, "max_position_embeddings", entered - fewer)
+        with pytest.raises(
+            ValueError, match=rf"^the prompt has at least {entered} tokens.*context is {entered - fewer}"
+        ):
+            answer([question], [own])

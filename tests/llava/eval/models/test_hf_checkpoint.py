@@ -160,3 +160,14 @@ def test_videos_and_models_for_pictures(hf_checkpoint, video, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
         hf_checkpoint("video_llava").reader("bad.mp4", tmp_path)
+
+
+def test_a_processor_that_lacks_a_package_is_told_in_one_line(hf_folder, monkeypatch):
+    """As SmolVLM's does without num2words."""
+
+    def lacks(self, *args, **kwargs):
+        raise ImportError("Package `num2words` is required to run SmolVLM processor.")
+
+    monkeypatch.setattr("transformers.models.idefics3.processing_idefics3.Idefics3Processor.__init__", lacks)
+    with pytest.raises(ValueError, match=r"the processor of .* lacks a package: Package `num2words` is required"):
+        load_hf_checkpoint(str(hf_folder("idefics3")), device="cpu")

@@ -10,7 +10,15 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -19,18 +27,41 @@ from transformers.models.video_llava.image_processing_video_llava import VideoLl
 
 from tests.flowcut.hosts import (
     GRIDS,
+    IMAGE_TOKEN,
     PATCHES,
+    TEXT,
+    VISION,
+    HFGemma3,
+    HFInternVL,
     HFLlava,
     HFLlavaNext,
     HFOnevision,
     HFQwen2VL,
     HFQwen25VL,
+    HFSmolVLM,
     HFVideoLlava,
 )
 
-FAMILIES = {
-    host.name: host for host in (HFLlava(), HFLlavaNext(), HFOnevision(), HFVideoLlava(), HFQwen2VL(), HFQwen25VL())
-}
+
+class Idefics3(HFSmolVLM):
+    """SmolVLM under its other name, whose processor needs no further package."""
+
+    name = "idefics3"
+
+    def config(self) -> Idefics3Config:
+        return Idefics3Config(
+            vision_config={**VISION, "patch_size": 2},
+            text_config=LlamaConfig(**TEXT),
+            image_token_id=IMAGE_TOKEN,
+            scale_factor=2,
+        )
+
+    def new(self, config: Idefics3Config) -> Idefics3ForConditionalGeneration:
+        return Idefics3ForConditionalGeneration(config)
+
+
+_LLAVAS = (HFLlava(), HFLlavaNext(), HFOnevision(), HFVideoLlava())
+FAMILIES = {host.name: host for host in (*_LLAVAS, HFQwen2VL(), HFQwen25VL(), HFInternVL(), Idefics3(), HFGemma3())}
 VIDEO_FAMILIES = ("llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl")
 QWEN = ("qwen2_vl", "qwen2_5_vl")
 _SIZES = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
@@ -41,6 +72,17 @@ _QWEN_TEMPLATE = (
     "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}"
     "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_NAMES = {
+    "internvl": {99: "<IMG_CONTEXT>", 97: "<img>", 96: "</img>", 98: "<video>"},
+    "idefics3": {97: "<fake_token_around_image>", 96: "<global-img>", 95: "<end_of_utterance>"}
+    | {80 + 3 * row + column: f"<row_{row + 1}_col_{column + 1}>" for row in range(3) for column in range(3)},
+    "gemma3": {99: "<image_soft_token>", 97: "<start_of_image>", 96: "<end_of_image>"},
+}
+"""Special words of the families whose placeholders stand between others."""
+_ROLES = {
+    "internvl": {"context_image_token": 99, "start_image_token": 97, "end_image_token": 96, "video_token": 98},
+    "gemma3": {"image_token": 99, "boi_token": 97, "eoi_token": 96},
+}
 _LLAVA_TEMPLATE = (
     "{% for message in messages %}USER: {% for part in message['content'] %}"
     "{% if part['type'] in ('image', 'video') %}<{{ part['type'] }}>\n{% else %}{{ part['text'] }}{% endif %}"
@@ -54,18 +96,21 @@ def write_tokenizer(folder: Path, family: str) -> None:
     special |= {99: "<|image_pad|>", 98: "<|video_pad|>"} if family in QWEN else {99: "<image>", 98: "<video>"}
     if family in QWEN:
         special |= {95: "<|im_start|>", 94: "<|im_end|>"}
+    special |= _NAMES.get(family, {})
     words = "what is in this image how many cats two hello world red star yes no USER ASSISTANT : ? user assistant"
     names = iter([*words.split(), *(f"w{number}" for number in range(100))])
     vocabulary = {special.get(number) or next(names): number for number in range(100)}
     core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = Whitespace()
+    roles = {role: special[number] for role, number in _ROLES.get(family, {}).items()}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
         bos_token=None if family in QWEN else "<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=[word for number, word in special.items() if number > 90],
+        additional_special_tokens=[word for number, word in special.items() if number >= 80],
+        **roles,
         padding_side="right",
     )
     tokenizer.save_pretrained(folder)
@@ -96,6 +141,17 @@ def write_tiny_checkpoint(folder: Path, family: str) -> Path:
         LlavaOnevisionImageProcessorPil(image_grid_pinpoints=GRIDS, **size).save_pretrained(folder)
         fields = {"num_image_tokens": PATCHES, "vision_feature_select_strategy": "full"}
         fields |= {"image_token": "<image>", "video_token": "<video>"}
+    elif family == "internvl":
+        size = {"size": {"height": 24, "width": 24}, "min_patches": 1, "max_patches": 3}
+        GotOcr2ImageProcessorPil(**size).save_pretrained(folder)
+        fields = {"image_seq_length": PATCHES}
+    elif family == "idefics3":
+        size = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 24}}
+        Idefics3ImageProcessorPil(**size).save_pretrained(folder)
+        fields = {"image_seq_len": PATCHES}
+    elif family == "gemma3":
+        Gemma3ImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(folder)
+        fields = {"image_seq_length": PATCHES}
     elif family == "video_llava":
         VideoLlavaImageProcessor(**_SIZES).save_pretrained(folder)
     else:
@@ -103,6 +159,9 @@ def write_tiny_checkpoint(folder: Path, family: str) -> Path:
     if fields:
         (folder / "processor_config.json").write_text(json.dumps(fields))
     template = _QWEN_TEMPLATE if family in QWEN else _LLAVA_TEMPLATE
+    if family in _ROLES:
+        placeholder = {"internvl": "<IMG_CONTEXT>", "gemma3": "<start_of_image>"}[family]
+        template = template.replace("<{{ part['type'] }}>", placeholder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     return folder
 

@@ -1,0 +1,1 @@
+"""What only a GPU can show, in one command: `bash scripts/gpu/day.sh OUT`, then `python -m scripts.gpu.report OUT`."""
