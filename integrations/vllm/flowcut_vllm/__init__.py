@@ -18,9 +18,14 @@ MODELS = {
 """Where the class of each architecture is that is served pruned."""
 REFUSED = (
     "LlavaNextForConditionalGeneration",
+    "LlavaNextVideoForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
     "Qwen2VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
+    "InternVLForConditionalGeneration",
+    "Gemma3ForConditionalGeneration",
+    "Idefics3ForConditionalGeneration",
+    "SmolVLMForConditionalGeneration",
 )
 """Architectures that are refused where their config names a pruner."""
 

@@ -9,25 +9,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from flowcut_vllm import MODELS
+from flowcut_vllm import MODELS, REFUSED
 from flowcut_vllm.pruner import server_pruner
-
-PLACES = {
-    "LlavaNextForConditionalGeneration": "llava_next",
-    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
-    "Qwen2VLForConditionalGeneration": "qwen2_vl",
-    "Qwen3VLForConditionalGeneration": "qwen3_vl",
-}
-"""Modules of vLLM's models that have these classes."""
 
 
 def __getattr__(name: str) -> Any:
-    """The class of an architecture in `PLACES`, made when vLLM asks for it."""
-    if name not in PLACES:
+    """The class of an architecture in `REFUSED`, made when vLLM asks for it."""
+    if name not in REFUSED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    stock: Any = getattr(import_module(f"vllm.model_executor.models.{PLACES[name]}"), name)
+    module, class_name = _MULTIMODAL_MODELS[name]
+    stock: Any = getattr(import_module(f"vllm.model_executor.models.{module}"), class_name)
     found = type(name, (stock,), {"__module__": __name__, "__doc__": stock.__doc__})
     factories = stock._processor_factory
 
