@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.llava-flowcut
 LIMIT ?=
 WORKERS ?= auto
 
-.PHONY: demo test check docs setup clean-demo
+.PHONY: demo test check docs setup clean-demo test-vllm
 
 setup: $(INSTALLED)
 
@@ -21,6 +21,10 @@ demo: setup
 
 test: check
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+# vLLM's CPU build and the plug-in in integrations/vllm, in an environment of their own: .venv-vllm. ARGS="-k qwen".
+test-vllm:
+	VENV=$(VENV)-vllm bash scripts/ci/vllm.sh $(ARGS)
 
 check: setup
 	$(PY) -m ruff check .

@@ -71,7 +71,7 @@ class Handle(Session):
     @budget.setter
     def budget(self, budget: Budget) -> None:
         pruner = replace(self.pruner, budget=budget)
-        _check(pruner, self.shape)
+        check_pruner(pruner, self.shape)
         self.pruner = pruner
 
     def remove(self) -> None:
@@ -91,7 +91,7 @@ class Handle(Session):
         if any(_handle_on(encoder.model) is not None for encoder in anatomy.encoders):
             raise ValueError(f"this {_name(self.model)} already has a pruner attached; detach(model) it first")
         self.shape = anatomy.shape
-        _check(self.pruner, self.shape)
+        check_pruner(self.pruner, self.shape)
         watches = self.pruner.cuts_language(self.shape.two_stage)
         decoder = anatomy.find_decoder() if watches and anatomy.find_decoder is not None else None
         self.watches_decoder = decoder is not None
@@ -249,7 +249,12 @@ def _name(model: nn.Module) -> str:
     return type(unwrap(model)).__name__
 
 
-def _check(pruner: Pruner, shape: ModelShape) -> None:
+def check_pruner(pruner: Pruner, shape: ModelShape) -> None:
+    """Whether a pruner can work on such a model.
+
+    Raises:
+        ValueError: one line that says why not.
+    """
     for encoder in shape.encoders:
         if isinstance(pruner.budget, int) and pruner.budget <= encoder.num_forwarded_special_tokens:
             raise ValueError(

@@ -4,11 +4,12 @@ python -m llava.convert --to hf    --model-path liuhaotian/llava-v1.5-7b  --outp
 python -m llava.convert --to llava --model-path llava-hf/llava-1.5-7b-hf --output llava-v1.5-7b
 
 Anything that `load_pretrained_model` reads can be converted; a LoRA adapter or a projector needs --model-base and
-is merged. The weights are unchanged, so the logits are equal; --verify compares them on a picture of noise.
+is merged. The weights are unchanged, so the logits are equal. --verify compares them on a picture of noise, and the
+tokens and answers that both give to text prompts.
 
-The preparation of pictures and text still differs. transformers' processor tokenises a prompt in one piece, while
-LLaVA tokenises the text after a picture separately, with the tokenizer's dummy prefix. For anyres pictures that two
-canvases fit equally well, transformers uses the transposed canvas.
+The tokenizer's file is written so that transformers' processor gives the same tokens as LLaVA, which tokenises the text
+after a picture by itself. For anyres pictures that two canvases fit equally well, transformers uses the transposed
+canvas.
 """
 
 from __future__ import annotations
@@ -16,31 +17,30 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
-from PIL import Image
 from torch import Tensor
-from transformers import AddedToken, LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
+from transformers import AddedToken
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 
 from llava.chat_template import chat_template
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conversation_mode
+from llava.conversion_check import compare
 from llava.given import told_in_one_line
-from llava.mm_utils import get_model_name_from_path, process_images
+from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_config, save_llava_checkpoint, written_aside
+from llava.model.chunked_tokenizer import tokenize_between_pictures
 from llava.model.legacy_config import older_names
 from llava.model.source import stored_dtype
-from llava.model.transformers_layout import is_transformers_layout, to_hub_name, transformers_config
+from llava.model.transformers_layout import to_hub_name, transformers_config
 
 PAD_TOKEN = "<pad>"
 _ROWS = 64  # the vocabulary grows to a multiple of this, as in the checkpoints on the Hub
@@ -107,6 +107,7 @@ def save_transformers_checkpoint(
         settings.write_text(json.dumps(json.loads(settings.read_text("utf-8")) | kept, indent=2) + "\n", "utf-8")
         if source.is_file():
             shutil.copyfile(source, folder / source.name)
+        tokenize_between_pictures(folder / "tokenizer.json", image=words)
 
 
 def _grown(table: Tensor, rows: int) -> Tensor:
@@ -139,44 +140,6 @@ def _processor(config: Any, tokenizer: Any, image_processor: Any, mode: str) -> 
     return LlavaProcessor(LlavaImageProcessorPil(do_pad=pad, **pictures), **shared)
 
 
-def compare(model_path: str, model_base: str | None, output: str) -> float:
-    """The largest difference of logits between a checkpoint and its conversion, on a picture of noise.
-
-    A conversion in transformers' layout is run by transformers' own class, with the same tokens as LLaVA's.
-    """
-    load = partial(load_pretrained_model, model_name="", device="cpu", dtype=torch.float32, pruner="none")
-    tokenizer, model, image_processor, _ = load(model_path, model_base)
-    side = image_processor.crop_size["height"]
-    noise = np.random.default_rng(0).integers(0, 256, (side, 2 * side, 3), dtype=np.uint8)  # fits one canvas best
-    picture = Image.fromarray(noise)
-    seen: dict[str, Any] = {
-        "images": process_images([picture], image_processor, model.config),
-        "image_sizes": [picture.size],
-    }
-    before, after = tokenizer("Hello").input_ids, tokenizer("What is this?").input_ids[1:]
-    ids = torch.tensor([[*before, IMAGE_TOKEN_INDEX, *after]])
-    with torch.inference_mode():
-        expected = model(ids, **seen).logits
-        if is_transformers_layout(read_config(Path(output))):
-            count = len(model.image_features(**seen)[0])
-            actual = _transformers_logits(output, before, after, count, **seen)
-        else:
-            actual = load(output, None)[1](ids, **seen).logits
-    return (actual[..., : expected.shape[-1]] - expected).abs().max().item()
-
-
-def _transformers_logits(
-    folder: str, before: list[int], after: list[int], count: int, images: Any, image_sizes: list[tuple[int, int]]
-) -> Tensor:
-    fields = read_config(Path(folder))
-    is_next = fields["model_type"] == "llava_next"
-    model_class: Any = LlavaNextForConditionalGeneration if is_next else LlavaForConditionalGeneration
-    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
-    sizes = {"image_sizes": torch.tensor([size[::-1] for size in image_sizes])} if is_next else {}
-    ids = torch.tensor([[*before, *[fields["image_token_index"]] * count, *after]])
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=images, **sizes).logits
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", required=True, choices=("hf", "llava"), help="layout to write; hf is transformers'")
@@ -186,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-base", help="base of a LoRA adapter, a projector or a delta")
     parser.add_argument("--output", "--dst", required=True, help="folder to write")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored")
-    parser.add_argument("--verify", action="store_true", help="load both and compare their logits")
+    parser.add_argument("--verify", action="store_true", help="load both, compare logits and answers")
     return parser
 
 
@@ -196,7 +159,10 @@ def main(argv: list[str] | None = None) -> None:
         convert(args.model_path, args.model_base, args.to, args.output, args.dtype)
         print(f"wrote {args.output}")
         if args.verify:
-            print(f"largest difference of logits in float32: {compare(args.model_path, args.model_base, args.output)}")
+            found = compare(args.model_path, args.model_base, args.output)
+            print(f"largest difference of logits in float32: {found.logits}")
+            for line in found.lines():
+                print(line)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,13 @@ class EncoderStage(Stage):
         self.encoder = encoder
 
     def install(self) -> None:
-        self.undo.append(tap(self.encoder.attentions))
+        self.undo.append((self.encoder.tap or tap)(self.encoder.attentions))
         self.around(self.encoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)
-            self.undo.append(layer.register_forward_hook(_LayerHook(self, number).run, prepend=True).remove)
+            self.undo.append(layer.register_forward_hook(LayerHook(self, number).run, prepend=True).remove)
         for layer, attention in zip(self.encoder.layers, self.encoder.attentions, strict=True):
-            if not takes_mask(layer):
+            if self.encoder.tap is None and not takes_mask(layer):
                 self.undo.append(attention.register_forward_pre_hook(receive, with_kwargs=True).remove)
                 self.undo.append(partial(forget, layer))
         if self.session.pruner.merges_before_mlp:
@@ -89,13 +89,13 @@ class EncoderStage(Stage):
     ) -> tuple[tuple, dict[str, Any]] | None:
         forward = self.running()
         call = None if forward is None else forward.before_layer(args, kwargs)
-        if takes_mask(layer):
+        if self.encoder.tap is not None or takes_mask(layer):
             return call
         hand_over(layer, None if call is None else call[1]["attention_mask"])
         return None
 
 
-class _LayerHook:
+class LayerHook:
     """After encoder layer `number`: let the forward under way shorten the output."""
 
     def __init__(self, stage: EncoderStage, number: int):

@@ -189,7 +189,7 @@ class EncoderForward:
             raise ValueError(f"no layer follows layer {number - 1}, the last one of this encoder")
         self.capturing = True
         try:
-            self.encoder.layers[number].forward(hidden, attention_mask=self.mask)
+            self.call_layer(number, hidden)
             raise AssertionError("the layer ran without calling its tapped attention")
         except AttentionInputsCaptured as captured:
             seen, scaling = [captured.query, captured.key, captured.value], captured.scaling
@@ -198,6 +198,10 @@ class EncoderForward:
         if self.packed:
             seen = [self.unpack(tensor[0]).transpose(1, 2) for tensor in seen]
         return seen, scaling
+
+    def call_layer(self, number: int, hidden: Tensor) -> None:
+        """Call a layer out of turn, past its hooks."""
+        self.encoder.layers[number].forward(hidden, attention_mask=self.mask)
 
     def view(self, layer: int, hidden: Tensor | None) -> View:
         assert self.seen, "the layer ran without calling its tapped attention"

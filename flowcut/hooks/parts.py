@@ -34,6 +34,8 @@ class Encoder:
         forward: class of the state of one forward; None for `EncoderForward`, where rows are a batch [B, S, D].
         project: what its owner makes of the visual tokens' features [R, n, D]: [R, n / patches_per_token, D'], which
             the language model reads; None for an encoder alone.
+        tap: makes attention modules show q, k and v, as `flowcut.hooks.attention.tap` does for those of transformers,
+            and returns what undoes it; None for that one.
         branches: first and last module of each layer's second branch (norm and MLP); empty where nothing can be merged
             before it.
     """
@@ -53,6 +55,7 @@ class Encoder:
     tapped: bool = False
     forward: Callable[..., Any] | None = None
     project: Callable[[Tensor], Tensor] | None = None
+    tap: Callable[[Sequence[nn.Module]], Callable[[], None]] | None = None
     branches: Sequence[tuple[nn.Module, nn.Module]] = ()
 
     @property

