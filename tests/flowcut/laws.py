@@ -87,6 +87,7 @@ SETTINGS: dict[str, list] = {
     "implementation": ["sdpa", "eager"],
     "side": ["left", "right"],
     "reentrant": [False, True],
+    "budget": [1, BUDGET, 17],
 }
 
 

@@ -19,7 +19,7 @@ from hosts import IMAGE, IMAGE_TOKEN, HFGemma3, Sample, all_hosts
 from flowcut import Cut, FlowCut, attach
 from flowcut.compat import CACHE
 
-CASES = int(os.environ.get("CASES", "10"))
+CASES = int(os.environ.get("CASES", "6"))
 FAMILIES = [
     "llava_hf",
     "llava_siglip",

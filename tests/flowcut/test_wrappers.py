@@ -79,9 +79,12 @@ def test_compiled_decoder(host):
     """torch.compile of the decoder works with graph breaks at the hooks, which are attached after compiling.
 
     One of each kind: a decoder with cuts of its own, one with positions in three dimensions, and this project's class,
-    where the decoder is called with embeddings and holds the tower.
+    where the decoder is called with embeddings and holds the tower. Two layers, because each is compiled by itself.
     """
-    model = host.build()
+    config = host.config()
+    text = config.get_text_config()
+    text.num_hidden_layers, text.layer_types = 2, (getattr(text, "layer_types", None) or [])[:2] or None
+    model = host.build(config)
     plain = pruned(host, model)
     torch._dynamo.reset()
     host.decoder(model).compile(backend="eager")

@@ -78,7 +78,7 @@ def test_a_changed_tower_is_saved_with_the_merged_model(make_tiny_llava, llama_f
 def test_an_adapter_made_on_transformers_class(llava_folder, tmp_path, hub_names):
     from transformers import LlavaForConditionalGeneration
 
-    from llava.convert import _transformers_logits, convert
+    from llava.convert import convert
 
     convert(str(llava_folder), None, "hf", str(tmp_path / "hf"), "float32")
     native = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
@@ -97,7 +97,10 @@ def test_an_adapter_made_on_transformers_class(llava_folder, tmp_path, hub_names
         save_file(renamed, tmp_path / "lora" / "adapter_model.safetensors")
     merged.save_pretrained(tmp_path / "hf-merged")
     merged.config.save_pretrained(tmp_path / "hf-merged")
-    expected = _transformers_logits(str(tmp_path / "hf-merged"), [1, 20], [8, 9], 16, PIXELS, [(56, 56)])
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf-merged", dtype=torch.float32).eval()
+    ids = torch.tensor([[1, 20, *[theirs.config.image_token_id] * 16, 8, 9]])
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=PIXELS).logits
     found = logits(load(tmp_path / "lora", tmp_path / "hf"))
     torch.testing.assert_close(found, expected[..., : found.shape[-1]], atol=2e-5, rtol=0)
 
