@@ -4,24 +4,12 @@ import warnings
 
 import pytest
 import torch
-from hosts import IMAGE, IMAGE_TOKEN, HFLlava, Sample, all_hosts
+from hosts import IMAGE, IMAGE_TOKEN, WITH_PROMPT, HFLlava, Sample, all_hosts
 from torch.nn.functional import cross_entropy
 
 from flowcut import FastV, FlowCut, attach
 
 BUDGET = 10
-FAMILIES = [
-    "llava_hf",
-    "llava_next_hf",
-    "llava_onevision",
-    "video_llava",
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "internvl",
-    "smolvlm",
-    "gemma3",
-]
 PRUNERS = {"flowcut": FlowCut(BUDGET), "fastv": FastV.keeping(BUDGET)}
 PROMPTS = [
     (Sample([1, 5, IMAGE, 7, 8, 9], [0]), [11, 12, 13]),
@@ -45,7 +33,7 @@ def call(host, rows, samples):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_PROMPT)
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_columns_counted_from_the_end(hosts, family, pruner):
     """Prompts padded on the left, completions on the right: the last columns are the completions', as in one row."""
@@ -172,7 +160,7 @@ def test_packed_samples_are_refused_inside_the_language_model(hosts, family):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_PROMPT)
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_labels_and_logits_outside_of_the_model(hosts, family, pruner):
     """The model's own loss, from kept labels and from restored logits."""

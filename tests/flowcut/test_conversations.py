@@ -14,27 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import IMAGE, IMAGE_TOKEN, HFGemma3, Sample, all_hosts
+from hosts import IMAGE, IMAGE_TOKEN, WITH_PROMPT, HFGemma3, Sample, all_hosts
 
 from flowcut import Cut, FlowCut, attach
 from flowcut.compat import CACHE
 
 CASES = int(os.environ.get("CASES", "6"))
-FAMILIES = [
-    "llava_hf",
-    "llava_siglip",
-    "llava_next_hf",
-    "llava_onevision",
-    "video_llava",
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "glm4v",
-    "internvl",
-    "smolvlm",
-    "gemma3",
-    "gemma3_wide",
-]
+FAMILIES = [*WITH_PROMPT, "llava_siglip", "glm4v", "gemma3_wide"]
 
 
 class WideGemma3(HFGemma3):

@@ -9,33 +9,16 @@ from functools import partial
 
 import pytest
 import torch
-from hosts import Clip, all_hosts
+from hosts import WITH_PROMPT, Clip, all_hosts
 from transformers import AttentionInterface
 
 from flowcut import DivPrune, FlowCut, Random, ToMe, attach, detach, handle_of
 
 NAMES = [
-    "clip",
-    "siglip",
-    "dinov2",
-    "llava_hf",
-    "llava_siglip",
-    "llava_next_hf",
-    "llava_onevision",
-    "video_llava",
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "qwen3_5",
-    "glm4v",
-    "glm46v",
-    "internvl",
-    "smolvlm",
-    "gemma3",
-    "llava",
-    "llava_mistral",
-    "llava_next",
+    *("clip", "siglip", "dinov2"),
+    *WITH_PROMPT,
+    *("llava_siglip", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm46v"),
+    *("llava", "llava_mistral", "llava_next"),
 ]
 BUDGET = 10
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 import transformers
-from hosts import IMAGE_TOKEN, SAMPLES, TEXT, VISION, HFLlava, HFLlavaConfig
+from hosts import IMAGE_TOKEN, SAMPLES, TEXT, VISION, HFLlava
 from transformers import CLIPVisionConfig
+from transformers import LlavaConfig as HFLlavaConfig
 
 from flowcut import DART, FastV, FlowCut, PyramidDrop, SparseVLM, attach
 from flowcut.methods.text_attention import keys_from_start, position_prior

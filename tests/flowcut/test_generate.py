@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 import torch
-from hosts import IMAGE, IMAGE_TOKEN, TEXT, Sample, all_hosts
+from hosts import IMAGE, IMAGE_TOKEN, TEXT, WITH_PROMPT, Sample, all_hosts
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache, QuantizedLayer
 
@@ -215,21 +215,7 @@ def test_a_second_image_on_a_quantised_cache_is_refused(models):
             model(**{**inputs, "attention_mask": twice}, **{CACHE: cache})
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        "llava_hf",
-        "llava_next_hf",
-        "llava_onevision",
-        "video_llava",
-        "qwen2_vl",
-        "qwen2_5_vl",
-        "qwen3_vl",
-        "internvl",
-        "smolvlm",
-        "gemma3",
-    ],
-)
+@pytest.mark.parametrize("family", WITH_PROMPT)
 @pytest.mark.parametrize(
     "pruner",
     [OneStage(BUDGET), EverySecond(BUDGET), EverySecond(BUDGET, renumber=True)],
