@@ -162,9 +162,7 @@ def test_no_new_tokens_and_texts_that_cannot_fit_are_answered_while_the_model_is
             ChatPrompt(prompt, pictures[:1], max_new_tokens=0),
             ChatPrompt(prompt + "a" * 20_000_000, pictures[:1]),
         ):
-            began = time.monotonic()
-            answer = engine.answer(question)
-            assert time.monotonic() - began < 1
+            answer = engine.answer(question)  # would wait for ever if it needed the model
             assert (answer.text, answer.figures.finish) == (EXCEEDS, "context")
 
 
@@ -252,9 +250,10 @@ class TestTrouble:
 
     @pytest.fixture
     def slow(self, checkpoint, monkeypatch):
-        """Each forward pass takes 50 ms longer."""
-        handle = checkpoint.model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
-        yield
+        """Each forward pass takes 50 ms longer; the passes are counted."""
+        passes: list[None] = []
+        handle = checkpoint.model.register_forward_pre_hook(lambda *_: passes.append(time.sleep(0.05)))
+        yield passes
         handle.remove()
 
     def question(self, pictures, ask_about, tokens=100):
@@ -274,23 +273,21 @@ class TestTrouble:
                 engine.answer(question)
         assert engine.answer(question).figures.new_tokens == 2
 
-    @pytest.mark.usefixtures("slow")
-    def test_closing_ends_the_generation(self, engine, pictures, ask_about):
+    def test_closing_ends_the_generation(self, engine, slow, pictures, ask_about):
         news = engine.ask(self.question(pictures, ask_about))
         next(news)
         news.close()
-        began = time.monotonic()
         assert engine.answer(self.question(pictures, ask_about, 1)).figures.new_tokens == 1
-        assert time.monotonic() - began < 2  # 100 tokens would take five seconds
+        assert len(slow) < 80  # 100 tokens were asked for
 
     @pytest.mark.usefixtures("slow")
     def test_who_waits_hears_that_and_does_not_lose_patience(self, engine, pictures, ask_about):
-        first = engine.ask(self.question(pictures, ask_about, 15))
+        first = engine.ask(self.question(pictures, ask_about, 60))
         next(first)
-        second = list(engine.ask(self.question(pictures, ask_about, 1), patience=0.3, keep_alive=0.05))
+        second = list(engine.ask(self.question(pictures, ask_about, 1), patience=2, keep_alive=0.05))
         assert [progress.text for progress in second[:3]] == ["", "", ""]
         assert second[-1].figures.new_tokens == 1
-        assert list(first)[-1].figures.new_tokens == 15
+        assert list(first)[-1].figures.new_tokens == 60
 
     def test_a_stuck_generation_is_given_up(self, engine, checkpoint, pictures, ask_about, monkeypatch):
         released = threading.Event()

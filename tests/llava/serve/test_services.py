@@ -34,7 +34,7 @@ from llava.serve.worker import Place, place_of
 TEXT = "what is in this image"
 
 
-def until(condition, seconds=5.0, pause=0.01):
+def until(condition, seconds=60.0, pause=0.01):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen in time"
@@ -300,7 +300,7 @@ class TestManyAtATime:
     def gate(self, checkpoint):
         """Every forward pass waits for the gate to open."""
         opened = threading.Event()
-        handle = checkpoint.model.register_forward_pre_hook(lambda *_: opened.wait(10) and None)
+        handle = checkpoint.model.register_forward_pre_hook(lambda *_: opened.wait(60) and None)
         yield opened
         opened.set()
         handle.remove()
@@ -312,7 +312,7 @@ class TestManyAtATime:
             threads = [threading.Thread(target=ask) for _ in range(4)]
             [thread.start() for thread in threads]
             until(lambda: worker.queue_length == 4)
-            assert worker._slots.locked()
+            until(worker._slots.locked)
             gate.set()
             [thread.join() for thread in threads]
             assert len({result["text"] for result in results}) == 1
@@ -332,7 +332,7 @@ class TestManyAtATime:
                 engine._lock.release()
         finally:
             handle.remove()
-        assert len(passes) < 200
+        assert len(passes) < 500
 
 
 class TestSGLang:
@@ -458,13 +458,13 @@ def test_the_programs_themselves(llava_folder, request_for, tmp_path):
             with contextlib.suppress(ValueError):  # not there yet
                 return client.models()
 
-        assert until(models, 60, pause=0.5) == ["tiny"]
+        assert until(models, pause=0.5) == ["tiny"]
         answer = stream(controller, request_for(max_new_tokens=200))
         next(answer)
         processes[1].send_signal(signal.SIGTERM)
         *_, document = answer
         assert (document["error_code"], document["figures"]["new_tokens"]) == (0, 200)
-        until(lambda: models() == [], 10, pause=0.2)
+        until(lambda: models() == [], pause=0.2)
         assert processes[1].wait(20) in (0, -signal.SIGTERM)
         assert (tmp_path / "controller.log").read_text().count(worker) >= 2
     finally:

@@ -36,7 +36,7 @@ def test_a_part_that_hangs_is_ended_and_what_it_had_is_kept(tmp_path):
     told = run(code("print('[1]', flush=True); import time; time.sleep(60)", seconds=2), tmp_path, tiny=True)
     assert told["timed_out"]
     assert told["result"] == [1]
-    assert told["seconds"] < 20
+    assert told["seconds"] < 50
 
 
 def test_a_part_that_fails_does_not_stop_the_next(tmp_path, capsys):

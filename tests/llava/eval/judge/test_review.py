@@ -177,7 +177,7 @@ def test_workers_in_a_pause_do_not_hold_up_the_end(tmp_path):
         began = time.monotonic()
         with pytest.raises(JudgesFailed, match="question 0"):
             apply(PROTOCOL, samples(4), patient, tmp_path / "j")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50  # one pause takes 60
 
 
 def test_what_failed_is_asked_for_again_and_nothing_else(tmp_path):
@@ -192,11 +192,8 @@ def test_what_failed_is_asked_for_again_and_nothing_else(tmp_path):
 
 def test_requests_run_at_once_but_not_more_than_allowed(tmp_path):
     with serving(lambda body, number: Response("0.5", delay=0.1)) as server:
-        began = time.monotonic()
         apply(PROTOCOL, samples(12), settings(server, workers=4), tmp_path / "j")
-        took = time.monotonic() - began
     assert server.most_at_once == 4
-    assert took < 12 * 0.1
 
 
 def test_unanswered_questions_and_those_without_truth_are_not_judged(tmp_path):
@@ -211,18 +208,18 @@ def test_a_killed_run_goes_on(tmp_path):
     rows = [{"question_id": number, "text": "?"} for number in range(4)]
     answers = write_answers(tmp_path / "answers.jsonl", rows, lambda row: "green")
     journal = tmp_path / "answers.judge.jsonl"
-    with serving(lambda body, number: Response("0.5", delay=0.15)) as server:
+    with serving(lambda body, number: Response("0.5", delay=60 if number == 4 else 0)) as server:
         command = [sys.executable, "-m", "llava.eval.score", "mmvet", "--data", str(tmp_path)]
         command += ["--answers-file", str(answers), "--judge-base-url", server.url, "--judge-workers", "1"]
         command += ["--judge-runs", "2"]
         killed = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count("\n") < 3):
             time.sleep(0.01)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         done = journal.read_text().count("\n")
-        assert 3 <= done < 8
+        assert 3 <= done < 5  # the fifth answer never came
         with journal.open("a") as file:
             file.write('{"key": "half a li')
         before = len(server)
