@@ -5,9 +5,9 @@ python -m scripts.tables.refresh            (--check: change nothing, fail if so
 
 from __future__ import annotations
 
-from scripts.tables import curves, embed, methods, page
+from scripts.tables import curves, embed, methods, page, readme
 
-PROGRAMS = (embed, methods, page, curves)
+PROGRAMS = (embed, readme, methods, page, curves)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -140,9 +140,9 @@ def _name_early(ax: Axes, lines: dict[str, list[Point]]) -> None:
 def _explain(ax: Axes) -> None:
     from matplotlib.lines import Line2D
 
-    look = {"color": GREY, "marker": "o", "markersize": 4}
-    kinds = [
-        Line2D([], [], label="other methods: cut in or after the encoder", **look),
-        Line2D([], [], label="other methods: cut inside the language model", linestyle=":", mfc="white", **look),
-    ]
-    ax.legend(handles=kinds, fontsize=8.5, frameon=False, loc="lower left")
+    early = Line2D([], [], color=GREY, marker="o", markersize=4)
+    inside = Line2D([], [], color=GREY, marker="o", markersize=4, linestyle=":")
+    early.set_label("other methods: cut in or after the encoder")
+    inside.set_label("other methods: cut inside the language model")
+    inside.set_markerfacecolor("white")
+    ax.legend(handles=[early, inside], fontsize=8.5, frameon=False, loc="lower left")

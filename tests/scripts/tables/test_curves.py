@@ -1,5 +1,6 @@
 """The curves: their points are the numbers of the results page, and names do not lie on each other."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_every_method_has_a_name_and_one_line(points):
 def test_names_are_apart_in_their_order_and_centred(values):
     placed = spaced(values, 1.0)
     order = sorted(range(len(values)), key=lambda index: values[index])
-    gaps = [placed[b] - placed[a] for a, b in zip(order, order[1:], strict=False)]
+    gaps = [placed[b] - placed[a] for a, b in itertools.pairwise(order)]
     assert all(gap >= 1 - 1e-9 for gap in gaps)
     assert sum(placed) == pytest.approx(sum(values))
 
