@@ -16,8 +16,8 @@ class StageTrace:
 
     Attributes:
         kept: {layer: [LongTensor per image]}, for each layer after which the pruner selected.
-        entering: [layer][image], visual tokens that went into each layer.
-        leaving: [layer][image], visual tokens that came out of it.
+        entering: visual tokens that went into each layer: of each layer, one number per image.
+        leaving: visual tokens that came out of it, likewise.
         signals: {layer: {name: values}}, with attach(..., signals=True). Per-token signals are lists with one tensor
             per image, per-image ones an [R] tensor.
     """

@@ -2,7 +2,7 @@
 
 python -m scripts.tables.methods            (--check: change nothing, fail if the page is out of date)
 
-One table for each budget, best accuracy first. The difference to FlowCut is taken question by question on the same
+Two tables for each budget, best accuracy first. The difference to FlowCut is taken question by question on the same
 questions, its interval bootstrapped over scenes; where the interval contains 0, the two cannot be distinguished.
 """
 
@@ -15,9 +15,10 @@ from typing import Any
 
 from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
 from scripts.tables.cells.file_names import cell_name
-from scripts.tables.cells.paired import Mean, Shared
+from scripts.tables.cells.paired import Shared
 from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
-from scripts.tables.render.grid import NOTHING
+from scripts.tables.points import label
+from scripts.tables.render.grid import NOTHING, Grid
 from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("docs/results.md")
@@ -39,54 +40,76 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
     return cells
 
 
-def line(cell: dict[str, Any], accuracy: Mean, difference: str, times: Mapping[str, Any] | None) -> str:
-    tokens, gflops = cell["tokens"], cell["gflops"]
-    parts = [
-        f"`{cell['pruner']}`",
-        f"{accuracy.value:.1f}",
-        f"{accuracy.low:.1f}-{accuracy.high:.1f}",
-        difference,
-        f"{tokens['encoder_inputs']:.0f} / {tokens['encoder_outputs']:.0f}",
-        f"{tokens['llm']:.0f}",
-        f"{tokens['llm_inputs']:.0f} / {tokens['llm_outputs']:.0f}",
-        f"{gflops['encoder']:.2f}",
-        f"{gflops['prefill']:.2f}",
-        f"{gflops['total']:.2f}",
-        *(NOTHING if times is None else f"{times[name]:.0f}" for name in ("encode", "prefill", "total")),
-    ]
-    return "| " + " | ".join(parts) + " |"
+def name_of(cell: Mapping[str, Any]) -> str:
+    return "no pruning" if cell["pruner"] == "none" else label(cell["method"])
 
 
-def table(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
-    """A table of the cells of one budget, best first, on the questions that they share, and the number of these."""
+def ranked(cells: Sequence[dict[str, Any]]) -> tuple[Shared, list[int]]:
+    """The cells of one budget on the questions that they share, and their indices by accuracy, best first."""
     shared = Shared.of(cells)
-    accuracies = [shared.accuracy(index) for index in range(len(cells))]
+    return shared, sorted(range(len(cells)), key=lambda index: -shared.accuracy(index).value)
+
+
+def accuracies(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """Accuracy, and in one number each what the language model reads and what a question costs."""
+    shared, order = ranked(cells)
     reference = next((i for i, cell in enumerate(cells) if cell["pruner"].startswith(REFERENCE + ":budget=")), None)
-    head = (
-        "| method | accuracy | 95 % | vs. FlowCut | encoder, in / out | to the LLM | LLM layers, in / out "
-        "| GF encoder | GF prefill | GF total | encode ms | prefill ms | ms |"
-    )
-    lines = [head, "|---|---:|---|---|---|---:|---|" + "---:|" * 6]
-    for index in sorted(range(len(cells)), key=lambda index: -accuracies[index].value):
-        difference = NOTHING
-        if reference is not None and index != reference:
-            difference = shared.difference(index, reference).signed
+    made = Grid("", ["method", "accuracy", "95 %", "vs. FlowCut", "LLM tokens", "GFLOPs", "ms"])
+    made.better = {1: 1, 5: -1, 6: -1}
+    for index in order:
+        cell, mean = cells[index], shared.accuracy(index)
+        own = times.get(cell["pruner"])
+        if cell["pruner"] == "none":
+            made.unranked.add(len(made.lines))
+        known = reference is not None and index != reference
+        made.lines.append(
+            [
+                name_of(cell),
+                f"{mean.value:.1f}",
+                f"{mean.low:.1f}-{mean.high:.1f}",
+                shared.difference(index, reference).signed if known and reference is not None else NOTHING,
+                f"{cell['tokens']['llm_inputs']:.0f}",
+                f"{cell['gflops']['total']:.2f}",
+                NOTHING if own is None else f"{own['total']:.0f}",
+            ]
+        )
+    return made
+
+
+def costs(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """Tokens, FLOPs and times of each part, in the order of `accuracies`, and the pruners' text forms."""
+    head = ["method", "encoder in", "out", "to LLM", "LLM in", "out", "GF encoder", "GF prefill", "GF total"]
+    made = Grid("", [*head, "ms encode", "ms prefill", "ms total", "--pruner"])
+    for index in ranked(cells)[1]:
         cell = cells[index]
-        lines.append(line(cell, accuracies[index], difference, times.get(cell["pruner"])))
-    return "\n".join(lines), len(shared.questions)
+        tokens, gflops, own = cell["tokens"], cell["gflops"], times.get(cell["pruner"])
+        counts = (tokens[key] for key in ("encoder_inputs", "encoder_outputs", "llm", "llm_inputs", "llm_outputs"))
+        made.lines.append(
+            [
+                name_of(cell),
+                *(f"{count:.0f}" for count in counts),
+                *(f"{gflops[key]:.2f}" for key in ("encoder", "prefill", "total")),
+                *(NOTHING if own is None else f"{own[key]:.0f}" for key in ("encode", "prefill", "total")),
+                f"`{cell['pruner']}`",
+            ]
+        )
+    return made
 
 
 def render(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]], how: str) -> str:
-    parts = []
     none = next(cell for cell in cells if cell["pruner"] == "none")
-    for budget in BUDGETS:
-        own = [cell for cell in cells if cell["pruner"] != "none" and cell["budget"] == budget]
-        if own:
-            lines, questions = table([none, *own], times)
-            parts.append(
-                f"### {budget} of {none['budget']}\n\n{lines}\n\n{questions} questions, the same in every row."
-            )
-    return "\n\n".join([*parts, how])
+    rows = {
+        budget: [none, *(cell for cell in cells if cell["pruner"] != "none" and cell["budget"] == budget)]
+        for budget in BUDGETS
+    }
+    first, second = ["## Accuracy"], ["## Tokens, FLOPs and times"]
+    for budget, own in rows.items():
+        if len(own) > 1:
+            number = len(Shared.of(own).questions)
+            first += [f"### {budget} of {none['budget']}", accuracies(own, times).markdown()]
+            first.append(f"{number} questions, the same in every row.")
+            second += [f"### Costs at {budget} of {none['budget']}", costs(own, times).markdown()]
+    return "\n\n".join([*first, *second, how])
 
 
 def texts(results: Path) -> dict[Path, str]:

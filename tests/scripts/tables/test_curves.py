@@ -23,9 +23,13 @@ def test_points_are_the_rows_of_the_results_page(points):
     sections = re.findall(r"### (\d+) of 576\n(.*?)\n\n\d+ questions", page, re.DOTALL)
     assert len(sections) == 4
     for budget, table in sections:
-        rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
-        shown = {row[0].strip("`").split(":")[0]: row[1] for row in rows if row[0] != "`none`"}
-        own = {point.method: f"{point.accuracy:.1f}" for point in points[1:] if point.budget == int(budget)}
+        rows = [line.replace("*", "").strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+        shown = {row[0]: (row[1], row[5]) for row in rows[2:] if row[0] != "no pruning"}
+        own = {
+            label(one.method): (f"{one.accuracy:.1f}", f"{one.gflops:.2f}")
+            for one in points[1:]
+            if one.budget == int(budget)
+        }
         assert own == shown
 
 
