@@ -77,9 +77,9 @@ def accuracies(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str,
 
 
 def costs(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]]) -> Grid:
-    """Tokens, FLOPs and times of each part, in the order of `accuracies`, and the pruners' text forms."""
-    head = ["method", "encoder in", "out", "to LLM", "LLM in", "out", "GF encoder", "GF prefill", "GF total"]
-    made = Grid("", [*head, "ms encode", "ms prefill", "ms total", "--pruner"])
+    """Tokens, GFLOPs and times of each part, in the order of `accuracies`, and the pruners' text forms."""
+    head = ["method", "encoder in", "out", "to LLM", "LLM in", "out", "GF encoder", "GF prefill"]
+    made = Grid("", [*head, "ms encode", "ms prefill", "--pruner"])
     for index in ranked(cells)[1]:
         cell = cells[index]
         tokens, gflops, own = cell["tokens"], cell["gflops"], times.get(cell["pruner"])
@@ -88,8 +88,8 @@ def costs(cells: Sequence[dict[str, Any]], times: Mapping[str, Mapping[str, Any]
             [
                 name_of(cell),
                 *(f"{count:.0f}" for count in counts),
-                *(f"{gflops[key]:.2f}" for key in ("encoder", "prefill", "total")),
-                *(NOTHING if own is None else f"{own[key]:.0f}" for key in ("encode", "prefill", "total")),
+                *(f"{gflops[key]:.2f}" for key in ("encoder", "prefill")),
+                *(NOTHING if own is None else f"{own[key]:.0f}" for key in ("encode", "prefill")),
                 f"`{cell['pruner']}`",
             ]
         )
