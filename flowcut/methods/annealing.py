@@ -59,6 +59,13 @@ class Annealing(Pruner):
         level = self.anneal_to + (1 - self.anneal_to) * (1 + math.cos(math.pi * step / self.anneal_tokens)) / 2
         return math.ceil(cached * level - 1e-9)
 
+    def left(self, path: Sequence[int], grown: int) -> list[int]:
+        """Visual entries of each layer's cache after `grown` tokens of the answer, for an image of which path[l] tokens
+        entered layer l in the prefill. With the text's and the answer's tokens added, `flowcut.cost.kv_cache_bytes` and
+        `decode_flops` take it.
+        """
+        return [path[0], *(self.entries(count, grown) for count in path[1:])]
+
     def reads_cache(self, grown: Sequence[int], new: int) -> bool:
         return any(count // self.anneal_every > (count - new) // self.anneal_every for count in grown)
 
