@@ -45,16 +45,30 @@ class Cut:
     proportional: bool = False
 
     @classmethod
-    def best(cls, score: Tensor, counts: Sequence[int], valid: Tensor | None = None, renumber: bool = False) -> Cut:
-        """Keep the `counts[r]` highest of each row of score [R, n]; among equals the lower position wins."""
+    def best(
+        cls,
+        score: Tensor,
+        counts: Sequence[int],
+        valid: Tensor | None = None,
+        renumber: bool = False,
+        beyond: Tensor | None = None,
+    ) -> Cut:
+        """Keep the `counts[r]` highest of each row of score [R, n]; among equals the lower position wins.
+
+        Args:
+            valid: [R, n], False for tokens that are no choice.
+            renumber: see `Cut`.
+            beyond: [R, K], True on the padding of rows that keep fewer than K, where that is known already.
+        """
         if valid is not None:
             score = score.masked_fill(~valid, -torch.inf)
         longest = max(counts)
         keep = score.argsort(dim=1, descending=True, stable=True)[:, :longest]
-        full = valid_mask(counts, longest, score.device)
-        if full is None:
+        if min(counts) == longest:
             return cls(keep.sort(dim=1).values, renumber=renumber)
-        keep = keep.masked_fill(~full, score.shape[1] - 1).sort(dim=1).values  # padding goes to the end
+        if beyond is None:
+            beyond = on_device(np.arange(longest) >= np.array(counts)[:, None], score.device)
+        keep = keep.masked_fill(beyond, score.shape[1] - 1).sort(dim=1).values  # padding goes to the end
         return cls(keep, tuple(counts), renumber=renumber)
 
     @classmethod
