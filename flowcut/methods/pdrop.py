@@ -60,6 +60,11 @@ class PyramidDrop(Pruner):
     def check(self, shape: ModelShape) -> None:
         shape.need_decoder("PyramidDrop", "layers", self.layers[-1], spare=0)
 
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        if self.keep is not None or self.ratio is not None or shape.decoder_layers is None:
+            return super().least_budget(tokens, shape)
+        return schedule.least_shrinking(tokens, shape.decoder_layers, tuple(layer - 1 for layer in self.layers))
+
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers."""
         after = tuple(layer - 1 for layer in self.layers)

@@ -101,6 +101,12 @@ class SparseVLM(Pruner):
     def check(self, shape: ModelShape) -> None:
         shape.need_decoder("SparseVLM", "layers", self.layers[-1], spare=1)
 
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        if self.keep is not None or shape.decoder_layers is None:
+            return super().least_budget(tokens, shape)
+        merged = clusters_of if self.recycles else None
+        return schedule.least_shrinking(tokens, shape.decoder_layers, self.layers, "outputs", merged, least=1)
+
     @property
     def recycles(self) -> bool:
         return self.version == "1.5"

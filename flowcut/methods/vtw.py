@@ -49,6 +49,11 @@ class VTW(Pruner):
     def check(self, shape: ModelShape) -> None:
         shape.need_decoder("VTW", "layer", self.layer or 1, spare=0)
 
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        if self.layer is not None or shape.decoder_layers is None:
+            return super().least_budget(tokens, shape)
+        return -(-tokens // shape.decoder_layers)  # the first layer reads them all
+
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers."""
         budget = self.tokens_of(tokens)

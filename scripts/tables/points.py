@@ -48,6 +48,7 @@ def points_of(cells: Sequence[Mapping[str, Any]]) -> list[Point]:
     found = [_point(none, none["budget"], Shared.of([none]), 0)]
     for budget in BUDGETS:
         own = [cell for cell in cells if cell["pruner"] != "none" and cell["budget"] == budget]
+        own.sort(key=lambda cell: str(cell["method"]))
         if own:
             shared = Shared.of([none, *own])
             found += [_point(cell, budget, shared, number) for number, cell in enumerate(own, 1)]

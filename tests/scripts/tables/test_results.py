@@ -95,7 +95,8 @@ def test_all_cells_are_of_the_same_weights_data_and_settings():
 def test_trained_models_are_asked_as_they_were_trained():
     record = json.loads((ROOT / "results/embedded/training.json").read_text())
     for run in record["rows"]:
-        [file] = (ROOT / f"results/trained_{run['tokens']}/embedded").glob("*.json")
+        folder = run.get("run", f"trained_{run['tokens']}")
+        [file] = (ROOT / "results" / folder / "embedded").glob("*.json")
         cell = json.loads(file.read_text())
         assert cell["tokens"]["llm"] == run["tokens"]
         assert cell["budget"] == run["tokens"]
