@@ -14,6 +14,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    return Parser(__doc__)
+
+
+parse_first(__name__, build_parser)
+
 from PIL import Image
 
 from llava.eval.files import write_atomic
@@ -50,7 +59,9 @@ def run_all(book: dict[str, Any]) -> list[list[dict[str, Any]]]:
     return [run(cell, names) for cell in book["cells"] if cell["cell_type"] == "code"]
 
 
-def main() -> None:
+@program
+def main(argv: list[str] | None = None) -> None:
+    build_parser().parse_args(argv)
     book = json.loads(NOTEBOOK.read_text("utf-8"))
     code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
     for number, (cell, outputs) in enumerate(zip(code, run_all(book), strict=True), 1):
