@@ -1,6 +1,6 @@
 """Draw what several pruners leave of pictures: kept patches, or regions that were merged into one token.
 
-    python -m scripts.real.regions PHOTO ... --model-path runs/real/dinov2-small-saliency --out docs/images/flowcut_plus.jpg
+    python -m scripts.real.regions PHOTO ... --model-path runs/real/dinov2-small-saliency --out flowcut_plus.jpg
 
 One row for each picture. A black dot is the place of a remaining token; a colour is a token of several patches, and
 dropped patches are pale. Takes the folder of a CLIP, SigLIP or DINOv2 encoder, or a LLaVA checkpoint.
