@@ -91,7 +91,7 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
         ax.set_ylim(bottom=0)
         ax.spines[["top", "right"]].set_visible(False)
         ax.plot([], [], "o-", color=OTHER, markersize=4, label="other methods")
-        ax.legend(fontsize=8, frameon=False, loc="upper center")
+        ax.legend(fontsize=8, frameon=False, loc="center")
     file.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "coverage", "svg.fonttype": "path"}):
         figure.savefig(file, metadata={"Date": None})
