@@ -87,8 +87,8 @@ class Trace(StageTrace):
         unpruned_tokens: for each encoder row, the tokens its image or frame has where nothing is dropped; see
             `flowcut.pruner.Rows`.
         budgets: for each encoder row, the budget of its image or frame, a share as the number it comes to.
-        computed: for each layer and row, visual tokens that the layer worked on: those of `entering`, and padding of rows
-            that were a little shorter than others of their batch.
+        computed: for each layer and row, visual tokens that the layer worked on: those of `entering`, and padding of
+            rows that were a little shorter than others of their batch.
     """
 
     tokens: list[Tensor] = field(default_factory=list)
