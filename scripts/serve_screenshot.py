@@ -1,8 +1,8 @@
-"""Control the page in a headless Chromium: ask about a picture, with pruning and without, and take a screenshot.
+"""Control the page in a headless Chromium, and take the screenshots of the documentation.
 
-    python -m scripts.serve_screenshot --out docs/images/serve.png
+    python -m scripts.serve_screenshot
 
-Starts `python -m llava.serve.demo` meanwhile. Needs Chromium and its driver (Debian: chromium,
+Runs the demo meanwhile. Needs Chromium and its driver (Debian: chromium,
 chromium-driver) and the package selenium. The browser test uses the same class.
 """
 
@@ -12,12 +12,7 @@ import argparse
 import io
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SECONDS = 60.0  # to start, and for each step
+SECONDS = 60.0  # for each step
 
 
 def find_browser() -> tuple[str, str] | None:
@@ -38,32 +33,19 @@ def find_browser() -> tuple[str, str] | None:
 
 
 @contextmanager
-def running_demo(model: str, *flags: str) -> Iterator[str]:
-    """`llava.serve.demo` in a separate process, on a free port; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "llava.serve.demo", "--model-path", model, "--port", str(port), *flags]
-        log = Path(folder, "demo.log")
-        with log.open("w") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=out)
+def running_demo(*flags: str) -> Iterator[str]:
+    """What `python -m llava.serve.demo` runs with these flags, in this process; the page's address."""
+    from llava.serve import demo
+    from llava.serve.gradio_web_server import launch, settings_of
+    from llava.serve.page import build_page
+
+    args = demo.build_parser().parse_args(flags)
+    with demo.services(args) as controller:
+        page = build_page(settings_of(args, controller, reload=False))
         try:
-            _wait(f"http://127.0.0.1:{port}/", process, log)
-            yield f"http://127.0.0.1:{port}"
+            yield launch(page, args, block=False)[1].rstrip("/")
         finally:
-            process.terminate()
-            process.wait(SECONDS)
-
-
-def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
-    end = monotonic() + SECONDS
-    while monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            sleep(0.2)
-    raise RuntimeError(f"the demo did not start: {log.read_text()[-1000:]}")
+            page.close()
 
 
 class Visitor:
@@ -174,30 +156,40 @@ class Visitor:
         picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
+PAGES = {
+    # name: width, height, dark, method on the left, method on the right
+    "serve": (1440, 1050, False, "none", "flowcut"),
+    "serve_merged": (1440, 1050, True, "flowcut", "tome"),
+    "serve_phone": (390, 844, False, "none", "flowcut"),
+}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", default="playground/embedded")
-    parser.add_argument("--image-file", type=Path, default=Path("docs/images/scene.png"))
-    parser.add_argument("--query", default="What color is the star?")
-    parser.add_argument("--pruner-budget", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("docs/images/serve.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder (default: %(default)s)")
+    parser.add_argument("--only", choices=PAGES, help="one picture alone")
     args = parser.parse_args(argv)
     try:
-        with running_demo(args.model_path) as url, Visitor(url) as visitor:
-            visitor.upload(args.image_file)
-            visitor.choose("#method", "none")
-            visitor.ask(args.query)
-            visitor.again()  # the first answer is slower: memory has to be allocated
-            visitor.choose("#method", "flowcut")
-            visitor.set_budget(args.pruner_budget)
-            visitor.again()
-            visitor.again()
-            visitor.until(lambda: len(visitor.find("#kept img")) > 2)
-            sleep(1)  # until the pictures are visible
-            visitor.screenshot(args.out)
+        with running_demo("--model-path", args.model_path) as url:
+            for name in [args.only] if args.only else PAGES:
+                print(picture_of(url, args.out / f"{name}.png", *PAGES[name]))
     except (RuntimeError, TimeoutError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-    print(args.out)
+
+
+def picture_of(url: str, path: Path, width: int, height: int, dark: bool, left: str, right: str) -> Path:
+    """Ask about the first example with both methods, and save what the page shows."""
+    with Visitor(url, (width, height), dark) as visitor:
+        visitor.example()
+        visitor.choose("#first-method", left)
+        visitor.choose("#second-method", right)
+        visitor.find("#send")[0].click()
+        visitor.until(lambda: len(visitor.history()) == 2)
+        visitor.until(lambda: len(visitor.find("#kept-1 img, #kept-2 img")) == 2)
+        sleep(1)  # until the pictures are visible
+        visitor.screenshot(path)
+    return path
 
 
 if __name__ == "__main__":

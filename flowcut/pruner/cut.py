@@ -30,7 +30,8 @@ class Cut:
         into: [R, n], in an encoder, for methods that merge each token into one other: the entry of `keep` that each of
             the layer's visual tokens becomes part of, -1 to drop it. Entries of `keep` name themselves, in any order.
             A remaining token is the mean of its members, weighted by their sizes; gradients flow back to all of them.
-        sources: [R, n], in an encoder, beside `hidden`: as `into`, but for the trace alone, which tells where patches went.
+        sources: [R, n], in an encoder, beside `hidden`: as `into`, but for the trace alone, which tells where patches
+            went.
         before_mlp: merge between the layer's attention and its MLP, by a pruner with `merges_before_mlp`; otherwise
             after the layer.
         proportional: from the next layer on, a token counts in attention as many times as it has patches: the

@@ -19,7 +19,7 @@ with needs("serve", __name__, __doc__):
     from llava.serve.loading import add_model_flags, load_engine
     from llava.serve.model_worker import ModelWorker
     from llava.serve.page import build_page
-    from llava.serve.server import LocalServer
+    from llava.serve.server import LocalServer, end_on_sigterm
     from llava.serve.worker import Place
 
 
@@ -52,7 +52,9 @@ def services(args: argparse.Namespace) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     with told_in_one_line(), services(args) as controller:
-        launch(build_page(settings_of(args, controller, reload=False)), args)
+        page = build_page(settings_of(args, controller, reload=False))
+        end_on_sigterm()
+        launch(page, args)
 
 
 if __name__ == "__main__":

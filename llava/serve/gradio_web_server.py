@@ -20,7 +20,7 @@ with needs("serve", __name__, __doc__):
     from llava.serve.client import ControllerClient
     from llava.serve.layout import CSS
     from llava.serve.page import PageSettings, build_page
-    from llava.serve.server import port_number
+    from llava.serve.server import end_on_sigterm, port_number
     from llava.utils import build_logger, moderation_key
 
 LARGEST_UPLOAD = "20mb"
@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     build_logger("gradio_web_server", "gradio_web_server.log", args.log_dir)
     try:
         page = build_page(settings_of(args, args.controller_url, args.model_list_mode == "reload"))
+        end_on_sigterm()
         launch(page, args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

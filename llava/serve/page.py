@@ -208,7 +208,7 @@ def build_page(settings: PageSettings) -> gr.Blocks:
     handlers = Handlers(settings)
     said = f"{INTRODUCTION} {LOGGED}" if settings.log is not None else INTRODUCTION
     title = "" if settings.embed else f"# {TITLE}\n{said}"
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(FORGET, FORGET)) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(FORGET // 6, FORGET)) as page:
         widgets = build_widgets(handlers.models, title, SideBySide(), _unread)
         _wire(page, handlers, widgets)
     return page
