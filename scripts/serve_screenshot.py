@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SECONDS = 60.0  # for each step
+SECONDS = 180.0  # at most, for each step
 
 
 def find_browser() -> tuple[str, str] | None:
