@@ -87,6 +87,8 @@ class Trace(StageTrace):
         unpruned_tokens: for each encoder row, the tokens its image or frame has where nothing is dropped; see
             `flowcut.pruner.Rows`.
         budgets: for each encoder row, the budget of its image or frame, a share as the number it comes to.
+        computed: [layer][row], visual tokens that each layer worked on: those of `entering`, and the padding of rows
+            that were a little shorter than others of their batch.
     """
 
     tokens: list[Tensor] = field(default_factory=list)
@@ -96,6 +98,7 @@ class Trace(StageTrace):
     merged_before_mlp: bool = False
     unpruned_tokens: tuple[int, ...] = ()
     budgets: tuple[int, ...] = ()
+    computed: list[tuple[int, ...]] = field(default_factory=list)
 
     def place(self, tokens: list[Tensor]) -> None:
         """Say where the tokens of each image, as the language model sees it, come from; see `tokens`."""
@@ -114,6 +117,7 @@ class Trace(StageTrace):
         if isinstance(other, Trace):
             self.unpruned_tokens += other.unpruned_tokens
             self.budgets += other.budgets
+            self.computed = [a + b for a, b in zip(self.computed, other.computed, strict=True)]
         super().join(other)
 
     def _sources(self) -> list[Tensor]:

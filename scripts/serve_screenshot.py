@@ -8,7 +8,6 @@ chromium-driver) and the package selenium. The browser test uses the same class.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shutil
@@ -20,6 +19,8 @@ from time import monotonic, sleep
 from typing import Any
 
 from PIL import Image
+
+from flowcut.command_line import Parser, program
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SECONDS = 180.0  # at most, for each step
@@ -164,12 +165,17 @@ PAGES = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--model-path", default="playground/embedded")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder (default: %(default)s)")
     parser.add_argument("--only", choices=PAGES, help="one picture alone")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     try:
         with running_demo("--model-path", args.model_path) as url:
             for name in [args.only] if args.only else PAGES:

@@ -14,7 +14,7 @@ from flowcut.pruner import Cut, LanguageView, ModelShape, Pruner
 
 @dataclass(frozen=True)
 class PyramidDrop(Pruner):
-    """Several cuts inside the language model, before `layers`, each by what the last token looks at there.
+    """Keep the visual tokens that the last prompt token attends to, in several cuts before the decoder layers `layers`.
 
     Before layer L the layer's own norm, q and k are applied to the remaining tokens (section 3.2); the
     score of a visual token is the weight that the sample's last token gives it, softmax over the whole row, mean

@@ -17,7 +17,7 @@ from flowcut.pruner import CLS, Cut, ModelShape, OneCut, View
 
 @dataclass(frozen=True)
 class VisionZip(OneCut):
-    """Keep the patches that get most of the CLS attention, and merge the rest into a few contextual tokens.
+    """Keep the patches with the highest CLS attention, and merge the rest into a few contextual tokens.
 
     Done once, after the layer LLaVA reads its features from (the last but one). The CLS token is sent to the language
     model as the first of the dominant tokens and counts in the budget. Of the remaining patches every step-th is a

@@ -13,7 +13,7 @@ from flowcut.pruner import Cut, LanguageView, ModelShape, Pruner
 
 @dataclass(frozen=True)
 class VTW(Pruner):
-    """Withdraw all visual tokens before one decoder layer; the layers before it read them all.
+    """Drop all visual tokens before one decoder layer; the layers before it read all of them.
 
     Done once, in the prefill: the layers in front keep the visual tokens in their KV cache. The paper takes layer 15
     of the 32 of LLaVA-1.5-7B (`vtw:budget=270,layer=15`), found by `python -m flowcut.vtw_search`; FlowCut's table 9
