@@ -69,7 +69,7 @@ class Visitor:
         for flag in flags:
             options.add_argument(flag)
         self.browser = webdriver.Chrome(options, webdriver.ChromeService(found[1]))
-        self.url = f"{url}{'&' if '?' in url else '/?'}__theme={'dark' if dark else 'light'}"
+        self.url = f"{url.rstrip('/')}{'&' if '?' in url else '/?'}__theme={'dark' if dark else 'light'}"
 
     def __enter__(self) -> Visitor:
         self.browser.get(self.url)
