@@ -8,6 +8,7 @@ chromium-driver) and the package selenium. The browser test uses the same class.
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import shutil
@@ -120,7 +121,9 @@ class Visitor:
         """Choose in a dropdown."""
         from selenium.webdriver.common.keys import Keys
 
-        box = self.find(f"{selector} input")[0]
+        box = self.until(lambda: self.find(f"{selector} input"))[0]
+        if box.get_attribute("value") == value:
+            return
         box.click()
         box.send_keys(Keys.CONTROL, "a")
         box.send_keys(value, Keys.ENTER)
@@ -150,18 +153,25 @@ class Visitor:
     def answers(self, side: int = 1) -> list[str]:
         return [one.text for one in self.find(f"#chat-{side} .bot.message")]
 
-    def screenshot(self, path: Path) -> None:
-        """Save a PNG of 256 colours, chosen to cover all colours rather than the most frequent ones."""
-        picture = Image.open(io.BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
+    def screenshot(self, path: Path, most: int = 2000) -> None:
+        """Save a PNG of the page from its top, at most `most` pixels high, in 256 colours, chosen to cover all colours
+        rather than the most frequent ones.
+        """
+        root = "return document.documentElement"
+        width, height = (self.browser.execute_script(f"{root}.{side}") for side in ("clientWidth", "scrollHeight"))
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, most), "scale": 1}
+        wanted = {"captureBeyondViewport": True, "clip": clip}
+        taken = base64.b64decode(self.browser.execute_cdp_cmd("Page.captureScreenshot", wanted)["data"])
+        picture = Image.open(io.BytesIO(taken)).convert("RGB")
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 PAGES = {
-    # name: width, height, dark, method on the left, method on the right
-    "serve": (1440, 1050, False, "none", "flowcut"),
-    "serve_merged": (1440, 1050, True, "flowcut", "tome"),
-    "serve_phone": (390, 844, False, "none", "flowcut"),
+    # name: width, most pixels of height, dark, method on the left, method on the right
+    "serve": (1440, 1400, False, "none", "flowcut"),
+    "serve_merged": (1440, 800, True, "flowcut", "tome"),
+    "serve_phone": (390, 1300, False, "none", "flowcut"),
 }
 
 
@@ -184,9 +194,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
-def picture_of(url: str, path: Path, width: int, height: int, dark: bool, left: str, right: str) -> Path:
+def picture_of(url: str, path: Path, width: int, most: int, dark: bool, left: str, right: str) -> Path:
     """Ask about the first example with both methods, and save what the page shows."""
-    with Visitor(url, (width, height), dark) as visitor:
+    with Visitor(url, (width, 844), dark) as visitor:
         visitor.example()
         visitor.choose("#first-method", left)
         visitor.choose("#second-method", right)
@@ -194,7 +204,7 @@ def picture_of(url: str, path: Path, width: int, height: int, dark: bool, left: 
         visitor.until(lambda: len(visitor.history()) == 2)
         visitor.until(lambda: len(visitor.find("#kept-1 img, #kept-2 img")) == 2)
         sleep(1)  # until the pictures are visible
-        visitor.screenshot(path)
+        visitor.screenshot(path, most)
     return path
 
 

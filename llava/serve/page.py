@@ -58,8 +58,11 @@ class Handlers:
     def load(self, request: gr.Request) -> tuple[Any, ...]:
         """On a visit: the list of models, with the one in `?model=` selected, and what it allows."""
         if self.settings.reload:
-            self.controller.refresh()
-            self.models = self.controller.models()
+            try:
+                self.controller.refresh()
+                self.models = self.controller.models()
+            except ValueError as error:  # the controller is gone; the models known so far stay in the list
+                gr.Warning(str(error))
         wanted = request.query_params.get("model", "")
         chosen = wanted if wanted in self.models else next(iter(self.models), None)
         return gr.Dropdown(choices=self.models, value=chosen), *self.of_model(chosen)

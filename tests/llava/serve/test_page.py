@@ -84,6 +84,11 @@ def test_once_and_reload(tmp_path):
         known.drop("http://127.0.0.1:9", "for the test")
         assert [name for name, _ in once.load(Visit())[0].choices] == ["a"]
         assert reload.load(Visit())[0].choices == []
+        known.register("http://127.0.0.1:9", False, WorkerStatus(model_names=["b"]))
+        reload.models = ["b"]
+    with pytest.warns(UserWarning, match="no proper answer"):  # the controller is gone
+        models, *_ = reload.load(Visit())
+    assert [name for name, _ in models.choices] == ["b"]
 
 
 def test_only_methods_that_the_worker_can_run_are_offered(tmp_path, monkeypatch):
