@@ -164,7 +164,7 @@ class Visitor:
         taken = base64.b64decode(self.browser.execute_cdp_cmd("Page.captureScreenshot", wanted)["data"])
         picture = Image.open(io.BytesIO(taken)).convert("RGB")
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 PAGES = {
