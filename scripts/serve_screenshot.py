@@ -1,22 +1,18 @@
-"""Control the page in a headless Chromium: ask about a picture, with pruning and without, and take a screenshot.
+"""Control the page in a headless Chromium, and take the screenshots of the documentation.
 
-    python -m scripts.serve_screenshot --out docs/images/serve.png
+    python -m scripts.serve_screenshot
 
-Starts `python -m llava.serve.demo` meanwhile. Needs Chromium and its driver (Debian: chromium,
+Runs the demo meanwhile. Needs Chromium and its driver (Debian: chromium,
 chromium-driver) and the package selenium. The browser test uses the same class.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +24,7 @@ from PIL import Image
 from flowcut.command_line import Parser, program
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SECONDS = 60.0  # to start, and for each step
+SECONDS = 180.0  # at most, for each step
 
 
 def find_browser() -> tuple[str, str] | None:
@@ -39,32 +35,19 @@ def find_browser() -> tuple[str, str] | None:
 
 
 @contextmanager
-def running_demo(model: str, *flags: str) -> Iterator[str]:
-    """`llava.serve.demo` in a separate process, on a free port; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "llava.serve.demo", "--model-path", model, "--port", str(port), *flags]
-        log = Path(folder, "demo.log")
-        with log.open("w") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=out)
+def running_demo(*flags: str) -> Iterator[str]:
+    """What `python -m llava.serve.demo` runs with these flags, in this process; the page's address."""
+    from llava.serve import demo
+    from llava.serve.gradio_web_server import launch, settings_of
+    from llava.serve.page import build_page
+
+    args = demo.build_parser().parse_args(flags)
+    with demo.services(args) as controller:
+        page = build_page(settings_of(args, controller, reload=False))
         try:
-            _wait(f"http://127.0.0.1:{port}/", process, log)
-            yield f"http://127.0.0.1:{port}"
+            yield launch(page, args, block=False)[1].rstrip("/")
         finally:
-            process.terminate()
-            process.wait(SECONDS)
-
-
-def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
-    end = monotonic() + SECONDS
-    while monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            sleep(0.2)
-    raise RuntimeError(f"the demo did not start: {log.read_text()[-1000:]}")
+            page.close()
 
 
 class Visitor:
@@ -87,7 +70,7 @@ class Visitor:
         for flag in flags:
             options.add_argument(flag)
         self.browser = webdriver.Chrome(options, webdriver.ChromeService(found[1]))
-        self.url = f"{url}{'&' if '?' in url else '/?'}__theme={'dark' if dark else 'light'}"
+        self.url = f"{url.rstrip('/')}{'&' if '?' in url else '/?'}__theme={'dark' if dark else 'light'}"
 
     def __enter__(self) -> Visitor:
         self.browser.get(self.url)
@@ -138,7 +121,9 @@ class Visitor:
         """Choose in a dropdown."""
         from selenium.webdriver.common.keys import Keys
 
-        box = self.find(f"{selector} input")[0]
+        box = self.until(lambda: self.find(f"{selector} input"))[0]
+        if box.get_attribute("value") == value:
+            return
         box.click()
         box.send_keys(Keys.CONTROL, "a")
         box.send_keys(value, Keys.ENTER)
@@ -168,22 +153,33 @@ class Visitor:
     def answers(self, side: int = 1) -> list[str]:
         return [one.text for one in self.find(f"#chat-{side} .bot.message")]
 
-    def screenshot(self, path: Path) -> None:
-        """Save a PNG of 256 colours, chosen to cover all colours rather than the most frequent ones."""
-        picture = Image.open(io.BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
+    def screenshot(self, path: Path, most: int = 2000) -> None:
+        """Save a PNG of the page from its top, at most `most` pixels high, in 256 colours, chosen to cover all colours
+        rather than the most frequent ones.
+        """
+        root = "return document.documentElement"
+        width, height = (self.browser.execute_script(f"{root}.{side}") for side in ("clientWidth", "scrollHeight"))
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, most), "scale": 1}
+        wanted = {"captureBeyondViewport": True, "clip": clip}
+        taken = base64.b64decode(self.browser.execute_cdp_cmd("Page.captureScreenshot", wanted)["data"])
+        picture = Image.open(io.BytesIO(taken)).convert("RGB")
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+PAGES = {
+    # name: width, most pixels of height, dark, method on the left, method on the right
+    "serve": (1440, 1400, False, "none", "flowcut"),
+    "serve_merged": (1440, 800, True, "flowcut", "tome"),
+    "serve_phone": (390, 1300, False, "none", "flowcut"),
+}
 
 
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--model-path", default="playground/embedded")
-    parser.add_argument(
-        "--image", also=["--image-file"], dest="image_file", type=Path, default=Path("docs/images/scene.png")
-    )
-    parser.add_argument("--query", default="What color is the star?")
-    parser.add_argument("--pruner-budget", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path("docs/images/serve.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder (default: %(default)s)")
+    parser.add_argument("--only", choices=PAGES, help="one picture alone")
     return parser
 
 
@@ -191,21 +187,25 @@ def build_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:
-        with running_demo(args.model_path) as url, Visitor(url) as visitor:
-            visitor.upload(args.image_file)
-            visitor.choose("#method", "none")
-            visitor.ask(args.query)
-            visitor.again()  # the first answer is slower: memory has to be allocated
-            visitor.choose("#method", "flowcut")
-            visitor.set_budget(args.pruner_budget)
-            visitor.again()
-            visitor.again()
-            visitor.until(lambda: len(visitor.find("#kept img")) > 2)
-            sleep(1)  # until the pictures are visible
-            visitor.screenshot(args.out)
+        with running_demo("--model-path", args.model_path) as url:
+            for name in [args.only] if args.only else PAGES:
+                print(picture_of(url, args.out / f"{name}.png", *PAGES[name]))
     except (RuntimeError, TimeoutError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-    print(args.out)
+
+
+def picture_of(url: str, path: Path, width: int, most: int, dark: bool, left: str, right: str) -> Path:
+    """Ask about the first example with both methods, and save what the page shows."""
+    with Visitor(url, (width, 844), dark) as visitor:
+        visitor.example()
+        visitor.choose("#first-method", left)
+        visitor.choose("#second-method", right)
+        visitor.find("#send")[0].click()
+        visitor.until(lambda: len(visitor.history()) == 2)
+        visitor.until(lambda: len(visitor.find("#kept-1 img, #kept-2 img")) == 2)
+        sleep(1)  # until the pictures are visible
+        visitor.screenshot(path, most)
+    return path
 
 
 if __name__ == "__main__":

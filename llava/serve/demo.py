@@ -33,7 +33,7 @@ with needs(__name__):
     from llava.serve.loading import load_engine
     from llava.serve.model_worker import ModelWorker
     from llava.serve.page import build_page
-    from llava.serve.server import LocalServer
+    from llava.serve.server import LocalServer, end_on_sigterm
     from llava.serve.worker import Place
 
 
@@ -57,7 +57,9 @@ def services(args: argparse.Namespace) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     with services(args) as controller:
-        launch(build_page(settings_of(args, controller, reload=False)), args)
+        page = build_page(settings_of(args, controller, reload=False))
+        end_on_sigterm()
+        launch(page, args)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ with needs(__name__):
     from llava.serve.client import ControllerClient
     from llava.serve.layout import CSS
     from llava.serve.page import PageSettings, build_page
+    from llava.serve.server import end_on_sigterm
     from llava.utils import build_logger, moderation_key
 
 
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     build_logger("gradio_web_server", "gradio_web_server.log", args.log_dir)
     page = build_page(settings_of(args, args.controller_url, args.model_list_mode == "reload"))
+    end_on_sigterm()
     launch(page, args)
 
 

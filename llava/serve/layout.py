@@ -45,7 +45,7 @@ CSS = """
   #see { order: 1; } #answers { order: 2; } #wish { order: 3; }
   #parts > .column, #answers > * { max-width: 100%; min-width: 0 !important; }
   #asking { gap: 8px; } #asking > * { flex: 1 1 0; min-width: 0 !important; padding-left: 4px; padding-right: 4px; }
-  #asking > #question { flex: 1 1 100%; } #asking > button { font-size: 14px; white-space: nowrap; }
+  #asking > #question { flex: 1 1 100%; } #asking > button { font-size: 13px; white-space: nowrap; }
   #chat-1, #chat-2 { height: 180px !important; }
   #figures table { table-layout: fixed; } #figures th, #figures td { padding: 4px; } #figures small { display: block; }
   #history table { min-width: 620px; }

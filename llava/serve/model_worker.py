@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,7 +106,8 @@ class ModelWorker(Worker):
             rounds=request.rounds,
             against=request.against,
         )
-        with closing(self.engine.ask(question, self.limits.patience)) as news:  # type: ignore[type-var]
+        news = self.engine.ask(question, self.limits.patience)
+        try:
             async for progress in iterate_in_threadpool(news):
                 document: dict[str, Any] = {"text": request.prompt + progress.text, "error_code": 0}
                 if progress.figures is not None:
@@ -114,6 +115,11 @@ class ModelWorker(Worker):
                 if progress.kept is not None:
                     document["kept"] = progress.kept
                 yield document
+        finally:
+            # When the server shuts down, a thread may still wait for the next part; a generator then refuses to close,
+            # and ends with its last reference, when the thread comes back.
+            with suppress(ValueError):
+                news.close()  # type: ignore[attr-defined]
 
 
 @program

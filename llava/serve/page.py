@@ -58,8 +58,11 @@ class Handlers:
     def load(self, request: gr.Request) -> tuple[Any, ...]:
         """On a visit: the list of models, with the one in `?model=` selected, and what it allows."""
         if self.settings.reload:
-            self.controller.refresh()
-            self.models = self.controller.models()
+            try:
+                self.controller.refresh()
+                self.models = self.controller.models()
+            except ValueError as error:  # the controller is gone; the models known so far stay in the list
+                gr.Warning(str(error))
         wanted = request.query_params.get("model", "")
         chosen = wanted if wanted in self.models else next(iter(self.models), None)
         return gr.Dropdown(choices=self.models, value=chosen), *self.of_model(chosen)
@@ -208,7 +211,7 @@ def build_page(settings: PageSettings) -> gr.Blocks:
     handlers = Handlers(settings)
     said = f"{INTRODUCTION} {LOGGED}" if settings.log is not None else INTRODUCTION
     title = "" if settings.embed else f"# {TITLE}\n{said}"
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(FORGET, FORGET)) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(FORGET // 6, FORGET)) as page:
         widgets = build_widgets(handlers.models, title, SideBySide(), _unread)
         _wire(page, handlers, widgets)
     return page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -22,6 +23,11 @@ def hosts_of(args: argparse.Namespace) -> frozenset[str]:
 def serve(app: Any, host: str, port: int) -> None:
     """Run an application until Ctrl-C or SIGTERM; running answers may finish first. Requests are not logged."""
     uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, timeout_graceful_shutdown=GRACE)
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM do what Ctrl-C does, so that the page deletes uploads and workers unregister."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class LocalServer:

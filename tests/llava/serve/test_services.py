@@ -1,5 +1,6 @@
 """Controller and workers as real servers on free ports."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -26,7 +27,7 @@ from llava.serve.controller import main as controller_main
 from llava.serve.engine import ChatPrompt, Engine, Progress
 from llava.serve.limits import PATIENCE
 from llava.serve.model_worker import Limits, ModelWorker, build_parser
-from llava.serve.protocol import WorkerStatus
+from llava.serve.protocol import GenerateRequest, WorkerStatus
 from llava.serve.server import LocalServer
 from llava.serve.sglang_worker import SGLangWorker
 from llava.serve.sglang_worker import build_parser as sglang_parser
@@ -194,6 +195,26 @@ class TestFailures:
             document = last(server.url, request_for())
             released.set()
         assert (document["error_code"], document["error"]["kind"]) == (3, "timeout")
+
+    def test_a_shutdown_while_a_thread_generates_is_no_bad_request(self, engine, checkpoint, request_for, monkeypatch):
+        """Closing the answer then fails, which used to reach the client as its error."""
+        started, released = threading.Event(), threading.Event()
+        monkeypatch.setattr(checkpoint.model, "generate", lambda *_, **__: started.set() or released.wait(10))
+
+        async def ask_and_cancel():
+            documents = ModelWorker(engine, Place("http://127.0.0.1:9"), "tiny").stream(
+                GenerateRequest(**request_for())
+            )
+            asking = asyncio.create_task(anext(documents))
+            await asyncio.to_thread(started.wait, 10)
+            asking.cancel()
+            try:
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+            finally:
+                released.set()
+
+        asyncio.run(ask_and_cancel())
 
     def test_no_worker_is_said_with_what_there_is(self, services, request_for):
         document = last(services[0].url, request_for(model="another"))
