@@ -31,6 +31,7 @@ check: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m scripts.architecture --check
+	$(PY) -m scripts.methods --check
 
 docs: setup
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -14,7 +14,15 @@ from scripts.architecture import import_graph
 
 LAYERS = (  # from the ground up; a room imports from its own layer and those below
     ("flowcut.layer_cost",),
-    ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots", "flowcut.version"),
+    (
+        "flowcut.compat",
+        "flowcut.scores",
+        "flowcut.trace",
+        "flowcut.cost",
+        "flowcut.plots",
+        "flowcut.version",
+        "flowcut.registered",
+    ),
     ("flowcut.pruner",),
     ("flowcut.methods", "flowcut.hooks"),
     ("flowcut.registry", "flowcut.anatomy", "flowcut.summary"),

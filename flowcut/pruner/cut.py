@@ -30,6 +30,7 @@ class Cut:
         into: [R, n], in an encoder, for methods that merge each token into one other: the entry of `keep` that each of
             the layer's visual tokens becomes part of, -1 to drop it. Entries of `keep` name themselves, in any order.
             A remaining token is the mean of its members, weighted by their sizes; gradients flow back to all of them.
+        drops: whether `into` may drop tokens; a method that merges all of them says False, which spares work.
         before_mlp: merge between the layer's attention and its MLP, by a pruner with `merges_before_mlp`; otherwise
             after the layer.
         proportional: from the next layer on, a token counts in attention as many times as it has patches: the
@@ -41,6 +42,7 @@ class Cut:
     hidden: Tensor | None = None
     renumber: bool = False
     into: Tensor | None = None
+    drops: bool = True
     before_mlp: bool = False
     proportional: bool = False
 
