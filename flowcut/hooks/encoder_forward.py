@@ -248,7 +248,8 @@ class EncoderForward:
     def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
         """Apply a cut to a layer's output; one gather over all rows."""
         assert self.positions is not None
-        sizes = self.token_sizes if cut.into is None else self.sizes()
+        sizes = self.token_sizes if cut.into is None and cut.sources is None else self.sizes()
+        self.trace.mixed = self.trace.mixed or (cut.hidden is not None and cut.sources is None)
         before, prefix = self.counts, self.encoder.num_prefix_tokens
         counts = cut.counts or (cut.keep.shape[1],) * len(before)
         self.positions = self.positions.gather(1, cut.keep if cut.hidden is None else cut.keep.clamp_min(0))

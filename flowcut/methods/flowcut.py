@@ -25,7 +25,9 @@ from flowcut.pruner.fused import fused
 
 @dataclass(frozen=True)
 class FlowCut(Pruner):
-    """FlowCut with the behaviour of its released code for one image alone.
+    """Drop patches after every second encoder layer by attention, similarity and value norm, accumulated over layers.
+
+    The defaults reproduce what the released code computes for a single image.
 
     Attributes:
         budget: visual tokens that reach the language model (in two-stage families: its third and later layers), per

@@ -31,6 +31,8 @@ class Cut:
             the layer's visual tokens becomes part of, -1 to drop it. Entries of `keep` name themselves, in any order.
             A remaining token is the mean of its members, weighted by their sizes; gradients flow back to all of them.
         drops: whether `into` may drop tokens; a method that merges all of them says False, which spares work.
+        sources: [R, n], in an encoder, beside `hidden`: as `into`, but for the trace alone, which tells where patches
+            went.
         before_mlp: merge between the layer's attention and its MLP, by a pruner with `merges_before_mlp`; otherwise
             after the layer.
         proportional: from the next layer on, a token counts in attention as many times as it has patches: the
@@ -43,6 +45,7 @@ class Cut:
     renumber: bool = False
     into: Tensor | None = None
     drops: bool = True
+    sources: Tensor | None = None
     before_mlp: bool = False
     proportional: bool = False
 
@@ -84,6 +87,7 @@ class Cut:
         keep: Sequence[Tensor],
         hidden: Sequence[Tensor] | None = None,
         into: Sequence[Tensor] | None = None,
+        sources: Sequence[Tensor] | None = None,
         **fields: Any,
     ) -> Cut:
         """A cut from what is kept of each row, where rows may keep different numbers.
@@ -91,7 +95,7 @@ class Cut:
         Args:
             keep: for each row [K], indices into its visual tokens.
             hidden: for each row [K, D], the states that stand in for the kept tokens'.
-            into: for each row [n], the entry of `keep` that each of its tokens becomes part of.
+            into, sources: for each row [n], the entry of `keep` that each of its tokens becomes part of.
             fields: other fields of the cut.
         """
         counts = tuple(len(row) for row in keep)
@@ -100,6 +104,7 @@ class Cut:
             counts if len(set(counts)) > 1 else None,
             None if hidden is None else pad_sequence(list(hidden), batch_first=True),
             into=None if into is None else pad_sequence(list(into), batch_first=True, padding_value=-1),
+            sources=None if sources is None else pad_sequence(list(sources), batch_first=True, padding_value=-1),
             **fields,
         )
 

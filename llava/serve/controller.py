@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
     add_server_flags(parser, 21001)
     parser.add_argument("--dispatch-method", choices=DISPATCH, default="shortest_queue", help="how a worker is chosen")
     args = parser.parse_args(argv)
-    build_logger("controller", "controller.log")
+    build_logger("controller", "controller.log", args.log_dir)
     serve(build_app(Controller(args.dispatch_method), hosts_of(args)), args.host, args.port)
 
 

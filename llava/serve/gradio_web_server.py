@@ -16,8 +16,9 @@ from llava.given import needs
 with needs("serve", __name__, __doc__):
     import gradio as gr
 
-    from llava.serve.chatlog import ChatLog, default_folder
+    from llava.serve.chatlog import ChatLog
     from llava.serve.client import ControllerClient
+    from llava.serve.layout import CSS
     from llava.serve.page import PageSettings, build_page
     from llava.serve.server import port_number
     from llava.utils import build_logger, moderation_key
@@ -46,7 +47,8 @@ def add_page_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--embed", action="store_true", help="hide the title, for embedding in another page")
     parser.add_argument(
-        "--log-dir", default=default_folder(), help="folder for chats, votes and pictures (default: %(default)s)"
+        "--log-dir",
+        help="log chats, votes and pictures, and offer buttons to vote, in this folder (default: log nothing)",
     )
 
 
@@ -54,7 +56,8 @@ def settings_of(args: argparse.Namespace, controller: str, reload: bool) -> Page
     """Raises ValueError, one line, when moderation is requested without a key."""
     if args.moderate:
         moderation_key()
-    return PageSettings(ControllerClient(controller), ChatLog(args.log_dir), reload, args.moderate, args.embed)
+    log = ChatLog(args.log_dir) if args.log_dir else None
+    return PageSettings(ControllerClient(controller), log, reload, args.moderate, args.embed)
 
 
 def launch(page: gr.Blocks, args: argparse.Namespace, block: bool = True) -> Any:
@@ -71,6 +74,7 @@ def launch(page: gr.Blocks, args: argparse.Namespace, block: bool = True) -> Any
         prevent_thread_lock=not block,
         ssr_mode=False,
         footer_links=[],
+        css=CSS,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no external fonts
     )
 

@@ -8,6 +8,8 @@ from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.eval.models.reply import DTYPES
 from llava.serve.engine import Engine
 
+EMBEDDED = "embedded"
+
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say which model to load and how."""
@@ -19,6 +21,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
     parser.add_argument("--load-8bit", action="store_true", help="quantise the language model with bitsandbytes")
     parser.add_argument("--load-4bit", action="store_true")
+    parser.add_argument(
+        "--needs-picture",
+        action=argparse.BooleanOptionalAction,
+        help="refuse questions without a picture (default: only where the checkpoint's folder is called "
+        f"{EMBEDDED}, the small model of the repository, which was trained on pictures only)",
+    )
     parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
 
 
@@ -34,4 +42,5 @@ def load_engine(args: argparse.Namespace, interval: int = 1) -> Engine:
         load_4bit=args.load_4bit,
         use_flash_attn=getattr(args, "use_flash_attn", False),
     )
-    return Engine(checkpoint, args.pruner, interval)
+    needed = getattr(args, "needs_picture", None)
+    return Engine(checkpoint, args.pruner, interval, checkpoint.name == EMBEDDED if needed is None else needed)

@@ -32,6 +32,7 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
         default=[],
         help="another name under which it is reached, as in the Host header; * for any (may be repeated)",
     )
+    parser.add_argument("--log-dir", help="also write the log to a file in this folder (default: write no files)")
 
 
 def hosts_of(args: argparse.Namespace) -> frozenset[str]:
@@ -39,8 +40,8 @@ def hosts_of(args: argparse.Namespace) -> frozenset[str]:
 
 
 def serve(app: Any, host: str, port: int) -> None:
-    """Run an application until Ctrl-C or SIGTERM; running answers may finish first."""
-    uvicorn.run(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=GRACE)
+    """Run an application until Ctrl-C or SIGTERM; running answers may finish first. Requests are not logged."""
+    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, timeout_graceful_shutdown=GRACE)
 
 
 class LocalServer:

@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    build_logger("sglang_worker", f"sglang_worker_{args.port}.log")
+    build_logger("sglang_worker", f"sglang_worker_{args.port}.log", args.log_dir)
     try:
         worker = SGLangWorker(args.sgl_endpoint, place_of(args), args.model_name, args.stream_interval)
     except ValueError as error:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from llava.given import told_in_one_line
-from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
+from scripts.embedded.rows import BUDGETS, all_rows
 from scripts.tables.cells.embedded import DATA, MODEL, QUICK
 from scripts.tables.cells.times import EFFICIENCY, measure_times
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("results"))
     args = parser.parse_args(argv)
-    texts = [text for budget in BUDGETS for text in [*(fitted(name, budget) for name in MAIN), *rows(budget)]]
+    texts = [text for budget in BUDGETS for text in all_rows(budget)]
     file = args.results / "embedded" / EFFICIENCY
     file.unlink(missing_ok=True)
     with told_in_one_line():
