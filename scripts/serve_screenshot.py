@@ -8,7 +8,6 @@ chromium-driver) and the package selenium. The browser test uses the same class.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shutil
@@ -25,6 +24,8 @@ from time import monotonic, sleep
 from typing import Any
 
 from PIL import Image
+
+from flowcut.command_line import Parser, program
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SECONDS = 60.0  # to start, and for each step
@@ -174,14 +175,21 @@ class Visitor:
         picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--model-path", default="playground/embedded")
-    parser.add_argument("--image-file", type=Path, default=Path("docs/images/scene.png"))
+    parser.add_argument(
+        "--image", also=["--image-file"], dest="image_file", type=Path, default=Path("docs/images/scene.png")
+    )
     parser.add_argument("--query", default="What color is the star?")
     parser.add_argument("--pruner-budget", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("docs/images/serve.png"))
-    args = parser.parse_args(argv)
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     try:
         with running_demo(args.model_path) as url, Visitor(url) as visitor:
             visitor.upload(args.image_file)

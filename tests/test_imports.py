@@ -105,11 +105,14 @@ def test_what_counts_as_an_import(tmp_path):
     assert graph == {"flowcut": set(), "flowcut.a": {"flowcut.b"}, "flowcut.b": {"flowcut.c"}, "flowcut.c": set()}
 
 
-def test_the_library_is_imported_without_transformers_and_the_compiler():
+def test_the_library_is_imported_without_transformers_and_the_compiler_and_the_list_without_torch():
     """They take seconds, and are there in any case once a model is."""
     code = (
-        "import sys, flowcut, flowcut.__main__, flowcut.bench\n"
+        "import sys, flowcut, flowcut.__main__\n"
         "flowcut.__main__.main(['list'])\n"
+        "assert 'torch' not in sys.modules\n"
+        "from flowcut import *\n"
+        "attach\n"
         "print([name for name in ('transformers', 'torch._dynamo') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,6 +21,7 @@ from llava.eval.models.llava_checkpoint import Checkpoint
 from llava.eval.models.reply import Generation
 from llava.mm_utils import tokenizer_image_token
 from llava.serve.answer_stats import AnswerStats, answer_stats_of, kept_of
+from llava.serve.limits import PATIENCE
 from llava.serve.runs import PromptTooLong, Room, Run, runnable_methods
 from llava.serve.stream import TokenStream
 
@@ -30,7 +31,6 @@ GREEDY_BELOW = 0.001  # LLaVA samples above this temperature
 EXCEEDS = "Exceeds max token length. Please start a new conversation, thanks."
 PICTURE_NEEDED = "this model was trained on questions about pictures only; add a picture to the question"
 KEEP_ALIVE = 5.0  # seconds without new text after which the last progress is repeated
-PATIENCE = 600.0  # seconds without a token after which a generation is aborted
 
 
 @dataclass(frozen=True)

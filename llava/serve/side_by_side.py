@@ -15,7 +15,11 @@ MOST_ROWS = 100
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One answer. tokens: see `visual_path`, empty if there was no picture or the worker does not say. ttft_ms: median time to the first token in milliseconds, None if it was not measured."""
+    """One answer.
+
+    tokens: see `visual_path`, empty if there was no picture or the worker does not say. ttft_ms: median time to the
+    first token in milliseconds, None if it was not measured.
+    """
 
     number: int
     question: str

@@ -12,8 +12,18 @@ from __future__ import annotations
 
 import argparse
 
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("asked", nargs="*", help="budgets and methods")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 from flowcut.registry import parse_pruner
-from llava.given import told_in_one_line
 
 PATCHES, LAYERS = 576, 4
 BUDGETS = (192, 128, 64, 32)
@@ -77,18 +87,12 @@ def all_rows(budget: int) -> list[str]:
     return [*(fitted(method, budget) for method in (*MAIN, *RIVALS)), *rows(budget)]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("asked", nargs="*", help="budgets and methods")
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     for word in build_parser().parse_args(argv).asked:
         texts = rows(int(word)) if word.isdecimal() else [fitted(word, budget) for budget in BUDGETS]
-        with told_in_one_line():
-            parse_pruner(texts[0])
-            print(*(f"--pruner {text}" for text in texts))
+        parse_pruner(texts[0])
+        print(*(f"--pruner {text}" for text in texts))
 
 
 if __name__ == "__main__":

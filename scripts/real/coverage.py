@@ -16,13 +16,30 @@ Writes OUT.json and journals each picture in OUT.jsonl, so an interrupted run go
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, or folders of them")
+    parser.add_argument("--image", action="append", default=[], help="the same")
+    parser.add_argument(
+        "--model-path", also=["--model"], required=True, help="folder of an encoder, or a LLaVA checkpoint"
+    )
+    parser.add_argument("--pruner", action="append", help="may be given again (default: all methods, all budgets)")
+    parser.add_argument("--budget", type=int, nargs="+", default=[192, 128, 64, 32], help="tokens that remain")
+    parser.add_argument("--out", type=Path, default=Path("runs/real/coverage"), help="(default: %(default)s.json)")
+    return parser
+
+
+parse_first(__name__, build_parser)
 
 import torch
 from torch import Tensor
@@ -37,9 +54,7 @@ from flowcut.flow.subject import Subject, load_subject
 from flowcut.pruner import Pruner
 from flowcut.registry import METHODS
 from llava.eval.files import write_atomic
-from llava.given import told_in_one_line
 
-BUDGETS = (192, 128, 64, 32)
 WITHOUT_QUESTION = {"cdpruner": "condition=false", "rcom": "condition=false"}
 DIGITS = 6
 
@@ -166,25 +181,15 @@ def document(
     return json.dumps(whole, indent=None, separators=(",", ":")).replace('{"pruner"', '\n{"pruner"') + "\n"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, or folders of them")
-    parser.add_argument("--model", required=True, help="folder of an encoder, or a LLaVA checkpoint")
-    parser.add_argument("--pruner", action="append", help="may be given again (default: all methods, all budgets)")
-    parser.add_argument("--budget", type=int, nargs="+", default=BUDGETS, help="tokens that remain")
-    parser.add_argument("--out", type=Path, default=Path("runs/real/coverage"), help="(default: %(default)s.json)")
-    return parser
-
-
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    with told_in_one_line():
-        pictures = read_pictures(args.images)
-        subject = load_subject(args.model)
-        texts, refused = (args.pruner, {}) if args.pruner else default_pruners(args.budget, subject)
-        journal, out = args.out.with_suffix(".jsonl"), args.out.with_suffix(".json")
-        measure_all(subject, pictures, texts, journal)
-        write_atomic(out, document(subject, [name for name, _ in pictures], texts, journal, refused))
+    pictures = read_pictures([*args.images, *args.image])
+    subject = load_subject(args.model_path)
+    texts, refused = (args.pruner, {}) if args.pruner else default_pruners(args.budget, subject)
+    journal, out = args.out.with_suffix(".jsonl"), args.out.with_suffix(".json")
+    measure_all(subject, pictures, texts, journal)
+    write_atomic(out, document(subject, [name for name, _ in pictures], texts, journal, refused))
     print(json.dumps({"file": str(out), "pictures": len(pictures), "pruners": len(texts), "refused": len(refused)}))
     return 0
 

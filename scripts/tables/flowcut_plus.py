@@ -12,12 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import parse_first, program
+from scripts.tables.render.marked_files import build_parser, fill, keep_pages
+
+parse_first(__name__, lambda: build_parser(__doc__))
+
 from flowcut.pruner import Pruner
 from flowcut.registry import METHODS
 from scripts.embedded.rows import BUDGETS
 from scripts.tables.cells.paired import Shared
 from scripts.tables.methods import read_cells
-from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("docs/flowcut_plus.md")
 METHOD = "flowcut_plus"
@@ -74,6 +78,7 @@ def texts(results: Path) -> dict[Path, str]:
     return {PAGE: fill(PAGE.read_text("utf-8"), "embedded", render(read_cells(results / "embedded")))}
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     keep_pages("scripts.tables.flowcut_plus", __doc__, texts, argv)
 

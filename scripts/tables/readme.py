@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import parse_first, program
+from scripts.tables.render.marked_files import build_parser, fill, keep_pages
+
+parse_first(__name__, lambda: build_parser(__doc__))
+
 from flowcut.pruner import Pruner
 from flowcut.registry import METHODS
 from scripts.tables.cells.paired import Shared
 from scripts.tables.methods import read_cells
 from scripts.tables.points import label
-from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("README.md")
 SHOWN = (64, 32)
@@ -84,6 +88,7 @@ def texts(results: Path) -> dict[Path, str]:
     return {PAGE: fill(page, "comparison", comparison(read_cells(results / "embedded")))}
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     keep_pages("scripts.tables.readme", __doc__, texts, argv)
 

@@ -31,8 +31,8 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfi
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from flowcut import FastV, FlowCut, PyramidDrop, SparseVLM, ToMe, attach
+from flowcut.bench.geometries import GEOMETRIES
 from flowcut.bench.replay import Replay
-from flowcut.bench.synthetic import GEOMETRIES
 from flowcut.compat import CACHE
 from flowcut.cost import (
     Cost,

@@ -23,7 +23,8 @@ from llava.serve.answer_stats import AnswerStats
 from llava.serve.client import ControllerClient, stream
 from llava.serve.controller import Controller, build_app
 from llava.serve.controller import main as controller_main
-from llava.serve.engine import PATIENCE, ChatPrompt, Engine, Progress
+from llava.serve.engine import ChatPrompt, Engine, Progress
+from llava.serve.limits import PATIENCE
 from llava.serve.model_worker import Limits, ModelWorker, build_parser
 from llava.serve.protocol import WorkerStatus
 from llava.serve.server import LocalServer
