@@ -98,7 +98,10 @@ def test_rows_of_different_length_add_twelve_working_calls_a_layer_and_no_wait(b
 
 
 def test_methods_with_one_cut_add_nothing_before_it():
-    """Working calls of each layer up to the cut are those of the bare encoder, for every method of this kind."""
+    """Working calls of each layer up to the cut are those of the bare encoder, for every method of this kind.
+
+    HiPrune and others that answer `vision` themselves read earlier layers for their one cut.
+    """
     bench = encoder(1, "tiny")
     layers = bench.model.encoder.layers
 
@@ -113,7 +116,7 @@ def test_methods_with_one_cut_add_nothing_before_it():
 
     vanilla, asked = before_each_layer(), []
     for name, method in METHODS.items():
-        if issubclass(method.cls, OneCut):
+        if issubclass(method.cls, OneCut) and method.cls.vision is OneCut.vision:
             asked.append(name)
             without_question = {"condition": False} if hasattr(method.cls, "condition") else {}
             pruner = method.make(budget=8, **without_question)
@@ -121,7 +124,7 @@ def test_methods_with_one_cut_add_nothing_before_it():
                 before = before_each_layer()
             assert min(handle.trace.kept) == len(layers) - 2, name
             assert before[: len(layers) - 1] == vanilla[: len(layers) - 1], name
-    assert len(asked) >= 12
+    assert len(asked) >= 10
 
 
 @pytest.mark.parametrize(("name", "most"), [("tome", 42), ("flowcut_plus", 77)])
