@@ -282,8 +282,8 @@ class EncoderForward:
         if merge is not None:
             flat = merge(hidden.flatten(0, -2))
         elif cut.hidden is None:
-            whole = cut.before_mlp and self.context is not None and self.context.merge is not None
-            self.kept_flat = self.context.merge.index if whole else self.places(cut.keep, starts)
+            done = self.context.merge if cut.before_mlp and self.context is not None else None
+            self.kept_flat = self.places(cut.keep, starts) if done is None else done.index
             flat = hidden.flatten(0, -2).index_select(0, self.kept_flat)
         else:
             special = [hidden.flatten(0, -2)[start : start + prefix] for start in starts]
