@@ -68,6 +68,7 @@ check: $(DEV)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m scripts.architecture --check
+	$(PY) -m scripts.methods --check
 
 docs: $(DEV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -17,16 +17,17 @@ def build_parser() -> Parser:
 
 parse_first(__name__, build_parser)
 
-from flowcut.registry import METHODS, settings_of
+from flowcut.registered import registered
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0."""
     args = build_parser().parse_args(argv)
-    if unknown := sorted(set(args.method) - set(METHODS)):
-        raise ValueError(f"there is no method {unknown[0]}; choose from {', '.join(METHODS)}")
-    describe(args.method or list(METHODS))
+    methods = registered()
+    if unknown := sorted(set(args.method) - set(methods)):
+        raise ValueError(f"there is no method {unknown[0]}; choose from {', '.join(methods)}")
+    describe(args.method or list(methods))
     if not args.method:
         print("none: no pruning")
     return 0
@@ -34,21 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def describe(names: Sequence[str]) -> None:
     """Print the methods of these names; a preset of a class that was printed before is told by its difference."""
-    shown: dict[type, str] = {}
+    shown: dict[str, str] = {}
     for name in names:
-        method = METHODS[name]
+        method = registered()[name]
         print(f"{name}: {method.paper}")
-        settings = settings_of(name)
         if method.cls in shown:
             before = shown[method.cls]
-            other = {(field.name, field.default) for field in settings_of(before)}
+            other = {(field.name, field.default) for field in registered()[before].settings}
             changed = [
-                f"{field.name}={field.default}" for field in settings if (field.name, field.default) not in other
+                f"{field.name}={field.default}" for field in method.settings if (field.name, field.default) not in other
             ]
             print(f"    as {before}, with {', '.join(changed)}")
             continue
         shown[method.cls] = name
-        for field in settings:
+        for field in method.settings:
             default = "" if field.default is None else f"={field.default}"
             text = f"{field.name}{default} ({field.allowed}): {field.meaning}"
             print(textwrap.fill(text, 118, initial_indent="    ", subsequent_indent="        "))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 from flowcut import methods
 from flowcut.pruner import Pruner
 from flowcut.pruner.fields import allowed, check_json, field_from_text, meanings
+from flowcut.registered import Setting
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,6 @@ def pruner_from_config(config: object) -> Pruner:
     if "budget" not in values:
         raise ValueError(f'pruner {dict(config)!r} has no budget; add "budget": 64')
     return METHODS[name].make(**values)
-
-
-class Setting(NamedTuple):
-    """A field of a method: its default as text, which values it takes, and what it is for."""
-
-    name: str
-    default: str | None
-    allowed: str
-    meaning: str
 
 
 def settings_of(name: str) -> list[Setting]:

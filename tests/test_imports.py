@@ -14,7 +14,15 @@ from scripts.architecture import import_graph
 
 LAYERS = (  # from the ground up; a room imports from its own layer and those below
     ("flowcut.layer_cost",),
-    ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots", "flowcut.version"),
+    (
+        "flowcut.compat",
+        "flowcut.scores",
+        "flowcut.trace",
+        "flowcut.cost",
+        "flowcut.plots",
+        "flowcut.version",
+        "flowcut.registered",
+    ),
     ("flowcut.pruner",),
     ("flowcut.methods", "flowcut.hooks"),
     ("flowcut.registry", "flowcut.anatomy", "flowcut.summary"),
@@ -97,11 +105,14 @@ def test_what_counts_as_an_import(tmp_path):
     assert graph == {"flowcut": set(), "flowcut.a": {"flowcut.b"}, "flowcut.b": {"flowcut.c"}, "flowcut.c": set()}
 
 
-def test_the_library_is_imported_without_transformers_and_the_compiler():
+def test_the_library_is_imported_without_transformers_and_the_compiler_and_the_list_without_torch():
     """They take seconds, and are there in any case once a model is."""
     code = (
-        "import sys, flowcut, flowcut.__main__, flowcut.bench\n"
+        "import sys, flowcut, flowcut.__main__\n"
         "flowcut.__main__.main(['list'])\n"
+        "assert 'torch' not in sys.modules\n"
+        "from flowcut import *\n"
+        "attach\n"
         "print([name for name in ('transformers', 'torch._dynamo') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

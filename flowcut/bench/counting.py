@@ -85,7 +85,8 @@ class _Operators(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name in _WAITING or (name in _INDEXING and any(leaf.dtype == torch.bool for leaf in given[1:])):
+        masked = name in _INDEXING and any(getattr(leaf, "dtype", None) == torch.bool for leaf in tree_leaves(args[1]))
+        if name in _WAITING or masked:
             self.calls.waits[name] += 1
         if _works(func, name, given, output):
             self.calls.work[name] += 1

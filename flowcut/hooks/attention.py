@@ -172,6 +172,8 @@ def _tapped(base: str, functions: Any) -> Callable[..., Any]:
         if isinstance(attention_mask, LayerContext):
             LAYER_CONTEXT.set(attention_mask)
             log_sizes, attention_mask = attention_mask.log_sizes, attention_mask.mask
+        if log_sizes is not None and attention_mask is None and base in PaddedRows.implementations:
+            return attend(module, query, key, value, _at_keys(log_sizes, query), **kwargs)
         if log_sizes is not None:
             kwargs["scaling"] = kwargs.get("scaling") or query.shape[-1] ** -0.5
             query, key, value = weighed(query, key, value, log_sizes, kwargs["scaling"])
@@ -195,6 +197,11 @@ def _tapped(base: str, functions: Any) -> Callable[..., Any]:
         return torch.cat(outputs, dim=1), None if weights[0] is None else _batched(weights)
 
     return attention
+
+
+def _at_keys(log_sizes: Tensor, query: Tensor) -> Tensor:
+    """[R, S] -> a mask [R, 1, S, S], a view, that adds it to the logits at each key."""
+    return log_sizes.to(query)[:, None, None].expand(-1, -1, query.shape[2], -1)
 
 
 def _batched(weights: Sequence[Tensor]) -> Tensor:

@@ -262,7 +262,8 @@ class EncoderForward:
         if sizes is not None:
             if cut.into is not None and not cut.before_mlp:
                 merge = merge_of(cut, sizes.sizes, prefix, before, counts, self.packed)
-            sizes.update(cut, before, counts)
+            done = merge if self.context is None or not cut.before_mlp else self.context.merge
+            sizes.update(cut, before, counts, done)
         starts = self.layout.starts if self.packed else np.arange(len(before)) * hidden.shape[1]
         after = self.masks.get("after") if cut.counts is not None else None
         self.counts, self.known_layout = counts, None
@@ -281,7 +282,8 @@ class EncoderForward:
         if merge is not None:
             flat = merge(hidden.flatten(0, -2))
         elif cut.hidden is None:
-            self.kept_flat = self.places(cut.keep, starts)
+            done = self.context.merge if cut.before_mlp and self.context is not None else None
+            self.kept_flat = self.places(cut.keep, starts) if done is None else done.index
             flat = hidden.flatten(0, -2).index_select(0, self.kept_flat)
         else:
             special = [hidden.flatten(0, -2)[start : start + prefix] for start in starts]

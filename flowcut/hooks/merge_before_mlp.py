@@ -2,7 +2,7 @@
 
 A layer computes h = x + attention(x) and returns h + branch(h), the branch being a norm and an MLP. To merge in
 between, one hook hands the branch the merged tokens m in the place of h, and another, after it, brings the branch's
-result back to the length of h: where a merged token has its place it returns branch(m) + m - h, elsewhere 0. The
+result back to the length of h: where a merged token has its place it returns branch(m) + m - h, elsewhere h. The
 layer's own sum then holds m + branch(m) there, and the cut after the layer takes these places alone. No line of a
 foreign forward is replaced.
 
@@ -38,15 +38,20 @@ class Merge:
         index: [T'], the place of each token that stays.
         into: [T], which of those each token becomes part of; T' for padding, which goes nowhere.
         weight: [T], its share in that token.
+        sums: [T'], the sizes of the tokens that stay, special ones included; None where the rows differ in length.
     """
 
     index: Tensor
     into: Tensor
     weight: Tensor
+    sums: Tensor | None = None
 
     def __call__(self, flat: Tensor) -> Tensor:
         """[T, D] -> [T', D], weighted sums, added up in float32 or better."""
         wide = torch.promote_types(flat.dtype, torch.float32)
+        if self.sums is not None:
+            merged = flat.new_zeros(len(self.index), flat.shape[1], dtype=wide)
+            return merged.index_add(0, self.into, flat.to(wide) * self.weight[:, None]).to(flat.dtype)
         total = flat.new_zeros(len(self.index) + 1, flat.shape[1], dtype=wide)
         return total.index_add(0, self.into, flat.to(wide) * self.weight[:, None].to(wide))[:-1].to(flat.dtype)
 
@@ -59,11 +64,13 @@ class TokenSizes:
         sizes: [R, n], how many patches each visual token stands for.
         sources: [R, N], for each patch of the original grid the visual token it is part of; -1 if it was dropped.
         proportional: whether a token counts in attention as many times as its size says.
+        dropped: whether a patch may be part of no token.
     """
 
     sizes: Tensor
     sources: Tensor
     proportional: bool = False
+    dropped: bool = True
 
     @classmethod
     def of(cls, positions: Tensor, counts: Sequence[int], whole: int) -> TokenSizes:
@@ -73,23 +80,30 @@ class TokenSizes:
         valid = valid_mask(counts, length, positions.device)
         place = positions if valid is None else positions.masked_fill(~valid, whole)
         sources = positions.new_full((rows, whole + 1), -1).scatter(1, place, numbers)[:, :-1]
-        return cls(torch.ones(rows, length, device=positions.device), sources)
+        new = valid is None and length == whole
+        return cls(torch.ones(rows, length, device=positions.device), sources, dropped=not new)
 
-    def update(self, cut: Cut, before: Sequence[int], after: Sequence[int]) -> None:
-        """Enter a cut by which rows of `before` tokens become rows of `after`."""
+    def update(self, cut: Cut, before: Sequence[int], after: Sequence[int], merge: Merge | None = None) -> None:
+        """Enter a cut by which rows of `before` tokens become rows of `after`; `merge`: how, where it is known."""
+        self.proportional = self.proportional or cut.proportional
+        self.dropped = self.dropped or cut.into is None or cut.drops
+        if merge is not None and merge.sums is not None and cut.into is not None and not self.dropped:
+            self.sizes = merge.sums.view(len(cut.keep), -1)[:, -cut.keep.shape[1] :]
+            self.sources = cut.into.gather(1, self.sources)
+            return
         into = _joined(cut, before, after)
         rows, length = cut.keep.shape
         bin_of = into.masked_fill(into < 0, length)
         self.sizes = self.sizes.new_zeros(rows, length + 1).scatter_add(1, bin_of, self.sizes)[:, :-1]
         moved = into.gather(1, self.sources.clamp_min(0))
         self.sources = moved.masked_fill(self.sources < 0, -1)
-        self.proportional = self.proportional or cut.proportional
 
     def log_sizes(self, prefix: int, counts: Sequence[int], packed: bool) -> Tensor | None:
         """[R, S] for all tokens, special ones and padding counted once; [1, sum S] for packed rows."""
         if not self.proportional:
             return None
-        logs = pad(self.sizes.clamp_min(1).log(), (prefix, 0))
+        even = len(set(counts)) == 1  # else sizes are 0 on padding
+        logs = pad((self.sizes if even else self.sizes.clamp_min(1)).log(), (prefix, 0))
         if not packed:
             return logs
         return _flat(logs, [prefix + count for count in counts])[None]
@@ -97,6 +111,8 @@ class TokenSizes:
 
 def merge_of(cut: Cut, sizes: Tensor, prefix: int, before: Sequence[int], after: Sequence[int], packed: bool) -> Merge:
     """The merge that a cut asks for, for rows that lie one after the other (packed), or padded to the longest."""
+    if cut.into is not None and not (cut.drops or packed) and len(set(before)) == len(set(after)) == 1:
+        return _merge_of_batch(cut.keep, cut.into, sizes, prefix)
     into, device = _joined(cut, before, after), cut.keep.device
     ahead = torch.arange(prefix, device=device).expand(len(into), prefix)
     lengths = [prefix + count for count in before] if packed else [prefix + into.shape[1]] * len(into)
@@ -108,6 +124,19 @@ def merge_of(cut: Cut, sizes: Tensor, prefix: int, before: Sequence[int], after:
     target, share = (_flat(tensor, lengths) for tensor in (target, share))
     sums = share.new_zeros(sum(left) + 1).index_add(0, target, share)
     return Merge(_flat(place, left), target, share / sums[target])
+
+
+def _merge_of_batch(keep: Tensor, into: Tensor, sizes: Tensor, prefix: int) -> Merge:
+    """`merge_of` for equally long rows that merge equally many of their tokens and drop none."""
+    rows, left = len(keep), prefix + keep.shape[1]
+    ahead = torch.arange(prefix, device=keep.device).expand(rows, prefix)
+    place, target = (torch.cat([ahead, part + prefix], dim=1) if prefix else part for part in (keep, into))
+    if rows > 1:
+        place = place + torch.arange(0, rows * target.shape[1], target.shape[1], device=keep.device)[:, None]
+        target = target + torch.arange(0, rows * left, left, device=keep.device)[:, None]
+    target, share = target.flatten(), pad(sizes, (prefix, 0), value=1.0).flatten()
+    sums = share.new_zeros(rows * left).index_add(0, target, share)
+    return Merge(place.flatten(), target, share / sums[target], sums)
 
 
 def _starts(lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -201,6 +230,6 @@ class BranchHooks:
         index, before = context.merge.index, context.before.flatten(0, -2)
         wide = torch.promote_types(output.dtype, torch.float32)
         moved = output.flatten(0, -2).to(wide) + (context.after.to(wide) - before[index].to(wide))
-        result = torch.zeros_like(before).index_copy(0, index, moved.to(before.dtype))
+        result = before.index_copy(0, index, moved.to(before.dtype))
         shape, context.before, context.after = context.before.shape, None, None
         return result.view(shape)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -18,6 +19,7 @@ from torch.nn.functional import normalize
 from flowcut import scores
 from flowcut.methods.scope import most_covering
 from flowcut.pruner import Cut, ModelShape, Pruner, View, valid_mask
+from flowcut.pruner.cut import on_device
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,15 @@ class FlowCutPlus(Pruner):
             goals = counts
         self.carry(view, into, keep.shape[1])
         uneven = tuple(goals) if len(set(goals)) > 1 else None
-        return Cut(keep, uneven, into=into, before_mlp=True, proportional=True)
+        drops = view.valid is not None
+        return Cut(keep, uneven, into=into, drops=drops, before_mlp=True, proportional=True)
 
     def flow(self, view: View) -> Tensor:
         """[R, n], this layer's flow through each token; its mean over an image's tokens is 1."""
         flow = view.global_attention() * scores.value_strength(view.visual(view.v))
         if view.valid is not None:
             flow = flow.masked_fill(~view.valid, 0)
-        number = torch.tensor(view.counts, device=flow.device)[:, None]
-        return scores.normalise(flow) * number
+        return scores.normalise(flow) * _column(view.counts, flow.device)
 
     def count(self, tokens: int, target: int, left: int) -> int:
         """How many tokens remain after a block with `left` blocks to go, itself counted, until there are `target`."""
@@ -129,7 +131,7 @@ class FlowCutPlus(Pruner):
 
     def carry(self, view: View, into: Tensor, length: int) -> None:
         """Note sizes and flow of the tokens that remain."""
-        bins = into.masked_fill(into < 0, length)
+        bins = into if view.valid is None else into.masked_fill(into < 0, length)
         before, memory = view.memory["sizes"], view.memory
 
         def total(values: Tensor) -> Tensor:
@@ -138,6 +140,11 @@ class FlowCutPlus(Pruner):
         memory["sizes"] = total(before)
         if self.alpha:
             memory["flow"] = total(memory["flow"] * before) / memory["sizes"].clamp_min(1)
+
+
+def _column(numbers: Sequence[int], device: torch.device) -> Tensor | int:
+    """[R, 1], a number for each row; the number itself where it is the same for all."""
+    return numbers[0] if len(set(numbers)) == 1 else on_device(np.array(numbers)[:, None], device)
 
 
 def merge_pairs(keys: Tensor, mass: Tensor, counts: Sequence[int], remaining: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -161,7 +168,7 @@ def merge_pairs(keys: Tensor, mass: Tensor, counts: Sequence[int], remaining: Se
         price = price.masked_fill(~(valid[:, ::2, None] & valid[:, None, 1::2]), torch.inf)
     least, partner = price.min(dim=2)
     rank = least.argsort(dim=1, stable=True).argsort(dim=1)
-    number = torch.tensor([[n - left] for n, left in zip(counts, remaining, strict=True)], device=mass.device)
+    number = _column([n - left for n, left in zip(counts, remaining, strict=True)], mass.device)
     stays = torch.ones_like(mass, dtype=torch.bool) if valid is None else valid.clone()
     stays[:, ::2] &= rank >= number
     keep = places.masked_fill(~stays, length).sort(dim=1).values[:, : max(remaining)]
@@ -170,7 +177,7 @@ def merge_pairs(keys: Tensor, mass: Tensor, counts: Sequence[int], remaining: Se
     into[:, ::2] = torch.where(stays[:, ::2], into[:, ::2], joined)
     if valid is not None:
         into = into.masked_fill(~valid, -1)
-    return keep.masked_fill(keep == length, 0), into
+    return keep if len(set(remaining)) == 1 else keep.masked_fill(keep == length, 0), into
 
 
 def cover(keys: Tensor, mass: Tensor, counts: Sequence[int], valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -75,13 +75,13 @@ def most_covering(
     if valid is not None:
         similarity = similarity.masked_fill(~valid[:, None] | ~valid[:, :, None], 0)
     covered = torch.zeros_like(weight)
-    free = torch.ones_like(weight, dtype=torch.bool) if valid is None else valid.clone()
+    taken = torch.zeros_like(weight, dtype=torch.bool) if valid is None else ~valid
     picks = []
     for _ in range(number):
         gained = (similarity - covered[:, None]).clamp_min(0)
         gain = gained.sum(dim=2) if mass is None else (gained @ mass[:, :, None]).squeeze(2)
-        pick = (gain * weight).masked_fill(~free, -torch.inf).argmax(dim=1)
-        free[every, pick] = False
+        pick = (gain * weight).masked_fill(taken, -torch.inf).argmax(dim=1)
+        taken[every, pick] = True
         covered = torch.maximum(covered, similarity[every, pick])
         picks.append(pick)
     return torch.stack(picks, dim=1)

@@ -41,13 +41,15 @@ def match(metric: Tensor, number: int, prefix: int) -> Matching:
     unit = normalize(metric, dim=-1)
     similarity = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
     similarity[:, : (prefix + 1) // 2] = -torch.inf
-    similarity[:, :, : prefix // 2] = -torch.inf
+    if prefix > 1:
+        similarity[:, :, : prefix // 2] = -torch.inf
     best, partner = similarity.max(dim=2)
     order = best.argsort(dim=1, descending=True, stable=True)
-    goes, stays = order[:, :number], order[:, number:]
+    places = order * 2
+    goes, stays = places[:, :number], places[:, number:]
     if prefix:
         stays = stays.sort(dim=1).values
-    return Matching(stays * 2, goes * 2, partner.gather(1, goes) * 2 + 1)
+    return Matching(stays, goes, partner.gather(1, order[:, :number]) * 2 + 1)
 
 
 def left_behind(matching: Matching, tokens: int, prefix: int) -> tuple[Tensor, Tensor]:
@@ -57,8 +59,8 @@ def left_behind(matching: Matching, tokens: int, prefix: int) -> tuple[Tensor, T
     # Special tokens come first in their set: those of A because it is in order then, those of B anyway.
     keep = torch.cat([matching.stays[:, (prefix + 1) // 2 :], odd[:, prefix // 2 :]], dim=1)
     numbers = torch.arange(keep.shape[1], device=keep.device).expand(rows, -1)
-    into = keep.new_zeros(rows, tokens).scatter(1, keep, numbers)
-    into = into.scatter(1, matching.goes, into.gather(1, matching.into))
+    into = keep.new_empty(rows, tokens).scatter_(1, keep, numbers)
+    into.scatter_(1, matching.goes, into.gather(1, matching.into))
     return keep - prefix, into[:, prefix:]
 
 
@@ -173,7 +175,7 @@ def _step(view: View, numbers: Sequence[int]) -> Cut:
     tokens = [prefix + count for count in view.counts]
     if len(set(tokens)) == len(set(numbers)) == 1:
         keep, into = left_behind(match(metric, numbers[0], prefix), tokens[0], prefix)
-        return Cut(keep, into=into)
+        return Cut(keep, into=into, drops=False)
     rows = []
     for row, (length, number) in enumerate(zip(tokens, numbers, strict=True)):
         matching = match(metric[row : row + 1, :length], number, view.shape.num_prefix_tokens)

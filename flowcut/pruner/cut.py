@@ -30,7 +30,8 @@ class Cut:
         into: [R, n], in an encoder, for methods that merge each token into one other: the entry of `keep` that each of
             the layer's visual tokens becomes part of, -1 to drop it. Entries of `keep` name themselves, in any order.
             A remaining token is the mean of its members, weighted by their sizes; gradients flow back to all of them.
-        sources: [R, n], in an encoder, beside `hidden`: as `into`, but only for the trace, which tells where patches
+        drops: whether `into` may drop tokens; a method that merges all of them says False, which spares work.
+        sources: [R, n], in an encoder, beside `hidden`: as `into`, but for the trace alone, which tells where patches
             went.
         before_mlp: merge between the layer's attention and its MLP, by a pruner with `merges_before_mlp`; otherwise
             after the layer.
@@ -43,6 +44,7 @@ class Cut:
     hidden: Tensor | None = None
     renumber: bool = False
     into: Tensor | None = None
+    drops: bool = True
     sources: Tensor | None = None
     before_mlp: bool = False
     proportional: bool = False

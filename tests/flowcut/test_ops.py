@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 
-from flowcut import attach, parse_pruner
+from flowcut import OneCut, attach, parse_pruner
 from flowcut.bench.__main__ import main, parse
 from flowcut.bench.counting import count, counting
 from flowcut.bench.model import Bench
+from flowcut.registry import METHODS
 
 
-def encoder(batch):
-    words = ["encode", "--geometry", "deep", "--threads", "1", "--batch", str(batch)]
+def encoder(batch, geometry="deep"):
+    words = ["encode", "--geometry", geometry, "--threads", "1", "--batch", str(batch)]
     args, pruner = parse(words)
     return Bench(args, pruner)
 
@@ -56,6 +57,7 @@ def test_views_and_allocations_are_no_work_and_inner_parts_are_counted():
         (lambda x: x.tolist(), 1),
         (lambda x: x.nonzero(), 1),
         (lambda x: x[x > 1], 1),
+        (lambda x: (x > 1).index_put_((torch.tensor([0]),), torch.tensor(True)), 0),
         (lambda x: x.cpu(), 1),
         (lambda x: torch.tensor([1, 2], device=x.device), 1),
         (lambda x: torch.from_numpy(x.numpy() * 0), 1),
@@ -95,26 +97,43 @@ def test_rows_of_different_length_add_twelve_working_calls_a_layer_and_no_wait(b
     assert pruned.waits.total() <= len(handle.trace.kept)
 
 
-@pytest.mark.parametrize("name", ["fastervlm", "visionzip", "random", "uniform", "divprune"])
-def test_a_method_with_one_cut_adds_nothing_before_it(benches, name):
-    """Working calls of each layer up to the cut are those of the bare encoder."""
-    bench = benches[1]
+def test_methods_with_one_cut_add_nothing_before_it():
+    """Working calls of each layer up to the cut are those of the bare encoder, for every method of this kind.
+
+    HiPrune and others that answer `vision` themselves read earlier layers for their one cut.
+    """
+    bench = encoder(1, "tiny")
+    layers = bench.model.encoder.layers
 
     def before_each_layer():
         with counting() as calls:
             seen: list[int] = []
-            hooks = [
-                layer.register_forward_pre_hook(lambda *_: seen.append(calls.work.total()))
-                for layer in bench.model.encoder.layers
-            ]
+            hooks = [layer.register_forward_pre_hook(lambda *_: seen.append(calls.work.total())) for layer in layers]
             bench.call("run")
         for hook in hooks:
             hook.remove()
         return seen
 
-    vanilla = before_each_layer()
-    with attach(bench.model, parse_pruner(f"{name}:budget=16")):
-        assert before_each_layer()[:23] == vanilla[:23]  # the cut comes after layer 22
+    vanilla, asked = before_each_layer(), []
+    for name, method in METHODS.items():
+        if issubclass(method.cls, OneCut) and method.cls.vision is OneCut.vision:
+            asked.append(name)
+            without_question = {"condition": False} if hasattr(method.cls, "condition") else {}
+            pruner = method.make(budget=8, **without_question)
+            with attach(bench.model, pruner) as handle:
+                before = before_each_layer()
+            assert min(handle.trace.kept) == len(layers) - 2, name
+            assert before[: len(layers) - 1] == vanilla[: len(layers) - 1], name
+    assert len(asked) >= 10
+
+
+@pytest.mark.parametrize(("name", "most"), [("tome", 42), ("flowcut_plus", 77)])
+def test_methods_that_merge_in_every_block(benches, name, most):
+    """Measured in docs/LOG.md: 70 and 107 before. The host never waits."""
+    vanilla, pruned, handle = counted(benches[1], f"{name}:budget=16")
+    assert len(handle.trace.kept) == 23
+    assert per_layer(vanilla, pruned) <= most
+    assert pruned.waits.total() == 0
 
 
 def test_report(capsys):

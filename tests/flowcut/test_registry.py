@@ -7,7 +7,9 @@ from typing import get_args, get_type_hints
 import pytest
 
 from flowcut import FasterVLM, FlowCut, Pruner, Random, parse_pruner
+from flowcut.registered import registered
 from flowcut.registry import METHODS, Method, pruner_from_config, pruner_to_config, pruner_to_text, settings_of
+from scripts import methods as methods_table
 
 
 @pytest.mark.parametrize(
@@ -151,3 +153,9 @@ def test_bad_config(config, message):
     with pytest.raises(ValueError, match=message) as error:
         pruner_from_config(config)
     assert "\n" not in str(error.value)
+
+
+def test_the_table_of_methods_is_what_the_classes_say():
+    """`flowcut list` reads it without importing torch."""
+    assert methods_table.main(["--check"]) == 0
+    assert list(registered()) == list(METHODS)
