@@ -8,7 +8,6 @@ their end and masked. So are the hidden states that a caller asks for, of all la
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,10 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flowcut.hooks.attention import AttentionInputsCaptured, Segments
 from flowcut.hooks.call_context import KnownRows
+from flowcut.hooks.learned import learning
 from flowcut.hooks.merge_before_mlp import LayerContext, TokenSizes, merge_of
 from flowcut.hooks.parts import Encoder
 from flowcut.hooks.row_layout import RowLayout
-from flowcut.hooks.shown_layer import ShownLayer
+from flowcut.hooks.shown_encoder_layer import ShownEncoderLayer
 from flowcut.pruner import CLS, Cut, Pruner, Question, Rows, View, valid_mask
 from flowcut.pruner.cut import on_device
 from flowcut.trace import Trace
@@ -163,13 +163,15 @@ class EncoderForward:
 
     def ask(self, hidden: Tensor | None) -> None:
         """Show the layer under way to the pruner."""
-        with torch.no_grad():
-            self.cut = cut = self.pruner.vision(self.view(len(self.trace.entering), hidden))
-            if cut is not None and cut.before_mlp:
-                assert self.context is not None, "a pruner that merges there has to say merges_before_mlp = True"
-                counts = cut.counts or (cut.keep.shape[1],) * len(self.counts)
-                sizes, prefix = self.sizes().sizes, self.encoder.num_prefix_tokens
-                self.context.merge = merge_of(cut, sizes, prefix, self.counts, counts, self.packed)
+        with learning(self.encoder.model):
+            with torch.no_grad():
+                self.cut = cut = self.pruner.vision(self.view(len(self.trace.entering), hidden))
+            if cut is None or not cut.before_mlp:
+                return
+            assert self.context is not None, "a pruner that merges there has to say merges_before_mlp = True"
+            counts = cut.counts or (cut.keep.shape[1],) * len(self.counts)
+            sizes, prefix = self.sizes().sizes, self.encoder.num_prefix_tokens
+            self.context.merge = merge_of(cut, sizes, prefix, self.counts, counts, self.packed)
 
     def sizes(self) -> TokenSizes:
         """What the tokens are made of, from the first merge on."""
@@ -371,33 +373,3 @@ def tokens_of(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]:
             "which this model makes its tokens of; resize it as the model's image processor does"
         )
     return grid[0] // cell[0], grid[1] // cell[1]
-
-
-class ShownEncoderLayer(ShownLayer):
-    """`flowcut.pruner.source.EncoderSource`: a layer of a forward, at the moment its pruner is asked.
-
-    Attributes:
-        given: the layer's output as the next layer would get it: packed where rows differ in length.
-    """
-
-    def __init__(self, forward: EncoderForward, states: Tensor | None, given: Tensor | None):
-        super().__init__(states, forward.trace if forward.signals else None)
-        self.forward = forward
-        self.given = given
-
-    @property
-    def question(self) -> Question | None:
-        return self.forward.question
-
-    def project(self, states: Tensor) -> Tensor:
-        project = self.forward.encoder.project
-        return states if project is None else project(states)
-
-    def next_layer(self, view: View) -> View:
-        if self.given is None or self.forward.encoder.patches_per_token > 1:
-            raise ValueError("a following layer is shown to pruners with reads_hidden, and not in Qwen2-VL's encoders")
-        number = view.layer + 1
-        seen, scaling = self.forward.attention_inputs(number, self.given)
-        query, key, value = (tensor.to(view.q.device) for tensor in seen)
-        source = ShownEncoderLayer(self.forward, None, None)
-        return replace(view, layer=number, q=query, k=key, v=value, scaling=scaling, source=source)

@@ -30,6 +30,8 @@ class Cut:
         into: [R, n], in an encoder, for methods that merge each token into one other: the entry of `keep` that each of
             the layer's visual tokens becomes part of, -1 to drop it. Entries of `keep` name themselves, in any order.
             A remaining token is the mean of its members, weighted by their sizes; gradients flow back to all of them.
+        weights: [R, n], with `into`: how much each of the layer's visual tokens counts in such a mean, besides its
+            size; None for all alike. Gradients flow back to them, if they were computed with gradients.
         before_mlp: merge between the layer's attention and its MLP, by a pruner with `merges_before_mlp`; otherwise
             after the layer.
         proportional: from the next layer on, a token counts in attention as many times as it has patches: the
@@ -41,6 +43,7 @@ class Cut:
     hidden: Tensor | None = None
     renumber: bool = False
     into: Tensor | None = None
+    weights: Tensor | None = None
     before_mlp: bool = False
     proportional: bool = False
 
