@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flowcut.hooks.attention import AttentionInputsCaptured, Segments
 from flowcut.hooks.call_context import KnownRows
-from flowcut.hooks.learned import learning
+from flowcut.hooks.learned import learning, needs_gradient
 from flowcut.hooks.merge_before_mlp import LayerContext, TokenSizes, merge_of
 from flowcut.hooks.parts import Encoder
 from flowcut.hooks.row_layout import RowLayout
@@ -311,6 +311,8 @@ class EncoderForward:
 
     def before_layer(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the next layer has to be called with, if not with what the encoder gives it."""
+        if not self.trace.entering:
+            needs_gradient(self.encoder.model, args[0])
         mask = self.mask
         given = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         if mask is None and given is not None and self.trace.kept:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -31,13 +33,24 @@ def _remove(encoder: nn.Module) -> None:
     encoder._modules.pop(LEARNED, None)
 
 
-def learning(encoder: nn.Module) -> AbstractContextManager[Any]:
+@contextmanager
+def learning(encoder: nn.Module) -> Iterator[None]:
     """Where scores are computed with gradients for the weights on an encoder, if there are some.
 
-    A checkpointed layer calls no pruner when it is computed again, so what its scores keep for the backward pass must
-    not be dropped and counted with the rest of the layer.
+    A checkpointed layer calls no pruner when it is computed again. So what its scores keep for the backward pass must
+    not be dropped and counted with the rest of the layer, and the gradients are needed in the first run already.
     """
-    return nullcontext() if learned_on(encoder) is None else saved_tensors_hooks(_same, _same)
+    if learned_on(encoder) is None or torch.is_inference_mode_enabled():
+        yield
+        return
+    with saved_tensors_hooks(_same, _same), torch.enable_grad():
+        yield
+
+
+def needs_gradient(encoder: nn.Module, hidden: Tensor) -> None:
+    """Have checkpointed layers compute gradients where nothing before them is trained: they look at their input."""
+    if learned_on(encoder) is not None and torch.is_grad_enabled() and not hidden.requires_grad:
+        hidden.requires_grad_()
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ Transformers", arXiv 2305.17455).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -130,6 +130,14 @@ class CrossGET(BlockMerging):
             )
         return CrossTokens(offsets.float())
 
+    def keep_learned(self, learned: nn.Module, folder: Path) -> CrossGET:
+        save_file({"offsets": learned.get_parameter("offsets").detach().float().cpu().contiguous()}, folder / FILE)
+        return replace(self, cross_tokens=FILE)
+
+    def beside(self, folder: Path) -> CrossGET:
+        named = self.cross_tokens not in (None, NEW) and (folder / str(self.cross_tokens)).is_file()
+        return replace(self, cross_tokens=str(folder / str(self.cross_tokens))) if named else self
+
     def merge(self, view: View, numbers: Sequence[int]) -> Cut:
         keys, prefix = view.k.float().mean(dim=1), view.shape.num_prefix_tokens
         importance = None if view.learned is None else self.importance(view, keys)
@@ -145,13 +153,18 @@ class CrossGET(BlockMerging):
                 rows.append((keep[0], into[0]))
             cut = rows_cut(rows)
         if importance is not None:
-            with torch.enable_grad():
+            with _gradients():
                 cut.weights = importance[:, prefix:].exp()
         return cut
 
     def importance(self, view: View, keys: Tensor) -> Tensor:
         """[R, S], the cosine of each key to its block's cross token, with gradients for that token."""
         query = view.global_token(view.q).float().mean(dim=1)
-        with torch.enable_grad():
+        with _gradients():
             cross = normalize(query + view.learned.offsets[view.layer].to(query), dim=-1)
             return (normalize(keys, dim=-1) @ cross[:, :, None])[..., 0]
+
+
+def _gradients() -> Any:
+    """For what is learnt; pruners are asked without."""
+    return torch.set_grad_enabled(not torch.is_inference_mode_enabled())

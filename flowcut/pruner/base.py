@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
@@ -115,6 +116,14 @@ class Pruner:
             ValueError: they are to be read from a file, which cannot be read or is of another model.
         """
         return None
+
+    def keep_learned(self, learned: nn.Module, folder: Path) -> Pruner:
+        """Write such weights into a checkpoint's folder. -> the pruner as the checkpoint is to remember it."""
+        raise NotImplementedError
+
+    def beside(self, folder: Path) -> Pruner:
+        """The same pruner, with files that a checkpoint in `folder` brings along named by their whole path."""
+        return self
 
     def reads_layer(self, layer: int, shape: EncoderShape) -> bool:
         """Whether `vision` has to be asked about this encoder layer; the others are left alone. By default all are."""
