@@ -20,8 +20,8 @@ from flowcut.pruner import Cut, EncoderShape, ModelShape, View
 
 NEW = "new"
 """Value of `cross_tokens` for tokens that are still to be trained."""
-FILE = "cross_tokens.safetensors"
-"""Name of the file that training writes beside the weights."""
+FILE = "crossget/cross_tokens.safetensors"
+"""The file that training writes into a checkpoint; in a folder of its own, because it is no weights of a model."""
 
 
 def match(keys: Tensor, number: int, prefix: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -131,6 +131,7 @@ class CrossGET(BlockMerging):
         return CrossTokens(offsets.float())
 
     def keep_learned(self, learned: nn.Module, folder: Path) -> CrossGET:
+        (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
         save_file({"offsets": learned.get_parameter("offsets").detach().float().cpu().contiguous()}, folder / FILE)
         return replace(self, cross_tokens=FILE)
 

@@ -150,10 +150,10 @@ def test_cross_tokens_learn_and_change_what_is_merged(tmp_path):
         assert [part.tolist() for part in handle.trace.members(0)] != before
         kept = handle.pruner.keep_learned(learned, tmp_path)
     assert learned_on(model) is None
-    assert kept == CrossGET(6, cross_tokens="cross_tokens.safetensors")
+    assert kept == CrossGET(6, cross_tokens="crossget/cross_tokens.safetensors")
     assert parse_pruner("crossget:budget=6,cross_tokens=new") == CrossGET(6, cross_tokens="new")
     found = kept.beside(tmp_path)
-    assert found.cross_tokens == str(tmp_path / "cross_tokens.safetensors")
+    assert found.cross_tokens == str(tmp_path / "crossget/cross_tokens.safetensors")
     with attach(model, found) as handle, torch.inference_mode():
         assert all(map(torch.equal, after, host.outputs(model, host.samples()[:2], handle)))
 

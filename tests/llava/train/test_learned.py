@@ -14,7 +14,7 @@ from llava.train.learned import refuse_sharding
 from llava.train.train import prepare, run, train
 
 PRUNER = "crossget:budget=10,cross_tokens=new"
-FILE = "cross_tokens.safetensors"
+FILE = "crossget/cross_tokens.safetensors"
 
 
 def tokens_of(model):
