@@ -10,11 +10,30 @@ line for every `--every` tokens and, as the last line, the report as JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
+
+from flowcut.command_line import Parser, parse_first, program
+
+GEOMETRY = "llava-1.5-7b"
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--model-path", also=["--model"], default="playground/embedded", help="checkpoint folder (default: %(default)s)"
+    )
+    parser.add_argument("--pruner", help="as in st3:budget=192 (default: ST3 at 192 tokens)")
+    parser.add_argument("--new-tokens", type=int, default=128, help="length of the answer (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=16, help="tokens from line to line (default: %(default)s)")
+    parser.add_argument("--question", default="What is in the picture?", help="(default: %(default)s)")
+    parser.add_argument("--formula", action="store_true", help=f"{GEOMETRY} by formula; st3 only")
+    return parser
+
+
+parse_first(__name__, build_parser)
 
 import numpy as np
 import torch
@@ -22,16 +41,13 @@ from PIL import Image
 from torch import nn
 
 from flowcut import attach
-from flowcut.bench.synthetic import GEOMETRIES
+from flowcut.bench.geometries import GEOMETRIES
 from flowcut.compat import CACHE
 from flowcut.cost import kv_cache_bytes
 from flowcut.methods.annealing import Annealing
 from flowcut.registry import parse_pruner
 from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
-from llava.given import told_in_one_line
 from llava.mm_utils import tokenizer_image_token
-
-GEOMETRY = "llava-1.5-7b"
 
 
 def bytes_held(cache: Any) -> int:
@@ -109,28 +125,21 @@ def table(rows: Sequence[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="playground/embedded", help="checkpoint folder (default: %(default)s)")
-    parser.add_argument("--pruner", help="as in st3:budget=192 (default: ST3 at 192 tokens)")
-    parser.add_argument("--new-tokens", type=int, default=128, help="length of the answer (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=16, help="tokens from line to line (default: %(default)s)")
-    parser.add_argument("--question", default="What is in the picture?", help="(default: %(default)s)")
-    parser.add_argument("--formula", action="store_true", help=f"{GEOMETRY} by formula; st3 only")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     pruner = args.pruner or ("st3:budget=192" if args.formula else "st3:budget=192,start=1,stride=1")
-    with told_in_one_line():
-        if args.new_tokens < 1 or args.every < 1:
-            raise ValueError("--new-tokens and --every are numbers of tokens >= 1")
-        if args.formula:
-            given: Any = parse_pruner(pruner)
-            runs = [by_formula(None, args.new_tokens), by_formula(given, args.new_tokens)]
-        else:
-            checkpoint = load_checkpoint(args.model, default_mode="vicuna_v1")
-            runs = [list(measured(checkpoint, one, args.new_tokens, args.question)) for one in ("none", pruner)]
+    if args.new_tokens < 1 or args.every < 1:
+        raise ValueError("--new-tokens and --every are numbers of tokens >= 1")
+    if args.formula:
+        given: Any = parse_pruner(pruner)
+        runs = [by_formula(None, args.new_tokens), by_formula(given, args.new_tokens)]
+    else:
+        checkpoint = load_checkpoint(args.model_path, default_mode="vicuna_v1")
+        runs = [list(measured(checkpoint, one, args.new_tokens, args.question)) for one in ("none", pruner)]
     rows = report(runs[0], runs[1], args.every)
     print(table(rows))
-    print(json.dumps({"pruner": pruner, "model": GEOMETRY if args.formula else args.model, "rows": rows}))
+    print(json.dumps({"pruner": pruner, "model": GEOMETRY if args.formula else args.model_path, "rows": rows}))
 
 
 if __name__ == "__main__":

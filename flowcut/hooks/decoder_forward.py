@@ -142,6 +142,7 @@ class DecoderForward(LayerCalls):
         places = torch.arange(hidden.shape[1], device=self.device).expand(self.rows, -1)
         source = places.clone()
         if cut.hidden is not None:
+            self.trace.mixed = True
             hidden = hidden.clone()
         for row, sample in enumerate(self.samples):
             stays[sample, before[row, : self.counts[row]]] = False

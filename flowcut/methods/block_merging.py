@@ -48,6 +48,15 @@ class BlockMerging(Pruner):
             if self.merges_before_mlp and not encoder.merges_before_mlp:
                 raise ValueError(f"{type(self).__name__} cannot merge inside the layers of this {encoder.name}")
 
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        left = super().least_budget(tokens, shape)
+        for encoder in shape.encoders:
+            patches = tokens - encoder.num_forwarded_special_tokens
+            for _ in range(encoder.layers - 1):
+                patches -= most(patches)
+            left = max(left, patches + encoder.num_forwarded_special_tokens)
+        return left
+
     def goals(self, view: View) -> list[int]:
         """How many patches of each row are to be left."""
         return [min(pair) for pair in zip(view.counts, self.targets(view.rows, view.shape), strict=True)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flowcut.methods.block_merging import BlockMerging, most, rows_cut
-from flowcut.pruner import Cut, View
+from flowcut.pruner import Cut, ModelShape, Pruner, View
 
 
 class Matching(NamedTuple):
@@ -111,6 +111,11 @@ class ToMe(BlockMerging):
     @property
     def merges_before_mlp(self) -> bool:
         return self.merge_site == "vit"
+
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        return (
+            super().least_budget(tokens, shape) if self.merges_before_mlp else Pruner.least_budget(self, tokens, shape)
+        )
 
     def vision(self, view: View) -> Cut | None:
         if self.merge_site == "vit":

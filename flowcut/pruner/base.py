@@ -97,6 +97,13 @@ class Pruner:
     def check(self, shape: ModelShape) -> None:
         """Called before attaching: raise a ValueError of one line if the method cannot work on this model."""
 
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        """The smallest whole budget that it can meet for an image of so many tokens, with its other fields as they are.
+
+        The largest is `tokens`, which changes nothing. `budget` itself is not looked at.
+        """
+        return 1 + max((encoder.num_forwarded_special_tokens for encoder in shape.encoders), default=0)
+
     def cuts_language(self, two_stage: bool) -> bool:
         """Whether `language` is to be asked at all; by default if it is overridden."""
         return type(self).language is not Pruner.language

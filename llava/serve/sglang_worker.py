@@ -11,22 +11,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from llava.given import needs
+from flowcut.command_line import Parser, needs, parse_first, program
+from llava.serve.flags import add_worker_flags
 
-with needs("serve", __name__, __doc__):
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    add_worker_flags(parser)
+    parser.add_argument("--sgl-endpoint", required=True, help="the SGLang server's address")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+with needs(__name__):
     import httpx
 
     from flowcut.registry import parse_pruner
     from llava.serve.client import QUICK, get
-    from llava.serve.engine import EXCEEDS, GREEDY_BELOW, PATIENCE
-    from llava.serve.limits import decode_images
+    from llava.serve.engine import EXCEEDS, GREEDY_BELOW
+    from llava.serve.limits import PATIENCE, decode_images
     from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerLostError, WorkerStatus
     from llava.serve.server import serve
-    from llava.serve.worker import Place, Worker, add_worker_flags, place_of
+    from llava.serve.worker import Place, Worker, place_of
     from llava.utils import build_logger
 
 
@@ -98,20 +108,11 @@ def _event(line: str) -> dict[str, Any] | None:
     return document
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_worker_flags(parser)
-    parser.add_argument("--sgl-endpoint", required=True, help="the SGLang server's address")
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    build_logger("sglang_worker", f"sglang_worker_{args.port}.log")
-    try:
-        worker = SGLangWorker(args.sgl_endpoint, place_of(args), args.model_name, args.stream_interval)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    build_logger("sglang_worker", f"sglang_worker_{args.port}.log", args.log_dir)
+    worker = SGLangWorker(args.sgl_endpoint, place_of(args), args.model_name, args.stream_interval)
     serve(worker.build_app(), args.host, args.port)
 
 
