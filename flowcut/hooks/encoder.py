@@ -16,6 +16,7 @@ from flowcut.hooks.base import Stage, opaque
 from flowcut.hooks.call_context import known_rows, question_about
 from flowcut.hooks.encoder_forward import EncoderForward
 from flowcut.hooks.handed_mask import forget, hand_over, receive, takes_mask
+from flowcut.hooks.learned import add_learned
 from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, BranchHooks
 from flowcut.hooks.parts import Encoder
 from flowcut.hooks.session import Session
@@ -31,6 +32,7 @@ class EncoderStage(Stage):
 
     def install(self) -> None:
         self.undo.append((self.encoder.tap or tap)(self.encoder.attentions))
+        add_learned(self, self.encoder.model, self.session.pruner.learned(self.encoder.shape))
         self.around(self.encoder.model, self.enter, self.leave)
         for number, layer in enumerate(self.encoder.layers):
             self.undo.append(layer.register_forward_pre_hook(self.before_layer, with_kwargs=True).remove)

@@ -20,11 +20,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flowcut.hooks.attention import AttentionInputsCaptured, PaddedRows, Segments
 from flowcut.hooks.call_context import KnownRows
+from flowcut.hooks.learned import learning, needs_gradient
 from flowcut.hooks.merge_before_mlp import LayerContext, TokenSizes, merge_of
 from flowcut.hooks.parts import Encoder
 from flowcut.hooks.row_layout import RowLayout, little_padding
 from flowcut.hooks.shown_encoder_layer import ShownEncoderLayer
 from flowcut.pruner import CLS, Cut, Pruner, Question, Rows, View, valid_mask
+from flowcut.pruner.cells import tokens_of
 from flowcut.pruner.cut import on_device
 from flowcut.pruner.padding import Padding
 from flowcut.trace import Trace
@@ -171,13 +173,15 @@ class EncoderForward:
 
     def ask(self, hidden: Tensor | None) -> None:
         """Show the layer under way to the pruner."""
-        with torch.no_grad():
-            self.cut = cut = self.pruner.vision(self.view(len(self.trace.entering), hidden))
-            if cut is not None and cut.before_mlp:
-                assert self.context is not None, "a pruner that merges there has to say merges_before_mlp = True"
-                counts = cut.counts or (cut.keep.shape[1],) * len(self.counts)
-                sizes, prefix = self.sizes().sizes, self.encoder.num_prefix_tokens
-                self.context.merge = merge_of(cut, sizes, prefix, self.counts, counts, self.packed)
+        with learning(self.encoder.model):
+            with torch.no_grad():
+                self.cut = cut = self.pruner.vision(self.view(len(self.trace.entering), hidden))
+            if cut is None or not cut.before_mlp:
+                return
+            assert self.context is not None, "a pruner that merges there has to say merges_before_mlp = True"
+            counts = cut.counts or (cut.keep.shape[1],) * len(self.counts)
+            sizes, prefix = self.sizes().sizes, self.encoder.num_prefix_tokens
+            self.context.merge = merge_of(cut, sizes, prefix, self.counts, counts, self.packed)
 
     def sizes(self) -> TokenSizes:
         """What the tokens are made of, from the first merge on."""
@@ -332,6 +336,8 @@ class EncoderForward:
 
     def before_layer(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """What the next layer has to be called with, if not with what the encoder gives it."""
+        if not self.trace.entering:
+            needs_gradient(self.encoder.model, args[0])
         mask = self.mask
         given = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         if mask is None and given is not None and self.trace.kept:
@@ -384,17 +390,3 @@ class EncoderForward:
             tokens = torch.stack([on_device(owners, places.device), places], dim=1)
             self.trace.place(list(tokens.split([len(places) for places in final])))
         return self.trace
-
-
-def tokens_of(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of cells in a grid of patches.
-
-    Raises:
-        ValueError: the grid is not square, or no whole number of cells.
-    """
-    if grid[0] != grid[1] or grid[0] % cell[0] or grid[1] % cell[1]:
-        raise ValueError(
-            f"a picture of {grid[0]} x {grid[1]} patches is no square of whole cells of {cell[0]} x {cell[1]} patches, "
-            "which this model makes its tokens of; resize it as the model's image processor does"
-        )
-    return grid[0] // cell[0], grid[1] // cell[1]

@@ -120,7 +120,7 @@ def merge_of(cut: Cut, sizes: Tensor, prefix: int, before: Sequence[int], after:
     place = torch.cat([ahead, cut.keep + prefix], dim=1) + _starts(lengths, device)[:, None]
     target = torch.cat([ahead, into + prefix], dim=1) + _starts(left, device)[:, None]
     target = target.masked_fill(pad(into < 0, (prefix, 0)), sum(left))
-    share = pad(sizes, (prefix, 0), value=1.0)
+    share = pad(sizes if cut.weights is None else sizes * cut.weights, (prefix, 0), value=1.0)
     target, share = (_flat(tensor, lengths) for tensor in (target, share))
     sums = share.new_zeros(sum(left) + 1).index_add(0, target, share)
     return Merge(_flat(place, left), target, share / sums[target])

@@ -61,6 +61,7 @@ class Encoder:
     @property
     def shape(self) -> EncoderShape:
         """The encoder in plain numbers."""
+        config = getattr(self.model, "config", None)
         return EncoderShape(
             name=type(self.model).__name__,
             layers=self.depth,
@@ -75,6 +76,7 @@ class Encoder:
             windowed=self.windowed,
             tapped=self.tapped,
             merges_before_mlp=bool(self.branches),
+            head_width=getattr(config, "hidden_size", 0) // getattr(config, "num_attention_heads", 1),
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from flowcut.hooks.learned import learned_on
 from flowcut.hooks.shown_layer import ShownLayer
 from flowcut.pruner import Question, View
 
@@ -26,6 +27,10 @@ class ShownEncoderLayer(ShownLayer):
     @property
     def question(self) -> Question | None:
         return self.forward.question
+
+    @property
+    def learned(self) -> Any:
+        return learned_on(self.forward.encoder.model)
 
     def project(self, states: Tensor) -> Tensor:
         project = self.forward.encoder.project

@@ -20,6 +20,7 @@ from flowcut.methods.hiprune import HiPrune as HiPrune
 from flowcut.methods.holov import HoloV as HoloV
 from flowcut.methods.prumerge import PruMerge as PruMerge
 from flowcut.methods.tome import ToMe as ToMe
+from flowcut.methods.crossget import CrossGET as CrossGET
 from flowcut.methods.rcom import RCom as RCom
 from flowcut.methods.divprune import DivPrune as DivPrune
 from flowcut.methods.scope import SCOPE as SCOPE

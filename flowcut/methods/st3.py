@@ -64,6 +64,11 @@ class ST3(Annealing):
         if self.keep is not None and shape.decoder_layers is not None:
             schedule.check_kept("keep", self.keep, len(self.after(shape.decoder_layers)))
 
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        if self.keep is not None or shape.decoder_layers is None:
+            return super().least_budget(tokens, shape)
+        return schedule.least_shrinking(tokens, shape.decoder_layers, self.after(shape.decoder_layers))
+
     def after(self, layers: int) -> tuple[int, ...]:
         """The layers after which a cut is made; the last one of all is none."""
         return tuple(range(self.start - 1, layers - 1, self.stride))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from flowcut.methods.block_merging import BlockMerging, most, rows_cut
 from flowcut.pruner import Cut, ModelShape, Pruner, View
 
 
@@ -20,11 +20,6 @@ class Matching(NamedTuple):
     stays: Tensor
     goes: Tensor
     into: Tensor
-
-
-def most(patches: int) -> int:
-    """How many tokens a block can merge away at most: half of those that are not protected."""
-    return patches // 2
 
 
 def match(metric: Tensor, number: int, prefix: int) -> Matching:
@@ -65,7 +60,7 @@ def left_behind(matching: Matching, tokens: int, prefix: int) -> tuple[Tensor, T
 
 
 @dataclass(frozen=True)
-class ToMe(Pruner):
+class ToMe(BlockMerging):
     """Merge similar tokens, a few in every block of the encoder, until the budget is left.
 
     In each block but the last one, between attention and MLP: of the tokens at even places, those most similar to
@@ -119,54 +114,24 @@ class ToMe(Pruner):
     def merges_before_mlp(self) -> bool:
         return self.merge_site == "vit"
 
-    def check(self, shape: ModelShape) -> None:
-        shape.refuse_merging("ToMe")
-        for encoder in shape.encoders:
-            if self.merges_before_mlp and not encoder.merges_before_mlp:
-                raise ValueError(f"ToMe cannot merge inside the layers of this {encoder.name}")
-
     def least_budget(self, tokens: int, shape: ModelShape) -> int:
-        left = super().least_budget(tokens, shape)
-        if self.merge_site == "output":
-            return left
-        for encoder in shape.encoders:
-            patches = tokens - encoder.num_forwarded_special_tokens
-            for _ in range(encoder.layers - 1):
-                patches -= most(patches)
-            left = max(left, patches + encoder.num_forwarded_special_tokens)
-        return left
+        return (
+            super().least_budget(tokens, shape) if self.merges_before_mlp else Pruner.least_budget(self, tokens, shape)
+        )
 
     def vision(self, view: View) -> Cut | None:
-        last = view.layers - 2
-        goals = [min(pair) for pair in zip(view.counts, self.targets(view.rows, view.shape), strict=True)]
-        if view.layer > last or goals == list(view.counts):
+        if self.merge_site == "vit":
+            return super().vision(view)
+        last, goals = view.layers - 2, self.goals(view)
+        if view.layer != last or goals == list(view.counts):
             return None
-        if self.merge_site == "output":
-            return _cut([_rounds(view, row, goal) for row, goal in enumerate(goals)]) if view.layer == last else None
-        pairs = zip(view.counts, goals, strict=True)
-        numbers = [self.number(patches, goal, view.layer, last) for patches, goal in pairs]
-        if not any(numbers):
-            return None
-        return replace(_step(view, numbers), before_mlp=True, proportional=self.proportional)
+        return rows_cut([_rounds(view, row, goal) for row, goal in enumerate(goals)])
 
-    def number(self, patches: int, goal: int, layer: int, last: int) -> int:
-        """How many of a row's tokens are merged away in a block, for `goal` patches after block `last`.
+    def weight(self, block: int, last: int) -> float:
+        return 1 + self.inflect * (2 * block / max(last, 1) - 1)
 
-        Raises:
-            ValueError: the goal is out of reach.
-        """
-        cap = most(patches)
-        weights = [1 + self.inflect * (2 * block / max(last, 1) - 1) for block in range(layer, last + 1)]
-        share = weights[0] / sum(weights) if sum(weights) > 0 else 1.0
-        number = min(math.ceil((patches - goal) * share - 1e-9), cap, patches - goal)
-        while number < cap and not _reaches(patches - number, goal, last - layer):
-            number += 1
-        if not _reaches(patches - number, goal, last - layer):
-            raise ValueError(
-                f"{patches} patches cannot be merged into {goal} by halving them in each of the {last - layer + 1} "
-                "blocks that are left; use a larger budget"
-            )
-        return number
+    def merge(self, view: View, numbers: Sequence[int]) -> Cut:
+        return _step(view, numbers)
 
 
 def _step(view: View, numbers: Sequence[int]) -> Cut:
@@ -181,14 +146,7 @@ def _step(view: View, numbers: Sequence[int]) -> Cut:
         matching = match(metric[row : row + 1, :length], number, view.shape.num_prefix_tokens)
         keep, into = left_behind(matching, length, view.shape.num_prefix_tokens)
         rows.append((keep[0], into[0]))
-    return _cut(rows)
-
-
-def _reaches(patches: int, goal: int, blocks: int) -> bool:
-    """Whether halving in every block gets there."""
-    for _ in range(blocks):
-        patches -= most(patches)
-    return patches <= goal
+    return rows_cut(rows)
 
 
 def _rounds(view: View, row: int, goal: int) -> tuple[Tensor, Tensor]:
@@ -206,8 +164,3 @@ def _rounds(view: View, row: int, goal: int) -> tuple[Tensor, Tensor]:
         metric = torch.cat([metric[:, :prefix], (patches / total[:, None])[None]], dim=1)
         sizes = total
     return keep, into
-
-
-def _cut(rows: Sequence[tuple[Tensor, Tensor]]) -> Cut:
-    """One cut from each row's keep and into."""
-    return Cut.rows([keep for keep, _ in rows], into=[into for _, into in rows])

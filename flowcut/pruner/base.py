@@ -18,7 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
+
+from torch import nn
 
 from flowcut.pruner.budget import Budget, whole_budget
 from flowcut.pruner.cut import Cut
@@ -109,6 +112,25 @@ class Pruner:
     def anneals(self) -> bool:
         """Whether entries may leave the KV cache while the answer grows; by default if `cached` is overridden."""
         return type(self).cached is not Pruner.cached
+
+    def learned(self, shape: EncoderShape) -> nn.Module | None:
+        """Weights of the method's own on an encoder, made anew at each call; None if it has none.
+
+        While the method is attached they are a part of the encoder, so that optimizers find them, and views show them
+        as `learned`.
+
+        Raises:
+            ValueError: they are to be read from a file, which cannot be read or is of another model.
+        """
+        return None
+
+    def keep_learned(self, learned: nn.Module, folder: Path) -> Pruner:
+        """Write such weights into a checkpoint's folder. -> the pruner as the checkpoint is to remember it."""
+        raise NotImplementedError
+
+    def beside(self, folder: Path) -> Pruner:
+        """The same pruner, with files that a checkpoint in `folder` brings along named by their whole path."""
+        return self
 
     def reads_layer(self, layer: int, shape: EncoderShape) -> bool:
         """Whether `vision` has to be asked about this encoder layer; the others are left alone. By default all are."""

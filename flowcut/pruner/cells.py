@@ -19,3 +19,17 @@ def cell_numbers(positions: Tensor, columns: Tensor | int, cell: tuple[int, int]
     high, wide = cell
     row, column = positions // (columns * wide), positions % (columns * wide)
     return row // high * columns + column // wide
+
+
+def tokens_of(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of cells in a grid of patches.
+
+    Raises:
+        ValueError: the grid is not square, or no whole number of cells.
+    """
+    if grid[0] != grid[1] or grid[0] % cell[0] or grid[1] % cell[1]:
+        raise ValueError(
+            f"a picture of {grid[0]} x {grid[1]} patches is no square of whole cells of {cell[0]} x {cell[1]} patches, "
+            "which this model makes its tokens of; resize it as the model's image processor does"
+        )
+    return grid[0] // cell[0], grid[1] // cell[1]

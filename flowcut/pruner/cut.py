@@ -31,7 +31,9 @@ class Cut:
             the layer's visual tokens becomes part of, -1 to drop it. Entries of `keep` name themselves, in any order.
             A remaining token is the mean of its members, weighted by their sizes; gradients flow back to all of them.
         drops: whether `into` may drop tokens; a method that merges all of them says False, which spares work.
-        sources: [R, n], in an encoder, beside `hidden`: as `into`, but for the trace alone, which tells where patches
+        weights: [R, n], with `into`: how much each of the layer's visual tokens counts in such a mean, besides its
+            size; None for all alike. Gradients flow back to them, if they were computed with gradients.
+        sources: [R, n], in an encoder, beside `hidden`: as `into`, but only for the trace, which tells where patches
             went.
         before_mlp: merge between the layer's attention and its MLP, by a pruner with `merges_before_mlp`; otherwise
             after the layer.
@@ -45,6 +47,7 @@ class Cut:
     renumber: bool = False
     into: Tensor | None = None
     drops: bool = True
+    weights: Tensor | None = None
     sources: Tensor | None = None
     before_mlp: bool = False
     proportional: bool = False

@@ -26,6 +26,7 @@ class EncoderShape:
         windowed: whether layers attend inside windows of the image (Qwen2.5-VL).
         tapped: whether the language model reads states after some of its layers besides the last (DeepStack).
         merges_before_mlp: whether tokens can be merged between attention and MLP.
+        head_width: entries of a query or key in each head; 0 where it is not known.
     """
 
     name: str
@@ -41,6 +42,7 @@ class EncoderShape:
     windowed: bool = False
     tapped: bool = False
     merges_before_mlp: bool = False
+    head_width: int = 0
 
 
 @dataclass(frozen=True)

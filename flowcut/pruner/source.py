@@ -34,6 +34,10 @@ class EncoderSource(Source, Protocol):
     def question(self) -> Question | None:
         """What is asked about the images, where the caller says so with `flowcut.asked`."""
 
+    @property
+    def learned(self) -> Any:
+        """The pruner's own weights on this encoder; None if it has none."""
+
     def project(self, states: Tensor) -> Tensor:
         """Visual hidden states [R, n, D] as the language model gets them: [R, n / patches_per_token, D'].
 

@@ -170,6 +170,11 @@ class View(LayerView):
     attended: Tensor | None = None
 
     @property
+    def learned(self) -> Any:
+        """The method's own weights on this encoder (`Pruner.learned`); None if it has none."""
+        return self.source.learned
+
+    @property
     def question(self) -> Question | None:
         """What is asked about the images, where the caller says so with `flowcut.asked`."""
         return self.source.question

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowcut.hooks.learned import LEARNED
 from llava.given import home_path
 from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVisionTower
 from llava.model.tokenizer import save_llama_tokenizer
@@ -227,6 +228,7 @@ def _write_llava_checkpoint(
     tower = model.get_vision_tower()
     weights = model.state_dict() if state_dict is None else dict(state_dict)
     in_checkpoint = tower is not None and getattr(model.config, "unfreeze_mm_vision_tower", False)
+    weights = {name: value for name, value in weights.items() if LEARNED not in name}  # a pruner's have their own file
     if not in_checkpoint:
         weights = {name: value for name, value in weights.items() if "vision_tower." not in name}
     if dtype is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flowcut.pruner import Pruner
@@ -20,7 +21,8 @@ FIELD = "flowcut"
 def remembered_pruner(config: Any, where: object) -> Pruner | None:
     """The pruner that a config stores, or None.
 
-    config: a model's config, or the fields of a config.json. where: the checkpoint, for messages.
+    config: a model's config, or the fields of a config.json. where: the checkpoint, for messages, and for files that
+        the pruner needs and that lie beside it.
 
     Raises ValueError, one line, when the field is invalid.
     """
@@ -28,7 +30,7 @@ def remembered_pruner(config: Any, where: object) -> Pruner | None:
     if value is None:
         return None
     try:
-        return pruner_from_config(value)
+        return pruner_from_config(value).beside(Path(str(where)))
     except ValueError as error:
         raise ValueError(f"field {FIELD!r} in the config.json of {where}: {error}") from error
 

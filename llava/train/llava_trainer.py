@@ -13,9 +13,11 @@ from torch.utils.data import Sampler
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from flowcut.hooks.learned import LEARNED
 from llava.model.builder import save_llava_checkpoint
 from llava.model.checkpoint import listed
 from llava.train.arguments import TrainingArguments
+from llava.train.learned import load_learned, save_learned
 from llava.train.lora import load_lora
 from llava.train.sampler import (
     LengthGroupedSampler,
@@ -23,7 +25,14 @@ from llava.train.sampler import (
     get_modality_length_grouped_indices,
     split_to_even_chunks,
 )
-from llava.train.saving import BadCheckpoint, has_lora, read_weights, save_lora, save_projector, trained_weights
+from llava.train.saving import (
+    BadCheckpoint,
+    has_lora,
+    read_weights,
+    save_lora,
+    save_projector,
+    trained_weights,
+)
 
 __all__ = [
     "LLaVATrainer",
@@ -127,6 +136,7 @@ class LLaVATrainer(transformers.Trainer):
         else:
             weights = trained_weights(model) if state_dict is None else state_dict
             (save_lora if has_lora(model) else save_projector)(model, weights, folder)
+        save_learned(model, folder)
         model.config.use_cache = self._option("use_cache", False)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
@@ -170,6 +180,10 @@ class LLaVATrainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         model = self.model if model is None else model
+        try:
+            load_learned(model, Path(resume_from_checkpoint))
+        except (OSError, ValueError) as error:
+            raise BadCheckpoint(" ".join(str(error).split())) from error
         if has_lora(model):
             try:
                 load_lora(model, Path(resume_from_checkpoint))
@@ -188,7 +202,7 @@ class LLaVATrainer(transformers.Trainer):
                 "resume with the flags of the interrupted run, or give another --output_dir"
             )
         missing = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        missing = [name for name in missing if name not in weights]
+        missing = [name for name in missing if name not in weights and LEARNED not in name]
         if missing:
             raise BadCheckpoint(
                 f"{resume_from_checkpoint} lacks {len(missing)} weights that are being trained, such as {missing[0]}; "

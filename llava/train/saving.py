@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from flowcut.hooks.learned import LEARNED
 from llava.model import checkpoint
 from llava.model.checkpoint import PROJECTOR as PROJECTOR_FILE
 from llava.model.checkpoint import finish_save, read_bin, written_aside
@@ -91,14 +92,15 @@ def trained_weights(model: Any) -> dict[str, Tensor]:
 
     These are the biases of `--lora_bias`, and the output layer when new tokens have added rows.
     """
+    named = [(name, value) for name, value in model.named_parameters() if LEARNED not in name]
     if has_lora(model):
-        trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+        trained = [(name, value) for name, value in named if value.requires_grad]
         weights = get_peft_state_maybe_zero_3(trained, model.peft_config[ADAPTER].bias)
         weights |= get_peft_state_non_lora_maybe_zero_3(trained)
         if model.get_input_embeddings().weight.requires_grad:
-            weights |= get_mm_adapter_state_maybe_zero_3(model.named_parameters(), ["lm_head."])
+            weights |= get_mm_adapter_state_maybe_zero_3(named, ["lm_head."])
         return weights
-    return {name: maybe_zero_3(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: maybe_zero_3(parameter) for name, parameter in named if parameter.requires_grad}
 
 
 def save_projector(model: Any, weights: dict[str, Tensor], folder: Path) -> None:

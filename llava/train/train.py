@@ -38,6 +38,7 @@ from llava.train.data import (
 from llava.train.dry_run import faults
 from llava.train.flags import check_flags, read_every_flag
 from llava.train.language_model import compute_type, load_model, settle_types
+from llava.train.learned import refuse_sharding
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.lora import add_lora, check_lora_folder, find_all_linear_names, load_lora, prepare_quantised
 from llava.train.preprocess import (
@@ -158,7 +159,7 @@ def build_trainer(
     settle_types(model, training_args)
     if training_args.lora_weight_path and not training_args.resume_from_checkpoint:
         load_lora(model, Path(training_args.lora_weight_path))
-    add_pruner(model, pruner, data_args)
+    add_pruner(model, pruner, data_args, training_args.deepspeed)
     data_module = make_supervised_data_module(tokenizer, data_args, conversation)
     trainer = LLaVATrainer(
         model=model,
@@ -235,7 +236,7 @@ def starting_points(model_args: ModelArguments, training_args: TrainingArguments
     return folders
 
 
-def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments) -> None:
+def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments, deepspeed: Any = None) -> None:
     """Attach the pruner for the run and store it in the model's config, and so in every checkpoint.
 
     Raises ValueError, one line, when it does not fit the model.
@@ -249,6 +250,7 @@ def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments) -> N
             f"--pruner none"
         )
     handle = attach(model, pruner)
+    refuse_sharding(handle, deepspeed)
     if not handle.cuts_language:  # else dropped tokens still count in the sequence length
         data_args.image_tokens = min(data_args.image_tokens, pruner.tokens_of(data_args.image_tokens))
     if data_args.tile_count is not None:

@@ -41,6 +41,7 @@ SETTINGS = {
     "sparsevlm": "layers=0/1/2",
     "sparsevlm-plus": "layers=0/1/2",
     "vtw": "layer=1",
+    "st3": "start=1,stride=1",
     "cdpruner": "condition=false",
     "rcom": "condition=false",
 }
@@ -54,7 +55,7 @@ def fitted(method: str, budget: int) -> str:
     if budget * LAYERS <= PATCHES:
         if method in ("fastv", "dart"):
             parts.append(f"keep={budget}")
-        elif method == "pdrop":
+        elif method in ("pdrop", "st3"):
             ratio = (budget / PATCHES) ** (1 / 3)
             parts.append("keep=" + "/".join(str(round(PATCHES * ratio**step)) for step in (1, 2, 3)))
     return f"{method}:{','.join(parts)}"

@@ -10,7 +10,8 @@ def merging_encoder(layers, hidden, prefix, decide, proportional=True):
     """-> tokens, and which patches each visual token is made of.
 
     decide(number of the layer, q, k, v [H, S, d], sizes): the groups of places that become one token each, in their new
-    order, the place that a token takes first; None to merge nothing.
+    order, the place that a token takes first, or these and how much each place counts besides its size; None to merge
+    nothing.
     """
     sizes, members = [1.0] * len(hidden), [[place - prefix] for place in range(len(hidden))]
     for number, layer in enumerate(layers):
@@ -26,9 +27,11 @@ def merging_encoder(layers, hidden, prefix, decide, proportional=True):
         hidden = hidden + attention.out_proj((logits.softmax(dim=-1) @ v).transpose(0, 1).flatten(1))
         groups = decide(number, q.detach(), k.detach(), v.detach(), sizes)
         if groups is not None:
+            groups, counts = groups if isinstance(groups, tuple) else (groups, [1.0] * len(hidden))
             weights = [sum(sizes[one] for one in group) for group in groups]
+            share = [sizes[one] * counts[one] for one in range(len(hidden))]
             hidden = torch.stack(
-                [sum(sizes[one] * hidden[one] for one in group) / w for group, w in zip(groups, weights, strict=True)]
+                [sum(share[one] * hidden[one] for one in group) / sum(share[one] for one in group) for group in groups]
             )
             members = [sorted(itertools.chain.from_iterable(members[one] for one in group)) for group in groups]
             sizes = weights

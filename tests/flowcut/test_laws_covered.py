@@ -32,6 +32,7 @@ REFUSED = {
     "prumerge": (PACKED + CELLS, f"PruMerge {MERGES}"),
     "prumerge_plus": (PACKED + CELLS, f"PruMerge {MERGES}"),
     "tome": (PACKED + CELLS, f"ToMe {MERGES}"),
+    "crossget": (PACKED + CELLS, f"CrossGET {MERGES}"),
     "pooling": (PACKED + CELLS, f"Pooling {MERGES}"),
     "rcom": (PACKED + CELLS, f"RCom {MERGES}"),
     "flowcut_plus": (PACKED + CELLS, f"FlowCut+ {MERGES}"),

@@ -42,5 +42,5 @@ def test_known_rows_meet_what_they_are_known_by():
 
 
 def test_unknown_methods_are_named():
-    with pytest.raises(ValueError, match="unknown method 'st3'; choose one of flowcut"):
-        paper_row("st3", 64)
+    with pytest.raises(ValueError, match="unknown method 'topv'; choose one of flowcut"):
+        paper_row("topv", 64)

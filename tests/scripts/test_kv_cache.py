@@ -29,7 +29,6 @@ def test_by_formula(capsys):
         (["--every", "0"], "--new-tokens and --every are numbers of tokens >= 1"),
     ],
 )
-def test_refused_in_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit):
+def test_refused_in_one_line(arguments, message):
+    with pytest.raises(SystemExit, match=message):
         kv_cache.main(arguments)
-    assert message in capsys.readouterr().err

@@ -9,7 +9,8 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 from flowcut import Cut, ToMe, Trace, attach
 from flowcut.hooks.call_context import rows
 from flowcut.hooks.merge_before_mlp import TokenSizes, merge_of
-from flowcut.methods.tome import left_behind, match, most
+from flowcut.methods.block_merging import most
+from flowcut.methods.tome import left_behind, match
 from tests.flowcut.hosts import VISION, Clip, Dinov2, HFQwen2VL, Siglip, pixels, sharpen
 from tests.flowcut.merging_encoder import embedded, merging_encoder
 from tests.flowcut.recorded_clip import names, near, recorded
