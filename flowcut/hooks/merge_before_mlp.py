@@ -111,7 +111,8 @@ class TokenSizes:
 
 def merge_of(cut: Cut, sizes: Tensor, prefix: int, before: Sequence[int], after: Sequence[int], packed: bool) -> Merge:
     """The merge that a cut asks for, for rows that lie one after the other (packed), or padded to the longest."""
-    if cut.into is not None and not (cut.drops or packed) and len(set(before)) == len(set(after)) == 1:
+    alike = cut.weights is None and len(set(before)) == len(set(after)) == 1
+    if cut.into is not None and alike and not (cut.drops or packed):
         return _merge_of_batch(cut.keep, cut.into, sizes, prefix)
     into, device = _joined(cut, before, after), cut.keep.device
     ahead = torch.arange(prefix, device=device).expand(len(into), prefix)
