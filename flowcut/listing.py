@@ -17,16 +17,18 @@ def build_parser() -> Parser:
 
 parse_first(__name__, build_parser)
 
-from flowcut.registry import METHODS, settings_of
+from flowcut.registry import METHODS, all_names, method_named, settings_of
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0."""
     args = build_parser().parse_args(argv)
-    if unknown := sorted(set(args.method) - set(METHODS)):
-        raise ValueError(f"there is no method {unknown[0]}; choose from {', '.join(METHODS)}")
-    describe(args.method or list(METHODS))
+    names = args.method or all_names()
+    for name in names:
+        if method_named(name) is None:
+            raise ValueError(f"there is no method {name}; choose from {', '.join(all_names())}")
+    describe(names)
     if not args.method:
         print("none: no pruning")
     return 0
