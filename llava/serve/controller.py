@@ -296,7 +296,7 @@ async def _forward(
 @program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    build_logger("controller", "controller.log")
+    build_logger("controller", "controller.log", args.log_dir)
     serve(build_app(Controller(args.dispatch_method), hosts_of(args)), args.host, args.port)
 
 

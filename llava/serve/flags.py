@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from llava.eval.models.reply import DTYPES
-from llava.serve.chatlog import default_folder
+
+EMBEDDED = "embedded"
 
 
 def port_number(text: str) -> int:
@@ -25,6 +26,7 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
         default=[],
         help="another name under which it is reached, as in the Host header; * for any (may be repeated)",
     )
+    parser.add_argument("--log-dir", help="also write the log to a file in this folder (default: write no files)")
 
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +52,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
     parser.add_argument("--load-8bit", action="store_true", help="quantise the language model with bitsandbytes")
     parser.add_argument("--load-4bit", action="store_true")
+    parser.add_argument(
+        "--needs-picture",
+        action=argparse.BooleanOptionalAction,
+        help="refuse questions without a picture (default: only where the checkpoint's folder is called "
+        f"{EMBEDDED}, the small model of the repository, which was trained on pictures only)",
+    )
     parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
 
 
@@ -64,5 +72,6 @@ def add_page_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--embed", action="store_true", help="hide the title, for embedding in another page")
     parser.add_argument(
-        "--log-dir", default=default_folder(), help="folder for chats, votes and pictures (default: %(default)s)"
+        "--log-dir",
+        help="log chats, votes and pictures, and offer buttons to vote, in this folder (default: log nothing)",
     )

@@ -31,6 +31,7 @@ with needs(__name__):
 
     from llava.serve.chatlog import ChatLog
     from llava.serve.client import ControllerClient
+    from llava.serve.layout import CSS
     from llava.serve.page import PageSettings, build_page
     from llava.utils import build_logger, moderation_key
 
@@ -42,7 +43,8 @@ def settings_of(args: argparse.Namespace, controller: str, reload: bool) -> Page
     """Raises ValueError, one line, when moderation is requested without a key."""
     if args.moderate:
         moderation_key()
-    return PageSettings(ControllerClient(controller), ChatLog(args.log_dir), reload, args.moderate, args.embed)
+    log = ChatLog(args.log_dir) if args.log_dir else None
+    return PageSettings(ControllerClient(controller), log, reload, args.moderate, args.embed)
 
 
 def launch(page: gr.Blocks, args: argparse.Namespace, block: bool = True) -> Any:
@@ -59,6 +61,7 @@ def launch(page: gr.Blocks, args: argparse.Namespace, block: bool = True) -> Any
         prevent_thread_lock=not block,
         ssr_mode=False,
         footer_links=[],
+        css=CSS,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no external fonts
     )
 

@@ -1,4 +1,4 @@
-"""Flags and loading of the model of a chat."""
+"""Loading of the model of a chat."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 
 from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.serve.engine import Engine
+from llava.serve.flags import EMBEDDED
 
 
 def load_engine(args: argparse.Namespace, interval: int = 1) -> Engine:
@@ -20,4 +21,5 @@ def load_engine(args: argparse.Namespace, interval: int = 1) -> Engine:
         load_4bit=args.load_4bit,
         use_flash_attn=getattr(args, "use_flash_attn", False),
     )
-    return Engine(checkpoint, args.pruner, interval)
+    needed = getattr(args, "needs_picture", None)
+    return Engine(checkpoint, args.pruner, interval, checkpoint.name == EMBEDDED if needed is None else needed)

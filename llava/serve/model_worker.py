@@ -83,7 +83,9 @@ class ModelWorker(Worker):
             "visual_tokens": checkpoint.model.get_vision_tower().num_patches,
             "pruner": pruner_to_text(self.engine.pruner),
             "conv_mode": checkpoint.mode,
-            "methods": self.engine.methods,
+            "methods": list(self.engine.budgets),
+            "budgets": self.engine.budgets,
+            "needs_picture": self.engine.needs_picture,
         }
         return super().status().model_copy(update=known)
 
@@ -102,6 +104,7 @@ class ModelWorker(Worker):
             seed=request.seed,
             trace=request.trace,
             rounds=request.rounds,
+            against=request.against,
         )
         with closing(self.engine.ask(question, self.limits.patience)) as news:  # type: ignore[type-var]
             async for progress in iterate_in_threadpool(news):
@@ -116,7 +119,7 @@ class ModelWorker(Worker):
 @program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    build_logger("model_worker", f"model_worker_{args.port}.log")
+    build_logger("model_worker", f"model_worker_{args.port}.log", args.log_dir)
     if args.multi_modal:
         logger.warning("--multi-modal is not needed and ignored: the checkpoint's config.json tells")
     size = (int(args.largest_image * 2**20), int(args.largest_picture * 1e6), args.most_pictures)

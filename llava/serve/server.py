@@ -20,8 +20,8 @@ def hosts_of(args: argparse.Namespace) -> frozenset[str]:
 
 
 def serve(app: Any, host: str, port: int) -> None:
-    """Run an application until Ctrl-C or SIGTERM; running answers may finish first."""
-    uvicorn.run(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=GRACE)
+    """Run an application until Ctrl-C or SIGTERM; running answers may finish first. Requests are not logged."""
+    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, timeout_graceful_shutdown=GRACE)
 
 
 class LocalServer:

@@ -111,7 +111,7 @@ def _event(line: str) -> dict[str, Any] | None:
 @program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    build_logger("sglang_worker", f"sglang_worker_{args.port}.log")
+    build_logger("sglang_worker", f"sglang_worker_{args.port}.log", args.log_dir)
     worker = SGLangWorker(args.sgl_endpoint, place_of(args), args.model_name, args.stream_interval)
     serve(worker.build_app(), args.host, args.port)
 

@@ -249,7 +249,7 @@ def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments) -> N
             f"--pruner none"
         )
     handle = attach(model, pruner)
-    if not handle.watches_decoder:  # else dropped tokens still count in the sequence length
+    if not handle.cuts_language:  # else dropped tokens still count in the sequence length
         data_args.image_tokens = min(data_args.image_tokens, pruner.tokens_of(data_args.image_tokens))
     if data_args.tile_count is not None:
         data_args.tile_count = replace(data_args.tile_count, pruner=pruner)

@@ -19,14 +19,14 @@ def build_parser() -> Parser:
 
 parse_first(__name__, build_parser)
 
-from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
+from scripts.embedded.rows import BUDGETS, all_rows
 from scripts.tables.cells.embedded import DATA, MODEL, QUICK
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    texts = [text for budget in BUDGETS for text in [*(fitted(name, budget) for name in MAIN), *rows(budget)]]
+    texts = [text for budget in BUDGETS for text in all_rows(budget)]
     file = args.results / "embedded" / EFFICIENCY
     file.unlink(missing_ok=True)
     measure_times(MODEL, texts, file, DATA / "questions.jsonl", DATA / "images", QUICK)

@@ -29,14 +29,15 @@ import torch
 
 from llava.eval.provenance import environment
 
-TOKENS = (576, 192, 128)
+RUNS = {"trained_576": 576, "trained_192": 192, "trained_128": 128, "trained_plus_192": 192, "trained_plus_128": 128}
+"""Folder of a run -> visual tokens that it was trained with."""
 
 
 def record(runs: Path) -> dict[str, Any]:
     rows = []
-    for tokens in TOKENS:
-        steps, seconds = training_run(runs / f"trained_{tokens}")
-        rows.append({"tokens": tokens, "steps": steps, "seconds": round(seconds, 1)})
+    for run, tokens in RUNS.items():
+        steps, seconds = training_run(runs / run)
+        rows.append({"run": run, "tokens": tokens, "steps": steps, "seconds": round(seconds, 1)})
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"rows": rows, "date": date, **environment(torch.device("cpu"))}
 

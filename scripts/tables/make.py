@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--columns", nargs="+", metavar="NAME", help="only these columns, by the paper's headings")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, and the unpruned model")
     parser.add_argument("--render", action="store_true", help="run nothing; write the table from existing cells")
+    parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) and write it to a .tex file too")
     return parser
 
 
@@ -102,7 +103,9 @@ def refuse_absent(model: str) -> None:
 def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Sequence[str]) -> Grid:
     given = [*launch_flags, *(f"--{name}" for name in ("columns", "methods") if getattr(args, name))]
     if given:
-        raise ValueError(f"{' '.join(given)}: not with the embedded model, which takes --limit, --results and --render")
+        raise ValueError(
+            f"{' '.join(given)}: not with the embedded model, which takes --limit, --results, --render and --latex"
+        )
     if not args.render:
         command = "python -m scripts.tables.make " + shlex.join([str(args.number), "--model", "embedded"])
         make_missing(table, args.results, args.limit, command)
@@ -113,8 +116,8 @@ def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Seq
 def main(argv: list[str] | None = None) -> None:
     args, launch_flags = build_parser().parse_known_args(argv)
     grid, name, problems = make(args, launch_flags)
-    files = grid.write(args.results / name / "tables" / f"table{args.number:02d}")
-    print(grid.markdown())
+    files = grid.write(args.results / name / "tables" / f"table{args.number:02d}", args.latex)
+    print(grid.latex() if args.latex else grid.markdown())
     print(json.dumps({"table": args.number, "model": name, "files": [str(file) for file in files]}))
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)

@@ -20,7 +20,7 @@ from scripts.tables.render.marked_files import build_parser, fill, keep_pages
 
 parse_first(__name__, lambda: build_parser(__doc__))
 
-from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
+from scripts.embedded.rows import BUDGETS, all_rows
 from scripts.tables.cells.paired import Mean, Shared
 from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
 
@@ -34,8 +34,7 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is no unpruned cell.
     """
-    texts = ["none", *(fitted(method, budget) for budget in BUDGETS for method in MAIN)]
-    texts += [text for budget in BUDGETS for text in rows(budget)]
+    texts = ["none", *(text for budget in BUDGETS for text in all_rows(budget))]
     files = [folder / f"{cell_name(text)}.json" for text in texts]
     cells = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
     if not any(cell["pruner"] == "none" for cell in cells):
