@@ -5,14 +5,20 @@ python -m scripts.tables.refresh            (--check: change nothing, fail if so
 
 from __future__ import annotations
 
+from flowcut.command_line import parse_first, program
+from scripts.tables.render.marked_files import build_parser
+
+parse_first(__name__, lambda: build_parser(__doc__))
+
 from scripts.tables import curves, embed, methods, page, readme
 
 PROGRAMS = (embed, readme, methods, page, curves)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    for program in PROGRAMS:
-        program.main(argv)
+    for one in PROGRAMS:
+        one.main(argv)
 
 
 if __name__ == "__main__":
