@@ -23,7 +23,12 @@ from llava.eval.metrics.bootstrap import bootstrap_interval
 PAGE = Path("docs/flowcut_plus.md")
 FIGURE = Path("docs/images/coverage.svg")
 REFERENCE = "flowcut_plus"
-COLOURS = {"flowcut": "#2458a6", "flowcut_plus": "#d9822b", "tome": "#3f8f4f"}
+COLOURS = {
+    "flowcut": "#2458a6",
+    "flowcut_plus": "#d9822b",
+    "flowcut_plus,steepness=0.5": "#f2c089",
+    "tome": "#3f8f4f",
+}
 OTHER = "#b4b8c0"
 
 Row = Mapping[str, Any]
@@ -77,13 +82,16 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
                 continue
             shares, values = ([mean(row[part]) for row in rows] for part in ("share", key))
             own = method in COLOURS
-            ax.plot(shares, values, "o-", color=COLOURS.get(method, OTHER), zorder=2 + own, markersize=4 + own)
-            if own:
-                ax.annotate(method, (shares[0], values[0]), xytext=(-4, 6), textcoords="offset points", fontsize=9)
+            name = method if own else "_"  # which a legend leaves out
+            ax.plot(
+                shares, values, "o-", color=COLOURS.get(method, OTHER), zorder=2 + own, markersize=4 + own, label=name
+            )
         ax.set_xlabel("encoder FLOPs, share of unpruned")
         ax.set_title(f"{title} (lower is better)", fontsize=10, loc="left")
         ax.set_ylim(bottom=0)
         ax.spines[["top", "right"]].set_visible(False)
+        ax.plot([], [], "o-", color=OTHER, markersize=4, label="other methods")
+        ax.legend(fontsize=8, frameon=False, loc="center")
     file.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "coverage", "svg.fonttype": "path"}):
         figure.savefig(file, metadata={"Date": None})

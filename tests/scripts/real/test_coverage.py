@@ -8,7 +8,7 @@ import torch
 
 from flowcut import attach, parse_pruner
 from flowcut.flow.subject import load_subject
-from scripts.real import coverage, coverage_page, photos
+from scripts.real import coverage, coverage_page, photos, regions
 from tests.llava.eval.models.tiny import pictures, write_tiny_checkpoint
 
 
@@ -95,6 +95,14 @@ def test_a_table_is_paired(tmp_path):
     assert "| +0.100 (+0.100 to +0.100) |" in lines[1]
     coverage_page.draw({"rows": rows}, tmp_path / "figure.svg")
     assert "<svg" in (tmp_path / "figure.svg").read_text()
+
+
+def test_regions_are_drawn_for_methods_that_keep_and_that_merge(model, folder, tmp_path):
+    texts = ("fastervlm:budget=9", "flowcut_plus:budget=9")
+    flags = [part for text in texts for part in ("--pruner", text)]
+    out = tmp_path / "regions.jpg"
+    assert regions.main([str(folder), "--model-path", str(model), "--out", str(out), *flags]) == 0
+    assert out.stat().st_size > 10_000
 
 
 def test_photographs_of_what_is_installed(tmp_path, capsys):
