@@ -27,7 +27,7 @@ class Method:
 
 def _registered() -> dict[str, Method]:
     """Every method of `flowcut.methods` and its presets, in the order in which they stand there."""
-    found = {}
+    found: dict[str, Method] = {}
     for cls in vars(methods).values():
         if isinstance(cls, type) and issubclass(cls, Pruner):
             found |= _entries(cls)

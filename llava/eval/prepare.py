@@ -85,7 +85,10 @@ def survey(data: Path, check: bool, rebuild: bool) -> dict[str, Any]:
 
     check: write nothing.
     """
-    complete, missing, problems, sizes = [], {}, {}, {}
+    complete: list[str] = []
+    missing: dict[str, list[str]] = {}
+    problems: dict[str, str] = {}
+    sizes: dict[str, float] = {}
     for name in MODULES:
         bench = benchmark(name)
         split = bench.split()
