@@ -75,8 +75,9 @@ docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 # The paper's tables: make table1 MODEL=liuhaotian/llava-v1.5-7b; MODEL=embedded for the small model; FLAGS="--limit 200".
+# DRY=1 runs nothing and lists every missing file of the table's benchmarks.
 table%: $(DEV)
-	$(PY) -m scripts.tables.make $* $(if $(MODEL),--model-path $(MODEL)) $(FLAGS)
+	$(PY) -m scripts.tables.make $* $(if $(MODEL),--model-path $(MODEL)) $(if $(DRY),--dry-run) $(FLAGS)
 
 clean-demo:
 	rm -rf results/demo playground/data/embedded

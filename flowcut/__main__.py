@@ -13,7 +13,9 @@ COMMANDS = {
     "compare": Command("ask one question with several methods and budgets, side by side", "flowcut.compare"),
     "flow": Command("draw how information flows through a vision encoder", "flowcut.flow.__main__"),
     "bench": Command("time what pruning saves, with random weights of published sizes", "flowcut.bench.__main__"),
-    "evaluate": Command("measure a method's accuracy, your own too, beside committed ones", "flowcut.evaluate"),
+    "evaluate": Command(
+        "measure a method's accuracy, your own too, beside committed ones", "scripts.tables.evaluate", repository=True
+    ),
     "calibrate": Command("fix FlowCut's schedule by some pictures", "flowcut.calibrate"),
     "vtw-search": Command("find the layer from which on VTW may withdraw the visual tokens", "flowcut.vtw_search"),
 }

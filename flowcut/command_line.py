@@ -172,7 +172,7 @@ def refuse(line: str, status: int = WRONG_USE) -> Never:
 def is_wrong_use(error: BaseException) -> bool:
     """Whether another command line would have helped: not where the disk is full, or a server is gone."""
     if isinstance(error, OSError):  # transformers' own have no number
-        return error.errno in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
+        return error.errno in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENAMETOOLONG)
     return isinstance(error, ValueError)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flowcut.command_line import Parser, parse_first, program
 
@@ -17,31 +17,46 @@ def build_parser() -> Parser:
 
 parse_first(__name__, build_parser)
 
-from flowcut.registered import registered
+from importlib.metadata import entry_points
+
+from flowcut.registered import Registered, registered
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0."""
     args = build_parser().parse_args(argv)
-    methods = registered()
+    methods = known_methods()
     if unknown := sorted(set(args.method) - set(methods)):
         raise ValueError(f"there is no method {unknown[0]}; choose from {', '.join(methods)}")
-    describe(args.method or list(methods))
+    describe(methods, args.method or list(methods))
     if not args.method:
         print("none: no pruning")
     return 0
 
 
-def describe(names: Sequence[str]) -> None:
+def known_methods() -> dict[str, Registered]:
+    """Every method by name, those of installed packages last. Only the classes of these need torch."""
+    found = dict(registered())
+    if entry_points(group="flowcut.pruners"):
+        from flowcut.registry import all_names, method_named, settings_of
+
+        for name in all_names():
+            method = method_named(name)
+            if name not in found and method is not None:
+                found[name] = Registered(method.cls.__name__, method.paper, settings_of(name))
+    return found
+
+
+def describe(methods: Mapping[str, Registered], names: Sequence[str]) -> None:
     """Print the methods of these names; a preset of a class that was printed before is told by its difference."""
     shown: dict[str, str] = {}
     for name in names:
-        method = registered()[name]
+        method = methods[name]
         print(f"{name}: {method.paper}")
         if method.cls in shown:
             before = shown[method.cls]
-            other = {(field.name, field.default) for field in registered()[before].settings}
+            other = {(field.name, field.default) for field in methods[before].settings}
             changed = [
                 f"{field.name}={field.default}" for field in method.settings if (field.name, field.default) not in other
             ]

@@ -30,7 +30,7 @@ class Lines:
 def progress_bar(*given: Any, **settings: Any) -> tqdm:
     """A bar of tqdm on stderr, with tqdm's arguments; where stderr is no terminal, few whole lines."""
     if not sys.stderr.isatty():
-        settings |= {"file": Lines(sys.stderr), "mininterval": SECONDS, "maxinterval": SECONDS, "position": 0}
+        settings |= {"file": Lines(sys.stderr), "mininterval": SECONDS, "miniters": 1, "position": 0}
         if settings.get("desc"):
             settings["bar_format"] = LINE
     return tqdm(*given, **settings)

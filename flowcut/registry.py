@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_type_hints
 
-from flowcut import methods
+from flowcut import methods, plugins
 from flowcut.pruner import Pruner
 from flowcut.pruner.fields import allowed, check_json, field_from_text, meanings
 from flowcut.registered import Setting
@@ -28,16 +28,52 @@ class Method:
 
 def _registered() -> dict[str, Method]:
     """Every method of `flowcut.methods` and its presets, in the order in which they stand there."""
-    found = {}
+    found: dict[str, Method] = {}
     for cls in vars(methods).values():
         if isinstance(cls, type) and issubclass(cls, Pruner):
-            found[cls.name] = Method(cls, cls, cls.reference)
-            for name, (maker, reference) in cls.presets.items():
-                found[name] = Method(cls, getattr(cls, maker), reference)
+            found |= _entries(cls)
     return found
 
 
+def _entries(cls: type[Pruner]) -> dict[str, Method]:
+    """A class and its presets, by name."""
+    own = {cls.name: Method(cls, cls, cls.reference or f"{cls.__module__}.{cls.__qualname__}")}
+    presets = {name: Method(cls, getattr(cls, maker), reference) for name, (maker, reference) in cls.presets.items()}
+    return own | presets
+
+
 METHODS = _registered()
+
+
+def register(cls: type[Pruner]) -> type[Pruner]:
+    """Give a method of another package its text form, and a place in lists; works as a decorator too.
+
+    The same class may be registered again, so may its new version from the same module (a notebook's cell that runs
+    twice).
+
+    Raises:
+        ValueError: it is no pruner that can be registered, or its name is taken.
+    """
+    plugins.check_class(cls)
+    entries = _entries(cls)
+    for name in entries:
+        known = METHODS.get(name)
+        if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"{cls.__name__} has the name {name!r}, which {known.cls.__name__} has; choose another")
+    METHODS.update(entries)
+    return cls
+
+
+def method_named(name: str) -> Method | None:
+    """The method of that name: a registered one, else one that an installed package declares as an entry point."""
+    if name not in METHODS and name in plugins.declared():
+        register(plugins.load(name))
+    return METHODS.get(name)
+
+
+def all_names() -> list[str]:
+    """Names of registered methods, then of those that installed packages declare and nobody has used yet."""
+    return list(dict.fromkeys([*METHODS, *plugins.declared()]))
 
 
 def parse_pruner(text: str) -> Pruner | None:
@@ -49,11 +85,12 @@ def parse_pruner(text: str) -> Pruner | None:
     name, _, settings = text.strip().partition(":")
     if name == "none" and not settings:
         return None
-    if name not in METHODS:
+    method = method_named(name)
+    if method is None:
         raise ValueError(
-            f"unknown pruner {text!r}; choose none or one of {', '.join(METHODS)} (as in flowcut:budget=64)"
+            f"unknown pruner {text!r}; choose none or one of {', '.join(all_names())} (as in flowcut:budget=64)"
         )
-    types = _field_types(METHODS[name])
+    types = _field_types(method)
     values = {}
     for setting in filter(None, settings.split(",")):
         key, equals, value = (part.strip() for part in setting.partition("="))
@@ -62,7 +99,7 @@ def parse_pruner(text: str) -> Pruner | None:
         values[key] = field_from_text(name, key, value, types[key])
     if "budget" not in values:
         raise ValueError(f"pruner {text!r} has no budget; write {name}:budget=64")
-    return METHODS[name].make(**values)
+    return method.make(**values)
 
 
 def pruner_to_text(pruner: Pruner | None) -> str:
@@ -97,7 +134,10 @@ def pruner_to_config(pruner: Pruner) -> dict[str, Any]:
     names = [name for name, method in METHODS.items() if method.cls is cls]
     if not names:
         known = ", ".join(dict.fromkeys(method.cls.__name__ for method in METHODS.values()))
-        raise ValueError(f"a {cls.__name__} has no name in flowcut.registry.METHODS; register it, or use {known}")
+        raise ValueError(
+            f"a {cls.__name__} has no name in flowcut.registry.METHODS; call flowcut.registry.register on its class, "
+            f"or use {known}"
+        )
     plain = [name for name in names if METHODS[name].make is cls]
     values = {field.name: getattr(pruner, field.name) for field in fields(pruner)}
     if plain:  # a preset alone would bring values of its own, so then every field is written
@@ -115,9 +155,10 @@ def pruner_from_config(config: object) -> Pruner:
     if not isinstance(config, Mapping):
         raise ValueError(f'pruner {config!r} is not a dict of fields; write {{"method": "flowcut", "budget": 64}}')
     name = config.get("method", "flowcut")
-    if not isinstance(name, str) or name not in METHODS:
-        raise ValueError(f"unknown pruner method {name!r}; choose one of {', '.join(METHODS)}")
-    types = _field_types(METHODS[name])
+    method = method_named(name) if isinstance(name, str) else None
+    if method is None:
+        raise ValueError(f"unknown pruner method {name!r}; choose one of {', '.join(all_names())}")
+    types = _field_types(method)
     values = {key: value for key, value in config.items() if key != "method"}
     for key, value in values.items():
         if key not in types:
@@ -126,7 +167,7 @@ def pruner_from_config(config: object) -> Pruner:
         values[key] = tuple(value) if isinstance(value, list) else value
     if "budget" not in values:
         raise ValueError(f'pruner {dict(config)!r} has no budget; add "budget": 64')
-    return METHODS[name].make(**values)
+    return method.make(**values)
 
 
 def settings_of(name: str) -> list[Setting]:

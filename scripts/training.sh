@@ -20,7 +20,12 @@ WORKERS=${WORKERS:-4}
 REPORT_TO=${REPORT_TO:-none} # or wandb, tensorboard, once installed
 
 # start <flags>...: the run. DATA_PATH, IMAGE_FOLDER, OUTPUT_DIR and LEARNING_RATE are the script's to set.
+# DRY=1 trains nothing: it names everything that is wrong with the flags and files at once, in one process.
 start() {
+    if [[ -n ${DRY-} ]]; then
+        LAUNCHER=${PYTHON:-python} DEEPSPEED_CONFIG=
+        set -- --dry_run True "$@"
+    fi
     # shellcheck disable=SC2086 # a launcher brings its own flags
     $LAUNCHER "$PROGRAM" \
         ${DEEPSPEED_CONFIG:+--deepspeed "$DEEPSPEED_CONFIG"} \

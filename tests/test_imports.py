@@ -13,23 +13,18 @@ from scripts import architecture
 from scripts.architecture import import_graph
 
 LAYERS = (  # from the ground up; a room imports from its own layer and those below
-    ("flowcut.layer_cost",),
-    (
-        "flowcut.compat",
-        "flowcut.scores",
-        "flowcut.trace",
-        "flowcut.cost",
-        "flowcut.plots",
-        "flowcut.version",
-        "flowcut.registered",
-    ),
-    ("flowcut.pruner",),
-    ("flowcut.methods", "flowcut.hooks"),
+    ("flowcut.layer_cost", "flowcut.version", "flowcut.registered"),
+    ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots", "flowcut.progress"),
+    ("flowcut.extras",),
+    ("flowcut.command_line",),
+    ("flowcut.command_tree", "flowcut.pruner"),
+    ("flowcut.methods", "flowcut.hooks", "flowcut.plugins"),
     ("flowcut.registry", "flowcut.anatomy", "flowcut.summary"),
-    ("flowcut.attach", "flowcut.text_tower"),
-    ("flowcut.bench",),
+    ("flowcut.attach", "flowcut.text_tower", "flowcut.listing"),
+    ("flowcut.api", "flowcut.bench"),
     ("flowcut.checkpoints",),
-    ("flowcut.flow", "flowcut.vtw_search", "flowcut.calibrate", "flowcut.__main__"),
+    ("flowcut.flow", "flowcut.vtw_search", "flowcut.calibrate", "flowcut.show", "flowcut.compare"),
+    ("flowcut.__main__",),
 )
 APART = (("flowcut.methods", "flowcut.hooks"), ("flowcut.hooks", "flowcut.methods"))  # a method knows no model
 DOOR = "flowcut.checkpoints"
@@ -108,7 +103,9 @@ def test_what_counts_as_an_import(tmp_path):
 def test_the_library_is_imported_without_transformers_and_the_compiler_and_the_list_without_torch():
     """They take seconds, and are there in any case once a model is."""
     code = (
-        "import sys, flowcut, flowcut.__main__\n"
+        "import sys, flowcut\n"
+        "assert 'torch' not in sys.modules\n"
+        "import flowcut.__main__\n"
         "flowcut.__main__.main(['list'])\n"
         "assert 'torch' not in sys.modules\n"
         "from flowcut import *\n"

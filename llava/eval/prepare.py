@@ -3,6 +3,7 @@
     python -m llava.eval.prepare gqa              # writes the question file, unless LLaVA's own exists
     python -m llava.eval.prepare gqa --check      # writes nothing; lists what is missing and where to get it
     python -m llava.eval.prepare mme --limit 50   # a file of 50 pictures' questions, spread evenly
+    python -m llava.eval.prepare --all --check    # everything that is missing for any benchmark, with sizes and sources
 
 No model is loaded. The last line of stdout is one JSON document: question file, images' folder, answering program. The
 exit status is 1 when files or images of questions are missing.
@@ -26,7 +27,8 @@ _SHOWN = 5
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
-    parser.add_argument("benchmark", choices=MODULES)
+    parser.add_argument("benchmark", nargs="?", choices=MODULES)
+    parser.add_argument("--all", action="store_true", help="every benchmark, each with its published split")
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
     parser.add_argument("--split", help="default: the one of the published number; a wrong name lists all")
     parser.add_argument("--check", action="store_true", help="only list existing and missing files")
@@ -42,7 +44,8 @@ def report_needs(bench: Benchmark, folder: Path, split: Split) -> bool:
     print(f"{bench.title}, split {split.name}, in {folder}")
     for need in split.needs:
         state = "found" if need.met(folder) else "optional, missing" if need.optional else "MISSING"
-        where = "" if need.met(folder) else f"; get it from {need.source}"
+        size = f", about {need.gigabytes:g} GB" if need.gigabytes else ""
+        where = "" if need.met(folder) else f"; get it from {need.source}{size}"
         print(f"  {state:8} {' or '.join(need.paths)}: {need.purpose}{where}")
     return not bench.missing(folder, split)
 
@@ -77,9 +80,61 @@ def document(bench: Benchmark, split: Split, prepared: Prepared) -> dict[str, An
     }
 
 
+def survey(data: Path, check: bool, rebuild: bool) -> dict[str, Any]:
+    """Report and prepare every benchmark; one that cannot be stops no other. -> the JSON document.
+
+    check: write nothing.
+    """
+    complete: list[str] = []
+    missing: dict[str, list[str]] = {}
+    problems: dict[str, str] = {}
+    sizes: dict[str, float] = {}
+    for name in MODULES:
+        bench = benchmark(name)
+        split = bench.split()
+        folder = bench.folder(data, split)
+        if not report_needs(bench, folder, split):
+            lacking = bench.missing(folder, split)
+            missing[name] = [f"{folder / need.paths[0]}" for need in lacking]
+            sizes |= {need.source: need.gigabytes for need in lacking if need.gigabytes}
+            continue
+        try:
+            prepared = look(bench, folder, split) if check else bench.prepare(folder, split, None, rebuild)
+        except ValueError as error:
+            problems[name] = str(error)
+            continue
+        report_absent(prepared)
+        if prepared.absent:
+            problems[name] = f"{len(prepared.absent)} images of questions are absent"
+        else:
+            complete.append(name)
+    return {"complete": complete, "missing": missing, "problems": problems, "gigabytes": sum(sizes.values())}
+
+
+def summary(found: dict[str, Any]) -> str:
+    lines = [f"{len(found['complete'])} of {len(MODULES)} benchmarks are complete"]
+    lines += [f"  {name} lacks {', '.join(files)}" for name, files in found["missing"].items()]
+    lines += [f"  {name}: {problem}" for name, problem in found["problems"].items()]
+    if found["gigabytes"]:
+        lines.append(f"the large downloads among them, whose size is known, are about {found['gigabytes']:g} GB")
+    return "\n".join(lines)
+
+
 @program
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.all == (args.benchmark is not None):
+        parser.error("give the name of a benchmark, or --all")
+    if args.all:
+        if args.split or args.limit is not None:
+            parser.error("--all takes each benchmark's published split whole; leave --split and --limit out")
+        found = survey(args.data, args.check, args.rebuild)
+        print(summary(found))
+        print(json.dumps(found, ensure_ascii=False))
+        if found["missing"] or found["problems"]:
+            sys.exit(1)
+        return
     bench = benchmark(args.benchmark)
     split = bench.split(args.split)
     folder = bench.folder(args.data, split)

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowcut.command_line import Parser, parse_first, program
+from llava.eval.benchmarks.registry import benchmark
+from llava.eval.prepare import report_needs
 from llava.given import home_path
 from scripts.tables.paper.tables import NUMBERS, table_of
 from scripts.tables.render.grid import Grid
@@ -42,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="number of questions (default: all; embedded: 500)")
     parser.add_argument("--columns", nargs="+", metavar="NAME", help="only these columns, by the paper's headings")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, and the unpruned model")
+    parser.add_argument("--dry-run", action="store_true", help="run nothing; list every missing file with its source")
     parser.add_argument("--render", action="store_true", help="run nothing; write the table from existing cells")
     parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) and write it to a .tex file too")
     return parser
@@ -94,6 +97,24 @@ def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, s
     return against_paper.grid(table, found, cells.model), get_model_name_from_path(cells.model), cells.problems
 
 
+def dry_run(args: argparse.Namespace) -> int:
+    """Print the files of every benchmark of the table, and what is missing; returns how many benchmarks lack files."""
+    table = table_of(args.number)
+    names = dict.fromkeys(
+        one.key for one in table.columns if one.source == "cell" and one.name in (args.columns or [one.name])
+    )
+    lacking = []
+    for name in names:
+        bench = benchmark(name)
+        split = bench.split()
+        if not report_needs(bench, bench.folder(args.data, split), split):
+            lacking.append(name)
+    model = args.model or table.model
+    print(f"model: {model}, {'a folder' if home_path(model).is_dir() else 'downloaded from the Hub, if it is there'}")
+    print(json.dumps({"table": table.number, "model": model, "benchmarks": list(names), "missing": lacking}))
+    return len(lacking)
+
+
 def refuse_absent(model: str) -> None:
     """Raise ValueError, one line, for a model that is neither a folder nor a name of the Hub."""
     if not home_path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
@@ -115,6 +136,10 @@ def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Seq
 @program
 def main(argv: list[str] | None = None) -> None:
     args, launch_flags = build_parser().parse_known_args(argv)
+    if args.dry_run:
+        if args.model in EMBEDDED:
+            raise ValueError("--dry-run: the embedded model draws its own benchmark, so no file is needed")
+        sys.exit(1 if dry_run(args) else 0)
     grid, name, problems = make(args, launch_flags)
     files = grid.write(args.results / name / "tables" / f"table{args.number:02d}", args.latex)
     print(grid.latex() if args.latex else grid.markdown())

@@ -12,6 +12,7 @@ from flowcut import FlowCut, attach, calibrate, parse_pruner
 from flowcut.bench.counting import count
 from flowcut.calibrate import main, pictures_in
 from flowcut.checkpoints import picture_calls
+from tests.ending import ending
 
 BUDGET = 10
 SELECTIONS = [1, 3, 5]
@@ -138,9 +139,9 @@ def test_pictures_of_a_checkpoint_go_through_its_tower(llava_folder, folder):
     ],
 )
 def test_bad_input_is_one_line(words, message, capsys):
-    assert main(words) == 2
+    assert ending(main, words) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("flowcut.calibrate: ")
+    assert line.startswith("error: ")
     assert message in line
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 from flowcut.__main__ import main
 from flowcut.plots import CAPTION, PANEL, kept_patches
 from flowcut.registry import METHODS
+from tests.ending import ending
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_list(capsys):
 def test_bad_input_is_one_line(llava_folder, image, tmp_path, capsys, change, message):
     arguments = {"--image": image, "--model-path": str(llava_folder), "--out": str(tmp_path / "kept.png")}
     arguments |= {"--pruner": "fastervlm:budget=5", **change}
-    assert main(["show", *(part for pair in arguments.items() for part in pair)]) == 2
+    assert ending(main, ["show", *(part for pair in arguments.items() for part in pair)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1]
-    assert lines[-1].startswith("flowcut show: ")
+    assert lines[-1].startswith("error: ")

@@ -10,6 +10,7 @@ from flowcut.bench.__main__ import main, parse
 from flowcut.bench.counting import count, counting
 from flowcut.bench.model import Bench
 from flowcut.registry import METHODS
+from tests.ending import ending
 
 
 def encoder(batch, geometry="deep"):
@@ -152,5 +153,5 @@ def test_report(capsys):
 
 
 def test_a_method_of_the_language_model_is_refused(capsys):
-    assert main(["ops", "--geometry", "deep", "--pruner", "fastv"]) == 2
+    assert ending(main, ["ops", "--geometry", "deep", "--pruner", "fastv"]) == 2
     assert "vision encoder alone" in capsys.readouterr().err

@@ -36,6 +36,7 @@ class Need:
     """A required file or folder in the benchmark's folder.
 
     paths: alternatives; `*`, `**` are allowed. asking: needed to answer the questions, not to score answers.
+    gigabytes: of the download, roughly, where it is large.
     """
 
     paths: tuple[str, ...]
@@ -43,6 +44,7 @@ class Need:
     source: str
     optional: bool = False
     asking: bool = False
+    gigabytes: float | None = None
 
     def met(self, folder: Path) -> bool:
         return any(next(iter(folder.glob(path)), None) is not None for path in self.paths)

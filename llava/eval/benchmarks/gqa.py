@@ -29,7 +29,7 @@ TESTDEV = Split(
     ("data/images",),
     (
         Need((QUESTIONS,), "questions and answers", f"{SITE} (questions, balanced)"),
-        Need(("data/images",), "pictures", f"{SITE} (images)", asking=True),
+        Need(("data/images",), "pictures", f"{SITE} (images)", asking=True, gigabytes=20),
     ),
     published=12578,
 )

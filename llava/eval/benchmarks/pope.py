@@ -26,7 +26,13 @@ TEST = Split(
     ("val2014",),
     (
         *(Need((f"coco/coco_pope_{name}.json",), f"{name} questions and labels", SOURCE) for name in CATEGORIES),
-        Need(("val2014",), "COCO val2014 pictures", "http://images.cocodataset.org/zips/val2014.zip", asking=True),
+        Need(
+            ("val2014",),
+            "COCO val2014 pictures",
+            "http://images.cocodataset.org/zips/val2014.zip",
+            asking=True,
+            gigabytes=6.5,
+        ),
     ),
     published=8910,
 )

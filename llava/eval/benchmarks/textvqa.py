@@ -26,7 +26,13 @@ _OLD_PROMPT = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
 _NEEDS = (
     Need((ANNOTATION,), "questions and human answers", f"{SITE}/data/{ANNOTATION}"),
-    Need(("train_images",), "pictures (val's are among train's)", f"{SITE}/images/train_val_images.zip", asking=True),
+    Need(
+        ("train_images",),
+        "pictures (val's are among train's)",
+        f"{SITE}/images/train_val_images.zip",
+        asking=True,
+        gigabytes=6.5,
+    ),
 )
 WITH_OCR = Split(
     "val",

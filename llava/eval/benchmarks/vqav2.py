@@ -32,7 +32,7 @@ def _split(name: str, official: str, year: str, published: int | None, label: st
     question_file = f"llava_vqav2_mscoco_{official}.jsonl"
     needs = [
         Need((question_file, _official(official)), "questions", f"{SITE} (or LLaVA's eval.zip)"),
-        Need((year,), "COCO pictures", f"{COCO}/{year}.zip", asking=True),
+        Need((year,), "COCO pictures", f"{COCO}/{year}.zip", asking=True, gigabytes=13 if year == "test2015" else 6.5),
     ]
     if name == "val":
         needs.append(Need((ANNOTATION,), "human answers", SITE))

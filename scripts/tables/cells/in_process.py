@@ -138,8 +138,13 @@ class Plan:
 
     def _same_origin(self, there: dict[str, Any]) -> bool:
         """Whether a recorded cell is of this model and these data; one of others is of no use here."""
-        now = self._identity(subset(self.rows, there["limit"]))
-        return all(there["identity"].get(name) == now[name] for name in ("model_hash", "data_hash"))
+        now = self.origin(there["limit"])
+        return all(there["identity"].get(name) == now[name] for name in now)
+
+    def origin(self, limit: int | None) -> dict[str, Any]:
+        """Hashes of the weights, and of the data that a cell with this limit is about."""
+        now = self._identity(subset(self.rows, limit))
+        return {name: now[name] for name in ("model_hash", "data_hash")}
 
     def _start(self) -> AnswerRun:
         there = self._recorded()

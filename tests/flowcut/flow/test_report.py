@@ -17,6 +17,7 @@ from flowcut.flow.figures import trends
 from flowcut.flow.numbers import criteria, numbers_of
 from flowcut.flow.report import table
 from flowcut.flow.study import compared_with, make_study
+from tests.ending import ending
 
 FIGURES = ("fig2_flows", "fig2_maps", "fig3_trends", "fig3_relay", "fig4_criteria", "fig6_strength", "fig7_boxes")
 FIGURES += ("fig8_kept", "fig9_10_streams", "fig11_steps")
@@ -203,8 +204,8 @@ def test_bad_input_is_one_line(encoder_folders, picture_folder, tmp_path, capsys
     arguments |= {"--out": str(tmp_path / "out"), **change}
     images = arguments.pop("images", [str(picture_folder / "a.png")])
     given = [*images, *(part for pair in arguments.items() for part in pair)]
-    assert main([str(tmp_path / "empty") if part == "EMPTY" else part for part in given]) == 2
+    assert ending(main, [str(tmp_path / "empty") if part == "EMPTY" else part for part in given]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("flowcut.flow: ")
+    assert last.startswith("error: ")
     assert message in last
     assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ import torch
 from flowcut import VTW, attach, parse_pruner
 from flowcut.compat import CACHE
 from flowcut.vtw_search import divergence, main, search
+from tests.ending import ending
 from tests.flowcut.hosts import Clip, HFLlava, Sample
 from tests.flowcut.naive_llama import batch, prompt, run, tiny_llava
 from tests.flowcut.recorded_llama import near
@@ -140,6 +141,6 @@ def test_program(llava_folder, question_folder, capsys):
     assert (result["layer"], result["prompts"], result["threshold"]) == (1, 3, 1000)
     assert lines[-2].startswith("layer 1: ")
     for wrong in (["--first", "9"], ["--samples", "0"], ["--question-file", "nowhere.jsonl"]):
-        assert main([*arguments, *wrong]) == 2
-        [error] = [line for line in capsys.readouterr().err.splitlines() if "flowcut.vtw_search" in line]
-        assert error.startswith("flowcut.vtw_search: ")
+        assert ending(main, [*arguments, *wrong]) == 2
+        [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert error.startswith("error: ")

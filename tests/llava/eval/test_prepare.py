@@ -62,6 +62,33 @@ def test_what_is_missing_is_listed_with_where_to_get_it(tmp_path, capsys, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_all_benchmarks_at_once(data, capsys):
+    """One of them without its pictures, one with a damaged file, some that nobody downloaded: all are named."""
+    shutil.rmtree(data / "gqa" / "data" / "images")
+    (data / "textvqa" / "TextVQA_0.5.1_val.json").write_text("{}")
+    before = sorted(data.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        prepare.main(["--all", "--check", "--data", str(data)])
+    assert stop.value.code == 1
+    assert sorted(data.rglob("*")) == before
+    said = capsys.readouterr().out
+    found = json.loads(said.splitlines()[-1])
+    assert found["missing"]["gqa"] == [str(data / "gqa" / "data" / "images")]
+    assert "about 20 GB" in said
+    assert found["gigabytes"] >= 20
+    assert set(found["problems"]) == {"textvqa"}
+    assert {*found["complete"], *found["missing"], *found["problems"]} == set(MODULES)
+    assert set(found["complete"]) == set(MAKERS) - {"gqa", "textvqa"}
+
+
+@pytest.mark.parametrize("flags", [[], ["gqa", "--all"], ["--all", "--limit", "3"]])
+def test_one_benchmark_or_all(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        prepare.main(flags)
+    assert stop.value.code == 2
+    assert "--all" in capsys.readouterr().err
+
+
 def test_images_that_are_not_there_are_counted(data, capsys):
     for number in (0, 2):
         (data / "gqa" / "data" / "images" / f"n{number}.jpg").unlink()

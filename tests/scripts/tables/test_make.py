@@ -97,3 +97,15 @@ def test_names_that_a_table_does_not_have_are_refused(root, flags, said):
 def test_flags_that_the_embedded_model_would_not_heed_are_refused(flags):
     with pytest.raises(SystemExit, match=f"{flags[0]}.*: not with the embedded model, which takes --limit"):
         make.main(["1", "--model", "embedded", "--render", *flags])
+
+
+def test_a_dry_run_lists_every_missing_file_and_writes_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        make.main(
+            ["1", "--model", "an/owner", "--dry-run", "--data", str(tmp_path / "data"), "--columns", "GQA", "POPE"]
+        )
+    assert stopped.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1])["missing"] == ["gqa", "pope"]
+    assert sum("val2014.zip, about 6.5 GB" in line for line in lines) == 1
+    assert not list(tmp_path.iterdir())
