@@ -46,6 +46,12 @@ def test_a_key_tells_pictures_pruners_and_budgets_apart(processor, scenes):
     assert len(set(keys)) == len(keys) - 1
 
 
+def test_a_stock_model_does_not_heed_a_budget(processor, scenes):
+    """By the number of tokens a client sees that such a server does not prune."""
+    result = processed(processor(None), scenes, 32)
+    assert [place.length for place in result["mm_placeholders"]["image"]] == [576]
+
+
 @pytest.mark.parametrize("given", [{"budget": 0}, {"budget": "all"}, {"method": "random"}, 64])
 def test_a_bad_request_is_refused_in_one_line(processor, scenes, given):
     with pytest.raises(ValueError, match="budget") as error:
