@@ -5,35 +5,49 @@ with attach(model, FlowCut(budget=64)) as handle:
 handle.trace.kept
 """
 
-from flowcut.attach import Handle, attach, detach, flowcut, handle_of
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from flowcut.compat import check_versions
-from flowcut.hooks.call_context import asked
-from flowcut.methods import *  # noqa: F403 every registered method's class
-from flowcut.pruner import Cut, LanguageView, OneCut, Pruner, Scorer, View
-from flowcut.registry import METHODS, paper_row, parse_pruner
-from flowcut.text_tower import TextTower
-from flowcut.trace import Trace
-from flowcut.version import __version__
+from flowcut.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from flowcut.api import *  # noqa: F403
+
+FUNCTIONS = ("asked", "attach", "detach", "flowcut", "handle_of", "paper_row", "parse_pruner")
+"""What the package offers beside classes; all other names in small letters are modules."""
 
 check_versions()
 
-__all__ = [
-    "Cut",
-    "Handle",
-    "LanguageView",
-    "OneCut",
-    "Pruner",
-    "Scorer",
-    "TextTower",
-    "Trace",
-    "View",
-    "__version__",
-    "asked",
-    "attach",
-    "detach",
-    "flowcut",
-    "handle_of",
-    "paper_row",
-    "parse_pruner",
-    *dict.fromkeys(method.cls.__name__ for method in METHODS.values()),
-]
+
+class _Package(ModuleType):
+    """`flowcut.attach` is the function, whether the module of this name was imported before or not."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "attach" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, because torch takes seconds to import and a program's --help does not need it.
+    if name in FUNCTIONS or name[0].isupper() or name == "__all__":
+        offered = importlib.import_module("flowcut.api")
+        if name == "__all__":
+            return [*offered.__all__, "__version__"]
+        if hasattr(offered, name):
+            return getattr(offered, name)
+    elif find_spec(f"flowcut.{name}") is not None:
+        return importlib.import_module(f"flowcut.{name}")
+    raise AttributeError(f"module 'flowcut' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

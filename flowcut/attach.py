@@ -92,7 +92,7 @@ class Handle(Session):
             raise ValueError(f"this {_name(self.model)} already has a pruner attached; detach(model) it first")
         self.shape = anatomy.shape
         check_pruner(self.pruner, self.shape)
-        watches = self.pruner.cuts_language(self.shape.two_stage)
+        watches = self.cuts_language or self.pruner.anneals
         decoder = anatomy.find_decoder() if watches and anatomy.find_decoder is not None else None
         self.watches_decoder = decoder is not None
         stages: list[Stage] = [EncoderStage(self, encoder) for encoder in anatomy.encoders]

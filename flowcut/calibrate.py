@@ -1,13 +1,12 @@
 """Fix FlowCut's schedule beforehand: how many patches stay at each selection, as the mean over some images.
 
-    python -m flowcut.calibrate liuhaotian/llava-v1.5-7b pictures/ --pruner flowcut:budget=64
+    python -m flowcut.calibrate --model-path liuhaotian/llava-v1.5-7b --image pictures/ --pruner flowcut:budget=64
 
 prints the pruner with these numbers, as text that `attach` and every program take. See `FlowCut.calibrated`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +14,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, parse_first, program
+from flowcut.progress import progress_bar
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model-path", help="LLaVA checkpoint, without anyres")
+    parser.add_argument("--image", nargs="+", default=[], help="picture files, or folders of them")
+    parser.add_argument("given", nargs="*", metavar="MODEL IMAGE", help="the same without flags")
+    parser.add_argument("--pruner", default="flowcut:budget=64", help="settings to calibrate (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=200, help="how many pictures at most (default: %(default)s)")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from flowcut.attach import attach
 from flowcut.checkpoints import picture_calls
@@ -87,32 +101,25 @@ def pictures_in(places: Sequence[str]) -> list[str]:
     return found
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
-    """The last line printed is one JSON document. Returns 0, or 2 after one line on stderr for unusable input."""
-    parser = argparse.ArgumentParser(
-        prog="flowcut.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="LLaVA checkpoint, without anyres")
-    parser.add_argument("images", nargs="+", help="picture files, or folders of them")
-    parser.add_argument("--pruner", default="flowcut:budget=64", help="settings to calibrate (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=200, help="how many pictures at most (default: %(default)s)")
-    args = parser.parse_args(argv)
-    try:
-        pruner = parse_pruner(args.pruner)
-        if not isinstance(pruner, FlowCut):
-            raise ValueError(f"--pruner {args.pruner} is not FlowCut, whose schedule alone is adaptive")
-        if args.limit < 1:
-            raise ValueError(f"--limit {args.limit} is not a number of pictures >= 1")
-        files = pictures_in(args.images)[: args.limit]
-        model, calls = picture_calls(args.model, files)
-        found = calibrate(model, tqdm(calls, total=len(files), desc="images"), pruner)
-    except (ValueError, OSError) as error:
-        print(f"flowcut.calibrate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """The last line printed is one JSON document."""
+    args = build_parser().parse_args(argv)
+    model_path, *images = [*filter(None, [args.model_path]), *args.given, *args.image] or [""]
+    if not images:
+        raise ValueError("give a checkpoint and pictures: --model-path CHECKPOINT --image FOLDER")
+    pruner = parse_pruner(args.pruner)
+    if not isinstance(pruner, FlowCut):
+        raise ValueError(f"--pruner {args.pruner} is not FlowCut, whose schedule alone is adaptive")
+    if args.limit < 1:
+        raise ValueError(f"--limit {args.limit} is not a number of pictures >= 1")
+    files = pictures_in(images)[: args.limit]
+    model, calls = picture_calls(model_path, files)
+    found = calibrate(model, progress_bar(calls, total=len(files), desc="images"), pruner)
     text = pruner_to_text(found.pruner)
     print(text)
     told = {"pruner": text, "counts": found.pruner.counts, "lowest": found.lowest, "highest": found.highest}
-    print(json.dumps({**told, "images": found.images, "model": args.model}))
+    print(json.dumps({**told, "images": found.images, "model": model_path}))
     return 0
 
 

@@ -131,9 +131,14 @@ def shown_pixels(reader: Any, image: Image.Image) -> Tensor:
     return prepared.inputs["pixel_values"] if hasattr(prepared, "inputs") else prepared.pixels
 
 
+def answerers_of(reader: Any, pruners: Sequence[str]) -> list[Any]:
+    """A reader's model with each of these pruners (as text), as called with questions and their images."""
+    return [type(reader)(reader.checkpoint, pruner, Generation(max_new_tokens=64)) for pruner in pruners]
+
+
 def answers_of(reader: Any, question: str, images: Sequence[Image.Image], pruner: str) -> list[str]:
     """A reader's answer to the question about each image, with a pruner (as text) attached."""
-    answerer = type(reader)(reader.checkpoint, pruner, Generation(max_new_tokens=64))
+    [answerer] = answerers_of(reader, [pruner])
     return [answerer([question], [[image]])[0].text for image in images]
 
 

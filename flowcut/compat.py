@@ -3,7 +3,7 @@
 transformers 5.24 renamed the argument that carries the KV cache from `past_key_values` to `cache`, in every forward, in
 `generate` and in the mask functions. Callers of either version may use either name; models are called by the name that
 the installed version knows. transformers itself takes seconds to import, so no module of the library does it before a
-model is there.
+model is there. torch is not imported here either, so that the programs can show their help without it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from packaging.version import Version
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TESTED = {"transformers": ("5.23.0", "5.24.0"), "torch": ("2.6.0", "2.15.0")}
 """Oldest and newest version of each package that the test suite passes with; pyproject.toml declares the same range."""
@@ -36,7 +37,7 @@ def check_versions(installed: Mapping[str, str] | None = None) -> list[str]:
         The warnings, one line each.
     """
     if installed is None:
-        installed = {"transformers": version("transformers"), "torch": torch.__version__}
+        installed = {"transformers": version("transformers"), "torch": version("torch")}
     lines = []
     for package, (oldest, newest) in TESTED.items():
         minor = Version(installed[package]).release[:2]
@@ -85,6 +86,8 @@ def checkpoints_layers(module: Any) -> bool:
     """
     if not (module.training and getattr(module, "gradient_checkpointing", False)):
         return False
+    import torch
+
     return torch.is_grad_enabled() or CACHE == "past_key_values"
 
 

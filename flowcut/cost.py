@@ -148,7 +148,8 @@ def patches_of(config: Any) -> int:
 
 def encoder_flops(config: Any, path: Sequence[int], prefix: int = 1, mlp_path: Sequence[int] | None = None) -> float:
     """A ViT with two-layer MLPs. path: visual tokens entering each layer (mlp_path: its MLP); prefix: special ones."""
-    width, inner, sides = config.hidden_size, config.intermediate_size, _sides(config.patch_size)
+    width, sides = config.hidden_size, _sides(config.patch_size)
+    inner = config.intermediate_size if hasattr(config, "intermediate_size") else config.mlp_ratio * width  # DINOv2
     embedding = patches_of(config) * config.num_channels * sides[0] * sides[1] * width
     attention = sum(4 * n * width**2 + 2 * n**2 * width for n in (visual + prefix for visual in path))
     mlp = sum(2 * (visual + prefix) * width * inner for visual in (path if mlp_path is None else mlp_path))

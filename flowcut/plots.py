@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections.abc import Sequence
 
@@ -20,6 +21,33 @@ def veil(picture: np.ndarray, kept: np.ndarray, grid: tuple[int, int]) -> np.nda
     height, width = picture.shape[:2]
     shown = mask.reshape(rows, columns)[np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)]
     return np.where(shown[..., None], picture, (picture * 0.15 + 255 * 0.8).astype(np.uint8))
+
+
+def merged_regions(picture: np.ndarray, sources: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The picture [H, W, 3], uint8, with the patches that were merged into one token in one colour.
+
+    Patches that are a token of their own stay clear, those that were dropped are veiled, and lines part the tokens.
+
+    Args:
+        sources: [rows * columns], row-major: the number of the token that each patch went into, -1 if it was dropped
+            (`Trace.sources`).
+        grid: rows and columns of patches.
+    """
+    rows, columns = grid
+    height, width = picture.shape[:2]
+    down, across = np.arange(height) * rows // height, np.arange(width) * columns // width
+    sizes = np.bincount(sources[sources >= 0], minlength=1)
+    sheet = veil(picture, np.flatnonzero(sources >= 0), grid).astype(float)
+    number = sources.reshape(rows, columns)[np.ix_(down, across)]
+    # A step of the golden ratio around the colour circle keeps the hues of tokens with near numbers apart.
+    hues = [colorsys.hls_to_rgb(token * 0.618034 % 1, 0.5, 0.9) for token in range(len(sizes))]
+    merged = (number >= 0) & (sizes[number] > 1)
+    sheet[merged] = 0.55 * sheet[merged] + 0.45 * 255 * np.array(hues)[number[merged]]
+    edge = np.zeros((height, width), dtype=bool)
+    edge[1:] |= (number[1:] != number[:-1]) & (merged[1:] | merged[:-1])
+    edge[:, 1:] |= (number[:, 1:] != number[:, :-1]) & (merged[:, 1:] | merged[:, :-1])
+    sheet[edge] = 40
+    return sheet.astype(np.uint8)
 
 
 def kept_patches(image: np.ndarray, steps: Sequence[tuple[str, np.ndarray]], grid: tuple[int, int]) -> Image.Image:

@@ -20,12 +20,15 @@ class StageTrace:
         leaving: [layer][image], visual tokens that came out of it.
         signals: {layer: {name: values}}, with attach(..., signals=True). Per-token signals are lists with one tensor
             per image, per-image ones an [R] tensor.
+        mixed: whether remaining tokens were given new states, of other tokens too, by a method that does not tell which
+            token went into which.
     """
 
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
     entering: list[tuple[int, ...]] = field(default_factory=list)
     leaving: list[tuple[int, ...]] = field(default_factory=list)
     signals: dict[int, dict[str, Any]] = field(default_factory=dict)
+    mixed: bool = False
 
     def path(self, sample: int = 0) -> list[int]:
         """How many visual tokens of one image went into each layer; what `flowcut.cost` takes."""
@@ -50,6 +53,7 @@ class StageTrace:
             self.kept[max(self.kept)] = [*ends[0], *ends[1]]
         self.entering = [a + b for a, b in zip(self.entering, other.entering, strict=True)]
         self.leaving = [a + b for a, b in zip(self.leaving, other.leaving, strict=True)]
+        self.mixed = self.mixed or other.mixed
         for layer, signals in other.signals.items():
             for name, values in signals.items():
                 there = self.signals.setdefault(layer, {}).get(name)
@@ -77,11 +81,14 @@ class Trace(StageTrace):
             their number in `tokens`. None where the pruner leaves the language model alone.
         shown: the images (numbers into `tokens`) that the entries of `language` are about.
         sources: one [N] per encoder row, if patches were merged one into the other: the number in `final` of the token
-            that each patch of the grid went into, -1 if it was dropped. Empty otherwise. See `members`.
+            that each patch of the grid went into, -1 if it was dropped. Empty otherwise. See `members`. Pooling and
+            VisionZip, which make their tokens themselves, tell it with attach(..., signals=True).
         merged_before_mlp: whether tokens were merged between attention and MLP, so that an MLP had what left its layer.
         unpruned_tokens: for each encoder row, the tokens its image or frame has where nothing is dropped; see
             `flowcut.pruner.Rows`.
         budgets: for each encoder row, the budget of its image or frame, a share as the number it comes to.
+        computed: [layer][row], visual tokens that each layer worked on: those of `entering`, and the padding of rows
+            that were a little shorter than others of their batch.
     """
 
     tokens: list[Tensor] = field(default_factory=list)
@@ -91,6 +98,7 @@ class Trace(StageTrace):
     merged_before_mlp: bool = False
     unpruned_tokens: tuple[int, ...] = ()
     budgets: tuple[int, ...] = ()
+    computed: list[tuple[int, ...]] = field(default_factory=list)
 
     def place(self, tokens: list[Tensor]) -> None:
         """Say where the tokens of each image, as the language model sees it, come from; see `tokens`."""
@@ -109,6 +117,7 @@ class Trace(StageTrace):
         if isinstance(other, Trace):
             self.unpruned_tokens += other.unpruned_tokens
             self.budgets += other.budgets
+            self.computed = [a + b for a, b in zip(self.computed, other.computed, strict=True)]
         super().join(other)
 
     def _sources(self) -> list[Tensor]:

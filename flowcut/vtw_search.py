@@ -8,12 +8,39 @@ for LLaVA-1.5-7B (0.0005 for 13B, 0.0001 for LLaVA-1.6-7B).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from flowcut.command_line import Parser, parse_first, program
+
+FIRST = 5
+THRESHOLD = 0.003
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model-path", required=True, help="LLaVA checkpoint")
+    parser.add_argument("--question-file", required=True, help="JSON lines with question_id, image, text")
+    parser.add_argument("--image-folder", default="", help="where the questions' images lie (default: here)")
+    parser.add_argument(
+        "--limit",
+        also=["--samples"],
+        type=int,
+        default=20,
+        help="how many questions to take, from the top (default: 20)",
+    )
+    parser.add_argument("--first", type=int, default=FIRST, help="first layer to try (default: %(default)s)")
+    parser.add_argument(
+        "--threshold", type=float, default=THRESHOLD, help="largest mean KL in nats (default: %(default)s)"
+    )
+    parser.add_argument("--conv-mode", help="conversation template (default: the checkpoint's)")
+    return parser
+
+
+parse_first(__name__, build_parser)
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +49,6 @@ from flowcut.anatomy.find import anatomy_of
 from flowcut.attach import attach
 from flowcut.checkpoints import questions_as_calls
 from flowcut.methods.vtw import VTW
-
-FIRST = 5
-THRESHOLD = 0.003
 
 
 @dataclass(frozen=True)
@@ -90,36 +114,16 @@ def _next_token(model: nn.Module, prompt: Mapping[str, Any]) -> Tensor:
     return model(**prompt).logits[0, -1]
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
-    """Search for a LLaVA checkpoint on a question file; the last line printed is one JSON document.
-
-    Returns 0, or 2 after one line on stderr when the input cannot be used.
-    """
-    parser = argparse.ArgumentParser(
-        prog="flowcut.vtw_search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Search for a LLaVA checkpoint on a question file; the last line printed is one JSON document."""
+    args = build_parser().parse_args(argv)
+    if args.limit < 1:
+        raise ValueError(f"--limit {args.limit} is not a number of questions >= 1")
+    model, prompts = questions_as_calls(
+        args.model_path, args.question_file, args.image_folder, args.limit, args.conv_mode
     )
-    parser.add_argument("--model-path", required=True, help="LLaVA checkpoint")
-    parser.add_argument("--question-file", required=True, help="JSON lines with question_id, image, text")
-    parser.add_argument("--image-folder", default="", help="where the questions' images lie (default: here)")
-    parser.add_argument(
-        "--samples", type=int, default=20, help="how many questions to take, from the top (default: 20)"
-    )
-    parser.add_argument("--first", type=int, default=FIRST, help="first layer to try (default: %(default)s)")
-    parser.add_argument(
-        "--threshold", type=float, default=THRESHOLD, help="largest mean KL in nats (default: %(default)s)"
-    )
-    parser.add_argument("--conv-mode", help="conversation template (default: the checkpoint's)")
-    args = parser.parse_args(argv)
-    try:
-        if args.samples < 1:
-            raise ValueError(f"--samples {args.samples} is not a number of questions >= 1")
-        model, prompts = questions_as_calls(
-            args.model_path, args.question_file, args.image_folder, args.samples, args.conv_mode
-        )
-        found = search(model, prompts, args.threshold, args.first)
-    except (ValueError, OSError) as error:
-        print(f"flowcut.vtw_search: {error}", file=sys.stderr)
-        return 2
+    found = search(model, prompts, args.threshold, args.first)
     for layer, value in found.divergence.items():
         print(f"layer {layer}: {value:.6f}")
     print(json.dumps({"threshold": args.threshold, **asdict(found)}))

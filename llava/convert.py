@@ -1,7 +1,7 @@
 """Convert a checkpoint between LLaVA's layout and that of transformers' own classes, either way.
 
-python -m llava.convert --to hf    --model-path liuhaotian/llava-v1.5-7b  --output llava-1.5-7b-hf
-python -m llava.convert --to llava --model-path llava-hf/llava-1.5-7b-hf --output llava-v1.5-7b
+python -m llava.convert --to hf    --model-path liuhaotian/llava-v1.5-7b  --out llava-1.5-7b-hf
+python -m llava.convert --to llava --model-path llava-hf/llava-1.5-7b-hf --out llava-v1.5-7b
 
 Anything that `load_pretrained_model` reads can be converted; a LoRA adapter or a projector needs --model-base and
 is merged. The weights are unchanged, so the logits are equal. --verify compares them on a picture of noise, and the
@@ -20,6 +20,29 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, parse_first, program
+from llava.chat_template import chat_template
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import conversation_mode
+from llava.model.chunked_tokenizer import tokenize_between_pictures
+from llava.model.legacy_config import older_names
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("--to", required=True, choices=("hf", "llava"), help="layout to write; hf is transformers'")
+    parser.add_argument(
+        "--model-path", also=["--src"], required=True, help="checkpoint to read: folder or Hub name, either layout"
+    )
+    parser.add_argument("--model-base", help="base of a LoRA adapter, a projector or a delta")
+    parser.add_argument("--out", also=["--output", "--dst"], dest="output", required=True, help="folder to write")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored")
+    parser.add_argument("--verify", action="store_true", help="load both, compare logits and answers")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
@@ -29,16 +52,10 @@ from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 
-from llava.chat_template import chat_template
-from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import conversation_mode
 from llava.conversion_check import compare
-from llava.given import told_in_one_line
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_config, save_llava_checkpoint, written_aside
-from llava.model.chunked_tokenizer import tokenize_between_pictures
-from llava.model.legacy_config import older_names
 from llava.model.source import stored_dtype
 from llava.model.transformers_layout import to_hub_name, transformers_config
 
@@ -140,29 +157,16 @@ def _processor(config: Any, tokenizer: Any, image_processor: Any, mode: str) -> 
     return LlavaProcessor(LlavaImageProcessorPil(do_pad=pad, **pictures), **shared)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", required=True, choices=("hf", "llava"), help="layout to write; hf is transformers'")
-    parser.add_argument(
-        "--model-path", "--src", required=True, help="checkpoint to read: folder or Hub name, either layout"
-    )
-    parser.add_argument("--model-base", help="base of a LoRA adapter, a projector or a delta")
-    parser.add_argument("--output", "--dst", required=True, help="folder to write")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as stored")
-    parser.add_argument("--verify", action="store_true", help="load both, compare logits and answers")
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    with told_in_one_line():
-        convert(args.model_path, args.model_base, args.to, args.output, args.dtype)
-        print(f"wrote {args.output}")
-        if args.verify:
-            found = compare(args.model_path, args.model_base, args.output)
-            print(f"largest difference of logits in float32: {found.logits}")
-            for line in found.lines():
-                print(line)
+    convert(args.model_path, args.model_base, args.to, args.output, args.dtype)
+    print(f"wrote {args.output}")
+    if args.verify:
+        found = compare(args.model_path, args.model_base, args.output)
+        print(f"largest difference of logits in float32: {found.logits}")
+        for line in found.lines():
+            print(line)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ random models, with and without the KV cache, with and without a pruner. The exi
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -20,6 +19,8 @@ from collections.abc import Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import NamedTuple
+
+from flowcut.command_line import Parser, program
 
 # Package on the index, module to import, purpose.
 PACKAGES = (
@@ -38,7 +39,13 @@ PACKAGES = (
     ("av", "av", "videos"),
 )
 CORE = 5  # of them are required
-OWN = ("flowcut", "llava.model", "llava.train.train", "llava.eval.run_llava", "llava.serve.cli")
+OWN = (
+    "flowcut.api",
+    "llava.model.language_model.llava_llama",
+    "llava.train.train",
+    "llava.eval.run_llava",
+    "llava.serve.cli",
+)
 
 
 class Finding(NamedTuple):
@@ -147,8 +154,9 @@ def devices() -> list[str]:
     return ["Apple GPU (mps)"] if torch.backends.mps.is_available() else []
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    Parser(__doc__).parse_args(argv)
     findings = [examine(*package) for package in PACKAGES]
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for finding in findings:
@@ -165,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     broken_core = any(one.version is None or one.error for one in findings[:CORE])
     found = [] if broken_core else devices()
     print(f"accelerators: {', '.join(found) or 'none; running on the CPU'}")
-    healthy = not broken_core and own["llava.model"] is None and own["flowcut"] is None
+    healthy = not broken_core and own[OWN[0]] is None and own[OWN[1]] is None
     generates = healthy and generation()
     healthy = generates and all(well for _, well in owners)
     packages = {one.name: one.version for one in findings}

@@ -9,27 +9,17 @@ import base64
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+
+from flowcut.command_line import one_line as one_line
 
 BOM = b"\xef\xbb\xbf"
 _DATA_URL = re.compile(r"data:[^,]{0,200},")
 _DEEP = "its brackets are nested too deeply"
 Row = TypeVar("Row")
 Read = TypeVar("Read")
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message in one line, its class where the message alone says too little."""
-    said = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror
-    if isinstance(error, KeyError):
-        return f"it has no {said}"
-    return said if said and isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {said}".rstrip(": ")
 
 
 def home_path(path: str | os.PathLike[str]) -> Path:
@@ -119,43 +109,3 @@ def read_each(rows: Iterable[tuple[str, Row]], read: Callable[[Row], Read]) -> t
         except Exception as error:
             bad.append((where, one_line(error)))
     return good, bad
-
-
-@contextmanager
-def needs(extra: str, module: str, doc: str | None) -> Iterator[None]:
-    """Around a program's imports: where a package of an extra is missing, one line says how to install it.
-
-    module, doc: the program's `__name__` and `__doc__`. Run with --help it shows the latter and ends with status 0.
-    Raises ModuleNotFoundError where the module is imported, and not run.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] in ("llava", "flowcut"):
-            raise
-        hint = f"needs the package {error.name}; pip install 'llava-flowcut[{extra}]'"
-        if module not in ("__main__", "llava.__main__"):  # imported by another program, or by a test
-            raise ModuleNotFoundError(f"{module} {hint}", name=error.name) from error
-        if not {"-h", "--help"} & {*sys.argv[1:]}:
-            sys.exit(f"error: this program {hint}")
-        print(f"{doc}\nThis program {hint}. Then --help lists its flags.")
-        sys.exit(0)
-
-
-@contextmanager
-def told_in_one_line(kept: str = "") -> Iterator[None]:
-    """A program's body. What is wrong with its input or with the machine ends it with one line and status 1.
-
-    kept: what remains after Ctrl-C or an error, for that line.
-    """
-    try:
-        yield
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("stopped" + (f"; {kept}" if kept else ""), file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, `head` for instance, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except (ValueError, OSError, MemoryError) as error:
-        sys.exit(f"error: {one_line(error)}" + (f"; {kept}" if kept else ""))

@@ -16,7 +16,8 @@ import transformers
 from torch import Tensor
 
 from flowcut import attach, parse_pruner
-from flowcut.bench.synthetic import GEOMETRIES, PLACEHOLDER, VOCABULARY, Geometry, draw_weights, media
+from flowcut.bench.geometries import GEOMETRIES, PLACEHOLDER, VOCABULARY, Geometry
+from flowcut.bench.synthetic import draw_weights, media
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM
 

@@ -21,8 +21,10 @@ moderation_msg = "YOUR INPUT VIOLATES OUR CONTENT MODERATION GUIDELINES. PLEASE 
 MODERATION_ENDPOINT = "https://api.openai.com/v1/moderations"
 
 
-def build_logger(logger_name: str, logger_filename: str | None = None, folder: str | Path = LOGDIR) -> logging.Logger:
-    """A logger at INFO that writes to stderr and, given a name, to a new file each day (UTC).
+def build_logger(
+    logger_name: str, logger_filename: str | None = None, folder: str | Path | None = LOGDIR
+) -> logging.Logger:
+    """A logger at INFO that writes to stderr and, given a file's name and a folder, to a new file each day (UTC).
 
     The file gets the messages of all loggers. Unlike LLaVA's function this one does not redirect stdout and stderr; to
     log them too, use `StreamToLogger`.
@@ -35,7 +37,7 @@ def build_logger(logger_name: str, logger_filename: str | None = None, folder: s
         handler.setFormatter(layout)
     logger = logging.getLogger(logger_name)
     logger.setLevel(logging.INFO)
-    if logger_filename is not None:
+    if logger_filename is not None and folder is not None:
         path = home_path(folder) / logger_filename
         path.parent.mkdir(parents=True, exist_ok=True)
         if str(path.absolute()) not in {getattr(handler, "baseFilename", None) for handler in root.handlers}:

@@ -9,12 +9,13 @@ it imports from. Programs, which nothing imports, are left out. Imports in funct
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+
+from flowcut.command_line import Parser, program
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
@@ -130,11 +131,16 @@ def drawn(arrows: Mapping[str, set[str]], order: Sequence[Sequence[str]]) -> str
     return "\n".join([*lines, "</svg>", ""])
 
 
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; say whether the picture is up to date")
+    return parser
+
+
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 when `--check` finds that the committed picture differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; say whether the picture is up to date")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     arrows = room_graph(import_graph())
     text = drawn(arrows, levels(arrows))
     if args.check:

@@ -5,22 +5,25 @@ Reads DIR/answers/EXPERIMENT.jsonl, writes DIR/eval_tool/answers/EXPERIMENT/; `l
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks.mme import BENCHMARK, TEST, write_results
 from llava.eval.benchmarks.score_report import warnings
-from llava.given import told_in_one_line
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--experiment", required=True, help="name of the answers file without .jsonl, slashes allowed")
     parser.add_argument("--dir", type=Path, default=Path("playground/data/eval/MME"), help="MME's folder")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        joined = BENCHMARK.read(args.dir, args.dir / "answers" / f"{args.experiment}.jsonl", TEST)
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    joined = BENCHMARK.read(args.dir, args.dir / "answers" / f"{args.experiment}.jsonl", TEST)
     for warning in warnings(joined, subset=False):
         print(f"warning: {warning}", file=sys.stderr)
     print(write_results(joined.samples, args.dir / "eval_tool" / "answers" / args.experiment))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from flowcut.command_line import program
 from llava.eval.benchmarks.convert import convert
 from llava.eval.benchmarks.gqa import predictions
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     convert(__doc__, lambda rows: predictions([(row["question_id"], row["text"]) for row in rows]), argv)
 

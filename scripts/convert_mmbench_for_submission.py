@@ -5,26 +5,29 @@ Reads RESULT_DIR/EXPERIMENT.jsonl, writes UPLOAD_DIR/EXPERIMENT.xlsx.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks import mmbench
 from llava.eval.benchmarks.join import read_answers
-from llava.given import told_in_one_line
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--annotation-file", type=Path, required=True, help="MMBench's .tsv")
     parser.add_argument("--result-dir", type=Path, required=True, help="folder of the answers")
     parser.add_argument("--upload-dir", type=Path, required=True, help="folder to write to")
     parser.add_argument("--experiment", required=True, help="name of the answers file without .jsonl")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     target = args.upload_dir / f"{args.experiment}.xlsx"
-    with told_in_one_line():
-        answers = read_answers(args.result_dir / f"{args.experiment}.jsonl")
-        lines = mmbench.submission(args.annotation_file, {int(row["question_id"]): row["text"] for row in answers})
-        mmbench.write_xlsx(lines, target)
+    answers = read_answers(args.result_dir / f"{args.experiment}.jsonl")
+    lines = mmbench.submission(args.annotation_file, {int(row["question_id"]): row["text"] for row in answers})
+    mmbench.write_xlsx(lines, target)
     print(f"{target}: {len(lines) - 1} rows, {len(answers)} answers")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from flowcut.command_line import program
 from llava.eval.benchmarks.convert import convert
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     convert(__doc__, lambda rows: {f"v1_{row['question_id']}": row["text"] for row in rows}, argv)
 

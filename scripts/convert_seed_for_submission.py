@@ -5,28 +5,31 @@ The last line of stdout is one JSON document. Questions without an answer are co
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks import seed
 from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.score_report import shown, warnings
 from llava.eval.files import write_rows
-from llava.given import told_in_one_line
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--annotation-file", type=Path, required=True, help=seed.ANNOTATION)
     parser.add_argument("--result-file", type=Path, required=True, help="JSON lines of answers")
     parser.add_argument("--result-upload-file", type=Path, required=True, help="JSON lines to write")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        samples = seed.samples_of(args.annotation_file, "all")
-        joined = join(samples, read_answers(args.result_file), by_id)
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    samples = seed.samples_of(args.annotation_file, "all")
+    joined = join(samples, read_answers(args.result_file), by_id)
     for warning in warnings(joined, subset=False):
         print(f"warning: {warning}", file=sys.stderr)
     summary = seed.aggregate([seed.score(sample) for sample in joined.samples])

@@ -1,6 +1,6 @@
 """LLaVA's converter of ScienceQA; says what prepares ScienceQA here."""
 
-import sys
+from flowcut.command_line import refuse
 
 if __name__ == "__main__":
-    sys.exit("error: not part of this project; python -m llava.eval.prepare sqa makes ScienceQA's question file")
+    refuse("error: not part of this project; python -m llava.eval.prepare sqa makes ScienceQA's question file")

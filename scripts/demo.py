@@ -9,7 +9,6 @@ JSON document.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -18,19 +17,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from flowcut import attach
+from flowcut.command_line import Parser, parse_first, program
 from flowcut.plots import kept_patches
-from flowcut.registry import METHODS as REGISTRY
 from llava.eval.media.images import load_image
-from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
 from llava.eval.models.reply import DTYPES
 from llava.eval.questions import subset
-from llava.given import told_in_one_line
-from llava.mm_utils import process_images
 from scripts.embedded import data
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--model-path", also=["--model"], dest="model", default="playground/embedded", help="checkpoint folder"
+    )
+    parser.add_argument("--data", type=Path, default=Path("playground/data/embedded"), help="created if missing")
+    parser.add_argument("--out", type=Path, default=Path("results/demo"), help="folder for JSON, answers and picture")
+    parser.add_argument("--limit", type=int, default=200, help="questions per row, spread evenly over all; 0: all")
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    parser.add_argument("--fresh", action="store_true", help="repeat existing measurements")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+import torch
+
+from flowcut import attach
+from flowcut.registry import METHODS as REGISTRY
+from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
+from llava.mm_utils import process_images
 from scripts.embedded.rows import BUDGETS
 from scripts.embedded.rows import MAIN as METHODS
 from scripts.tables.cells.in_process import Cell, Plan, Setup, measure, report
@@ -111,23 +129,15 @@ def picture(checkpoint: Checkpoint, files: Sequence[Path], budget: int = 64) -> 
     return whole
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="playground/embedded", help="checkpoint folder")
-    parser.add_argument("--data", type=Path, default=Path("playground/data/embedded"), help="created if missing")
-    parser.add_argument("--out", type=Path, default=Path("results/demo"), help="folder for JSON, answers and picture")
-    parser.add_argument("--limit", type=int, default=200, help="questions per row, spread evenly over all; 0: all")
-    parser.add_argument("--device", help="default: CUDA where there is one")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    parser.add_argument("--fresh", action="store_true", help="repeat existing measurements")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     command = "python -m scripts.demo " + shlex.join(sys.argv[1:] if argv is None else argv)
-    with told_in_one_line():
-        checkpoint = load_checkpoint(args.model, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
-        if not (args.data / "answers.jsonl").is_file():
-            data.main(["--out", str(args.data), "--split", "test"])
-        setup = Setup(checkpoint, args.data, args.out, args.limit or None, 1, args.fresh, command.strip())
-        plans = [Plan(setup, cell) for cell in cells()]
+    checkpoint = load_checkpoint(args.model, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
+    if not (args.data / "answers.jsonl").is_file():
+        data.main(["--out", str(args.data), "--split", "test"])
+    setup = Setup(checkpoint, args.data, args.out, args.limit or None, 1, args.fresh, command.strip())
+    plans = [Plan(setup, cell) for cell in cells()]
     results, problems = measure(plans)
     report(problems)
     if not all(result["n"] for result in results):

@@ -5,13 +5,23 @@ python scripts/extract_mm_projector.py --model-path CHECKPOINT --output FOLDER/m
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model-path", required=True, help="checkpoint: folder or Hub name")
+    parser.add_argument("--out", also=["--output"], dest="output", required=True, help="file to write")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 import torch
 
-from llava.given import told_in_one_line
 from llava.model.checkpoint import local_folder, read_weights
 from llava.model.transformers_layout import to_llava_name
 
@@ -35,13 +45,10 @@ def extract(model_path: str, output: str) -> list[str]:
     return sorted(weights)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", required=True, help="checkpoint: folder or Hub name")
-    parser.add_argument("--output", required=True, help="file to write")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        print(f"wrote {', '.join(extract(args.model_path, args.output))} to {args.output}")
+    args = build_parser().parse_args(argv)
+    print(f"wrote {', '.join(extract(args.model_path, args.output))} to {args.output}")
 
 
 if __name__ == "__main__":

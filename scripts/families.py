@@ -9,23 +9,33 @@ each method is attached to it.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, parse_first, program
+from scripts.tables.render.marked_files import fill, keep
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is out of date")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 import torch
 import transformers
 
 from flowcut import attach
 from flowcut.anatomy.find import FAMILIES, anatomy_of
-from flowcut.bench.synthetic import GEOMETRIES
+from flowcut.bench.geometries import GEOMETRIES
 from flowcut.hooks.parts import Anatomy
 from flowcut.pruner import EncoderShape, Pruner
 from flowcut.registry import METHODS
-from scripts.tables.render.marked_files import fill, keep
 
 PAGE = Path("docs/families.md")
 HEAD = "ForConditionalGeneration"
@@ -147,10 +157,9 @@ def methods() -> str:
     return "\n".join([*lines, "", *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))])
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is out of date")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     page = PAGE.read_text("utf-8")
     for name, table in (("models", models()), ("methods", methods())):
         page = fill(page, name, table)

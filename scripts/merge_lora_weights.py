@@ -5,9 +5,21 @@ python scripts/merge_lora_weights.py --model-path LORA --model-base BASE --save-
 
 from __future__ import annotations
 
-import argparse
+from flowcut.command_line import Parser, parse_first, program
 
-from llava.given import told_in_one_line
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model-path", required=True, help="folder of the adapter")
+    parser.add_argument("--model-base", help="the model it was trained on; default: the one that its config names")
+    parser.add_argument(
+        "--out", also=["--save-model-path"], dest="save_model_path", required=True, help="folder to write"
+    )
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 from llava.model.checkpoint import local_folder
 from llava.model.consolidate import consolidate
 from llava.model.lora import is_lora_folder, is_untrained
@@ -26,14 +38,10 @@ def merge(model_path: str, model_base: str | None, output: str) -> None:
     consolidate(model_path, output, model_base)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", required=True, help="folder of the adapter")
-    parser.add_argument("--model-base", help="the model it was trained on; default: the one that its config names")
-    parser.add_argument("--save-model-path", required=True, help="folder to write")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        merge(args.model_path, args.model_base, args.save_model_path)
+    args = build_parser().parse_args(argv)
+    merge(args.model_path, args.model_base, args.save_model_path)
 
 
 if __name__ == "__main__":

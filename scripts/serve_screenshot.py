@@ -8,7 +8,6 @@ chromium-driver) and the package selenium. The browser test uses the same class.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shutil
@@ -25,6 +24,8 @@ from time import monotonic, sleep
 from typing import Any
 
 from PIL import Image
+
+from flowcut.command_line import Parser, program
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SECONDS = 60.0  # to start, and for each step
@@ -46,9 +47,7 @@ def running_demo(model: str, *flags: str) -> Iterator[str]:
         command = [sys.executable, "-m", "llava.serve.demo", "--model-path", model, "--port", str(port), *flags]
         log = Path(folder, "demo.log")
         with log.open("w") as out:
-            process = subprocess.Popen(
-                [*command, *([] if "--log-dir" in flags else ["--log-dir", folder])], stdout=out, stderr=out
-            )
+            process = subprocess.Popen(command, stdout=out, stderr=out)
         try:
             _wait(f"http://127.0.0.1:{port}/", process, log)
             yield f"http://127.0.0.1:{port}"
@@ -71,7 +70,7 @@ def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
 class Visitor:
     """A browser on the page. `with Visitor(url) as visitor: ...`"""
 
-    def __init__(self, url: str, size: tuple[int, int] = (1500, 1290)) -> None:
+    def __init__(self, url: str, size: tuple[int, int] = (1440, 1290), dark: bool = False) -> None:
         from selenium import webdriver
 
         found = find_browser()
@@ -82,10 +81,13 @@ class Visitor:
         flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={size[0]},{size[1]}"]
         if os.geteuid() == 0:  # Chromium's sandbox does not work as root
             flags.append("--no-sandbox")
+        if size[0] < 500:  # no window is so narrow, so a telephone is emulated
+            metrics = {"width": size[0], "height": size[1], "pixelRatio": 1.0}
+            options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
         for flag in flags:
             options.add_argument(flag)
         self.browser = webdriver.Chrome(options, webdriver.ChromeService(found[1]))
-        self.url = url
+        self.url = f"{url}{'&' if '?' in url else '/?'}__theme={'dark' if dark else 'light'}"
 
     def __enter__(self) -> Visitor:
         self.browser.get(self.url)
@@ -120,10 +122,15 @@ class Visitor:
         self.until(lambda: self.find("#picture input[type=file]"))[0].send_keys(str(picture.resolve()))
         self.until(lambda: self.find("#picture img"))
 
-    def set_budget(self, budget: int) -> None:
+    def example(self, number: int = 0) -> None:
+        """Take an example picture with its question."""
+        self.until(lambda: self.find("#examples button img"))[number].click()
+        self.until(lambda: self.find("#picture img"))
+
+    def set_budget(self, budget: int, side: str = "second") -> None:
         from selenium.webdriver.common.keys import Keys
 
-        number = self.find("#budget input[type=number]")[0]
+        number = self.until(lambda: self.find(f"#{side}-budget input[type=number]"))[0]
         number.send_keys(Keys.CONTROL, "a")
         number.send_keys(str(budget), Keys.TAB)
 
@@ -139,23 +146,27 @@ class Visitor:
 
     def ask(self, text: str) -> str:
         """Ask a question, and wait for the figures of the answer; returns them."""
-        before = self.text("#figures")
+        before = self.history()
+        self.find("#question textarea")[0].clear()
         self.find("#question textarea")[0].send_keys(text)
         self.find("#send")[0].click()
         return self.until(lambda: self._figures(before))
 
     def again(self) -> str:
         """Repeat the last question."""
-        before = self.text("#figures")
-        self.find("#regenerate")[0].click()
+        before = self.history()
+        self.find("#again")[0].click()
         return self.until(lambda: self._figures(before))
 
-    def _figures(self, before: str) -> str:
-        now = self.text("#figures")
-        return now if "visual tokens" in now and now != before else ""
+    def _figures(self, before: list[str]) -> str:
+        return self.text("#figures") if self.history() != before else ""
 
-    def answers(self) -> list[str]:
-        return [one.text for one in self.find("#chat .bot.message")]
+    def history(self) -> list[str]:
+        """The lines of the history, the newest first."""
+        return [one.text for one in self.find("#history tbody tr")]
+
+    def answers(self, side: int = 1) -> list[str]:
+        return [one.text for one in self.find(f"#chat-{side} .bot.message")]
 
     def screenshot(self, path: Path) -> None:
         """Save a PNG of 256 colours, chosen to cover all colours rather than the most frequent ones."""
@@ -164,14 +175,21 @@ class Visitor:
         picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--model-path", default="playground/embedded")
-    parser.add_argument("--image-file", type=Path, default=Path("docs/images/scene.png"))
+    parser.add_argument(
+        "--image", also=["--image-file"], dest="image_file", type=Path, default=Path("docs/images/scene.png")
+    )
     parser.add_argument("--query", default="What color is the star?")
     parser.add_argument("--pruner-budget", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("docs/images/serve.png"))
-    args = parser.parse_args(argv)
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     try:
         with running_demo(args.model_path) as url, Visitor(url) as visitor:
             visitor.upload(args.image_file)

@@ -14,6 +14,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; tiny models 
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
 
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: one that starts last would leave the other workers idle."""
+    slow = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 TEXT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions. USER ASSISTANT Human Assistant what is in this image how many cats "

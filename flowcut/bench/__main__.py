@@ -38,18 +38,54 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
+
+from flowcut.bench.geometries import COMMANDS, GEOMETRIES, OPS
+from flowcut.command_line import Parser, parse_first, program
+from flowcut.progress import progress_bar
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number >= {least}")
+        return int(text)
+
+    return number
+
+
+def build_parser() -> Parser:
+    parser = Parser((__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, what in {**{name: f"time {what}" for name, what in COMMANDS.items()}, "ops": OPS}.items():
+        add = commands.add_parser(command, help=what, description=f"{what.capitalize()}.").add_argument
+        add("--geometry", default="llava-1.5-7b", choices=GEOMETRIES, help="sizes of the model (default: %(default)s)")
+        add("--layers-slice", type=_at_least(1), help="decoder layers (default: all; on a CPU 2, two-stage 4)")
+        add("--batch", type=_at_least(1), default=1, help="images or videos at once (default: %(default)s)")
+        add("--budget", type=int, help="visual tokens to keep (default: the geometry's)")
+        add("--pruner", default="flowcut", help="as in flowcut:interval=3; `python -m flowcut list` has all")
+        add("--text-tokens", type=_at_least(2), default=64, help="prompt tokens not visual (default: %(default)s)")
+        add("--new-tokens", type=_at_least(1), default=16, help="tokens to generate (default: %(default)s)")
+        add("--threads", type=_at_least(1), help="CPU threads (default: torch's)")
+        add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(default: %(default)s)")
+        add("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
+        add("--attention", default="sdpa", choices=("sdpa", "eager"), help="(default: %(default)s)")
+        add("--warmup", type=_at_least(0), default=2, help="rounds that do not count (default: %(default)s)")
+        add("--repeats", type=_at_least(1), default=9, help="rounds that count (default: %(default)s)")
+        add("--seed", type=_at_least(0), default=0, help="of weights, images and text (default: %(default)s)")
+    return parser
+
+
+parse_first(__name__, build_parser)
 
 import torch
 import transformers
-from tqdm import tqdm
 
 from flowcut.bench import ops
 from flowcut.bench.measuring import clock, device_name, keep_freed_memory, spread
 from flowcut.bench.memory import peak_memory_mb
-from flowcut.bench.model import COMMANDS, Bench
+from flowcut.bench.model import Bench
 from flowcut.bench.replay import Replay
-from flowcut.bench.synthetic import GEOMETRIES
 from flowcut.pruner import Pruner
 from flowcut.registry import parse_pruner
 
@@ -63,7 +99,7 @@ def measure(bench: Bench, pruner: Pruner) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {run: [] for run in RUNS}
     memory: dict[str, float] = {}
     steps = len(RUNS) * (1 + args.warmup + args.repeats) + 2
-    with torch.inference_mode(), tqdm(total=steps, desc=f"{args.command} {args.geometry}") as progress:
+    with torch.inference_mode(), progress_bar(total=steps, desc=f"{args.command} {args.geometry}") as progress:
         bench.prepare("vanilla", None)
         handle = bench.prepare("pruned", pruner)
         trace, pruners["unscored"] = handle.trace, Replay.of(handle, device)
@@ -131,47 +167,14 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number >= {least}")
-        return int(text)
-
-    return number
-
-
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Pruner]:
     """Arguments with defaults filled in, and the pruner.
 
     Raises:
         ValueError: something cannot be used; one line.
     """
-    parser = _Parser("python -m flowcut.bench", description=(__doc__ or "").split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command, what in {**{name: f"time {what}" for name, what in COMMANDS.items()}, "ops": ops.WHAT}.items():
-        add = commands.add_parser(command, help=what, description=f"{what.capitalize()}.").add_argument
-        add("--geometry", default="llava-1.5-7b", choices=GEOMETRIES, help="sizes of the model (default: %(default)s)")
-        add("--layers-slice", type=_at_least(1), help="decoder layers (default: all; on a CPU 2, two-stage 4)")
-        add("--batch", type=_at_least(1), default=1, help="images or videos at once (default: %(default)s)")
-        add("--budget", type=int, help="visual tokens to keep (default: the geometry's)")
-        add("--pruner", default="flowcut", help="as in flowcut:interval=3; `python -m flowcut list` has all")
-        add("--text-tokens", type=_at_least(2), default=64, help="prompt tokens not visual (default: %(default)s)")
-        add("--new-tokens", type=_at_least(1), default=16, help="tokens to generate (default: %(default)s)")
-        add("--threads", type=_at_least(1), default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
-        add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(default: %(default)s)")
-        add("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
-        add("--attention", default="sdpa", choices=("sdpa", "eager"), help="(default: %(default)s)")
-        add("--warmup", type=_at_least(0), default=2, help="rounds that do not count (default: %(default)s)")
-        add("--repeats", type=_at_least(1), default=9, help="rounds that count (default: %(default)s)")
-        add("--seed", type=_at_least(0), default=0, help="of weights, images and text (default: %(default)s)")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
+    args.threads = args.threads or torch.get_num_threads()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here; use --device cpu")
     geometry = GEOMETRIES[args.geometry]
@@ -191,8 +194,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Pruner]:
     return args, pruner
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a table and, as the last line, the report as JSON. Returns 0, or 2 after one line about bad input."""
+    """Prints a table and, as the last line, the report as JSON."""
     threads = torch.get_num_threads()
     try:
         args, pruner = parse(argv)
@@ -200,9 +204,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
         counted = args.command == "ops"
         report = ops.report(args, pruner) if counted else measure(Bench(args, pruner), pruner)
-    except ValueError as error:
-        print(f"flowcut.bench: {error}", file=sys.stderr)
-        return 2
     finally:
         torch.set_num_threads(threads)
     print(ops.table(report) if counted else table(report))

@@ -17,16 +17,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.initialization import no_init_weights
 
 from flowcut.attach import Handle, attach
-from flowcut.bench.synthetic import GEOMETRIES, PLACEHOLDER, VOCABULARY, draw_weights, media, sharpen
+from flowcut.bench.geometries import GEOMETRIES, PLACEHOLDER, VOCABULARY
+from flowcut.bench.synthetic import draw_weights, media, sharpen
 from flowcut.cost import decode_flops, encoder_flops, merging_encoder_flops, prefill_flops, projector_flops
 from flowcut.pruner import Pruner
 from flowcut.trace import Trace
-
-COMMANDS = {
-    "encode": "the vision encoder",
-    "prefill": "the language model over a prompt",
-    "generate": "encoder, prompt and new tokens",
-}
 
 
 class Bench:

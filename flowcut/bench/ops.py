@@ -19,12 +19,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from flowcut.attach import attach
 from flowcut.bench.counting import Calls, count, count_waits_of_gpu
+from flowcut.bench.geometries import GEOMETRIES
 from flowcut.bench.measuring import clock, device_name
 from flowcut.bench.model import Bench
-from flowcut.bench.synthetic import GEOMETRIES, draw_weights, pictures, sharpen
+from flowcut.bench.synthetic import draw_weights, pictures, sharpen
 from flowcut.pruner import Pruner
-
-WHAT = "count the operator calls and waits that a pruner adds to the vision encoder"
 
 
 def report(args: argparse.Namespace, pruner: Pruner) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Look at how information flows through a vision encoder: the paper's figures 2 to 4 and 6 to 11 for your own model.
 
-    python -m flowcut.flow docs/images/scene.png --model playground/embedded --question "What color is the star?"
+    python -m flowcut.flow docs/images/scene.png --model-path playground/embedded --question "What color is the star?"
 
 Writes index.html, a page that needs nothing else, the figures as PNGs, their numbers as CSV and JSON, and arrays.npz
 with study.json, from which --from draws everything again without the model.
@@ -12,9 +12,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from flowcut.command_line import Parser, program
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m flowcut.flow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    made = Parser(__doc__)
     made.add_argument(
         "images", nargs="*", metavar="IMAGE", help="pictures, or folders of them; numbers are means over all"
     )
     made.add_argument(
-        "--model",
+        "--model-path",
+        also=["--model"],
+        dest="model",
         default="playground/embedded",
         help="a LLaVA checkpoint of either layout, another of transformers' own, or the folder of a CLIP, SigLIP or "
         "DINOv2 encoder (default: %(default)s)",
@@ -54,39 +55,33 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 after one line on stderr when the input cannot be used."""
-    args = parser().parse_args(argv)
-    try:
-        if find_spec("matplotlib") is None:
-            raise ValueError("figures need matplotlib; install it by: pip install 'llava-flowcut[flow]'")
-        from flowcut.flow.report import write_report
-        from flowcut.flow.study import Study
+    """Returns 0."""
+    args = build_parser().parse_args(argv)
+    from flowcut.flow.report import write_report
+    from flowcut.flow.study import Study
 
-        if args.saved and args.images:
-            raise ValueError(f"--from {args.saved} draws what was recorded; leave out {args.images[0]}, or --from")
-        study = Study.load(Path(args.saved)) if args.saved else look(args)
-        page = write_report(study, Path(args.out))
-    except (ValueError, OSError) as error:
-        print(f"flowcut.flow: {error}", file=sys.stderr)
-        return 2
+    if args.saved and args.images:
+        raise ValueError(f"--from {args.saved} draws what was recorded; leave out {args.images[0]}, or --from")
+    study = Study.load(Path(args.saved)) if args.saved else look(args)
+    page = write_report(study, Path(args.out))
     print(json.dumps({"page": str(page.resolve()), "pictures": len(study.names), "layers": study.layers}))
     return 0
 
 
 def look(args: argparse.Namespace) -> Study:
     """Load the model, and record the pictures."""
-    from tqdm import tqdm
-
     from flowcut.flow.study import compared_with, make_study, pruner_for_encoders
     from flowcut.flow.subject import load_subject
+    from flowcut.progress import progress_bar
 
     pruner = pruner_for_encoders(args.pruner)
     images = read_pictures(args.images)
     subject = load_subject(args.model)
     against = args.against or compared_with(pruner.budget, subject.encoder.depth)
     pruners = list(dict.fromkeys([args.pruner, *against]))
-    with tqdm(total=len(images) * (len(pruners) + 1), desc="recording", unit="image") as bar:
+    with progress_bar(total=len(images) * (len(pruners) + 1), desc="recording", unit="image") as bar:
         return make_study(subject, images, pruners, args.question, args.patches, tick=bar.update)
 
 

@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from flowcut.flow import measures
 from flowcut.flow.measures import Array, Whole
@@ -18,6 +21,7 @@ from flowcut.plots import veil
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2458a6", "#d9822b", "#3f8f4f", "#b3383b", "#8a8f98"
 COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, "#7a4fa3", "#4aa3a8")
+MARKERS = "soD^vPX"
 MAP = "magma"
 PANEL = 1.9  # inches
 
@@ -49,17 +53,26 @@ def panels(rows: int, columns: int, width: float = PANEL, height: float = PANEL)
 
 def plain(ax: Axes, title: str, bottom: str = "layer", left: str = "") -> None:
     """The look that all diagrams share."""
-    ax.set_title(title, fontsize=10, loc="left")
-    ax.set_xlabel(bottom, fontsize=9)
-    ax.set_ylabel(left, fontsize=9)
-    ax.tick_params(labelsize=8)
+    ax.set_title(title, fontsize=11, loc="left")
+    ax.set_xlabel(bottom, fontsize=10)
+    ax.set_ylabel(left, fontsize=10)
+    ax.tick_params(labelsize=9)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="#e4e6ea", linewidth=0.7)
     ax.set_axisbelow(True)
 
 
-def heat(ax: Axes, study: Study, values: Array) -> None:
-    ax.imshow(values.reshape(study.grid), cmap=MAP)
+def heat(ax: Axes, study: Study, values: Array, low: float | None = 0.0) -> AxesImage:
+    """Values over the patch grid, from `low` (None: the smallest value) to the largest."""
+    return ax.imshow(values.reshape(study.grid), cmap=MAP, vmin=low)
+
+
+def scale(figure: Figure, axes: np.ndarray) -> None:
+    """One colour bar for maps that have a scale of their own each."""
+    shades = ScalarMappable(Normalize(0, 1), MAP)
+    bar = figure.colorbar(shades, ax=axes, location="right", shrink=0.6, aspect=18, pad=0.01, ticks=[0, 1])
+    bar.ax.set_yticklabels(["0", "most\nin map"], fontsize=9)
+    bar.outline.set_visible(False)  # type: ignore[operator]
 
 
 def mark_read(ax: Axes, study: Study) -> None:
@@ -79,8 +92,8 @@ def flows(study: Study, image: int) -> Drawing:
             ax.set_xlim(-1, study.grid[1])
             ax.set_ylim(study.grid[0], -3.5 if study.special else -1)
             ax.set_aspect("equal")
-            ax.set_title(f"layer {layer}", fontsize=9)
-        axes[row][0].set_ylabel(kind, fontsize=10)
+            ax.set_title(f"layer {layer}", fontsize=11)
+        axes[row][0].set_ylabel(kind, fontsize=11)
     special = "; orange lines lead to or from CLS, drawn above the grid" if study.special else ""
     text = "Each line joins a patch with the token it takes most from (inflow) or that takes most from it (outflow)"
     caption = f"{text}{special}. A dot grows with the number of patches that meet in it. Picture: {study.names[image]}."
@@ -111,15 +124,16 @@ def attention_maps(study: Study, image: int) -> Drawing:
         for ax, layer in zip(axes[row], layers, strict=True):
             heat(ax, study, study.flow.maps[image, layer, row])
             ax.plot(at[1], at[0], "s", markersize=5, markerfacecolor="none", markeredgecolor="#4dd2ff")
-        axes[row][0].set_ylabel(f"patch {patch}", fontsize=9)
+        axes[row][0].set_ylabel(f"patch {patch}", fontsize=11)
     for ax, layer in zip(axes[-1], layers, strict=True):
         heat(ax, study, study.flow.attention[image, layer])
-    axes[-1][0].set_ylabel("CLS" if study.special else "mean token", fontsize=9)
+    axes[-1][0].set_ylabel("CLS" if study.special else "mean token", fontsize=11)
     for ax, layer in zip(axes[0], layers, strict=True):
-        ax.set_title(f"layer {layer}", fontsize=9)
+        ax.set_title(f"layer {layer}", fontsize=11)
+    scale(figure, axes)
     caption = (
-        "Attention over patches, brighter is more, each map on its own scale; a blue square marks the patch that "
-        f"looks. Last row: {study.relay}. Picture: {study.names[image]}."
+        "Attention over patches; each map has its own scale, from 0 to its largest value. A blue square marks the "
+        f"patch that attends. Last row: {study.relay}. Picture: {study.names[image]}."
     )
     alt = f"Heat maps: rows are patches {study.chosen} and {study.relay}, columns layers {layers}."
     return Drawing("fig2_maps", "Figure 2, right: attention of patches and of CLS", caption, alt, figure)
@@ -129,28 +143,29 @@ def trends(study: Study) -> Drawing:
     """Figure 3, left and middle: how far patches look, and how concentrated attention is."""
     rows = per_layer(study)
     layers = [row["layer"] for row in rows]
-    figure = Figure(figsize=(11, 3.1), layout="constrained")
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
     far, sharp, mirrored = figure.subplots(1, 3)
 
-    def line(ax: Axes, name: str, colour: str, label: str = "") -> None:
+    def line(ax: Axes, name: str, colour: str, label: str = "", marker: str = "o") -> None:
         mean, deviation = (np.array([row[key] for row in rows]) for key in (name, f"{name}_sd"))
-        ax.plot(layers, mean, color=colour, marker="o", markersize=3, label=label)
+        ax.plot(layers, mean, color=colour, marker=marker, markersize=4, label=label)
         ax.fill_between(layers, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
 
     line(far, "distance", BLUE)
-    plain(far, "Distance to the patch attended to most", left="patches")
+    plain(far, "Distance to the strongest patch", left="patches")
     line(sharp, "entropy_ratio", ORANGE)
-    plain(sharp, f"Entropy of {'CLS' if study.special else 'mean-token'} attention", left="H / ln n")
+    plain(sharp, f"Entropy of {'CLS' if study.special else 'mean-token'} attention", left="H / ln n, from 0 to 1")
     line(
         mirrored,
         "agreement",
         GREEN,
-        "cosine of a patch's attention with CLS's" if study.special else "cosine with the mean's",
+        "cosine of a patch's and CLS's attention" if study.special else "cosine with the mean's",
     )
     if study.special:
-        line(mirrored, "source_is_special", RED, "patches that take most from CLS")
-    plain(mirrored, "Do patches look where CLS looks?" if study.special else "Do patches look where the mean does?")
-    mirrored.legend(fontsize=7, frameon=False)
+        line(mirrored, "source_is_special", RED, "share of patches that take most from CLS", "D")
+    plain(mirrored, f"Agreement with {'CLS' if study.special else 'the mean token'}", left="from 0 to 1")
+    mirrored.set_ylim(top=1.35 * mirrored.get_ylim()[1])  # room for the legend
+    mirrored.legend(fontsize=8.5, frameon=False, loc="upper left")
     for ax in (far, sharp, mirrored):
         mark_read(ax, study)
     first, last = rows[0], rows[study.read_after]
@@ -176,8 +191,12 @@ def relay_maps(study: Study, image: int) -> Drawing:
     _, ratio = measures.entropy(study.flow.attention[image])
     for ax, layer in zip(axes.flat, layers, strict=False):
         heat(ax, study, study.flow.attention[image, layer])
-        ax.set_title(f"layer {layer}, {ratio[layer]:.2f}", fontsize=9)
-    caption = f"Attention of {study.relay}, with entropy / ln n in each title. Picture: {study.names[image]}."
+        ax.set_title(f"layer {layer}: {ratio[layer]:.2f}", fontsize=10.5)
+    scale(figure, axes)
+    caption = (
+        f"Attention of {study.relay}; the number in each title is its entropy / ln n. Each map has its own scale, from "
+        f"0 to its largest value. Picture: {study.names[image]}."
+    )
     alt = f"A heat map of attention over patches for each of the layers {list(layers)}."
     return Drawing("fig3_relay", "Figure 3, right: CLS attention over layers", caption, alt, figure)
 
@@ -185,16 +204,20 @@ def relay_maps(study: Study, image: int) -> Drawing:
 def contradictions(study: Study, image: int) -> Drawing:
     """Figure 4: three criteria for the same patches of the layer that is read."""
     numbers, layer = criteria(study), study.read_after
-    figure, axes = panels(1, 4, 2.5, 2.6)
+    figure, axes = panels(1, 4, 3.0, 2.6)
     axes[0][0].imshow(study.pictures[image])
-    axes[0][0].set_title("picture", fontsize=9)
-    titles = ("attention", "similarity of V to the relay's V", "L1 norm of V")
+    axes[0][0].set_title("picture", fontsize=11)
+    relay = "CLS" if study.special else "mean token"
+    titles = (f"attention of {relay}", f"similarity of V to that of {relay}", "L1 norm of V")
     top = np.argsort(-study.flow.attention[image, layer], kind="stable")[: numbers["top"]]
     at = study.places[top]
     for ax, name, title in zip(axes[0][1:], CRITERIA, titles, strict=True):
-        heat(ax, study, getattr(study.flow, name)[image, layer])
-        ax.plot(at[:, 1], at[:, 0], ".", color="#4dd2ff", markersize=3)
-        ax.set_title(title, fontsize=9)
+        shades = heat(ax, study, getattr(study.flow, name)[image, layer], None)
+        ax.plot(at[:, 1], at[:, 0], ".", color="#4dd2ff", markersize=4)
+        ax.set_title(title, fontsize=11)
+        bar = figure.colorbar(shades, ax=ax, shrink=0.8, pad=0.02)
+        bar.ax.ticklabel_format(scilimits=(-2, 3), useMathText=True)
+        bar.ax.tick_params(labelsize=9)
     correlation = ", ".join(f"{pair} {value:+.2f}" for pair, value in numbers["correlation"].items())
     caption = (
         f"Layer {layer}. Dots: the {len(top)} patches of highest attention. Of these, over all pictures, "
@@ -208,16 +231,16 @@ def contradictions(study: Study, image: int) -> Drawing:
 def strength(study: Study) -> Drawing:
     """Figure 6: information density of the kept tokens, layer by layer."""
     lines = strength_lines(study)
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     whole = lines["no pruning"]
-    for (label, values), colour in zip(lines.items(), COLOURS * 2, strict=False):
-        style = {"linewidth": 2.2} if label == study.runs[0].label else {"linewidth": 1.2}
-        left.plot(values, color=colour, label=label, marker="o", markersize=2.5, **style)
-        right.plot(values / whole, color=colour, marker="o", markersize=2.5, **style)
+    for (label, values), colour, marker in zip(lines.items(), COLOURS * 2, MARKERS * 2, strict=False):
+        width = 2.2 if label == study.runs[0].label else 1.2
+        for ax, shown in ((left, values), (right, values / whole)):
+            ax.plot(shown, color=colour, label=label, marker=marker, markersize=4.5, linewidth=width)
     plain(left, "Mean L1 norm of V", left="L1 norm")
-    plain(right, "... over that of no pruning")
-    left.legend(fontsize=7, frameon=False)
+    plain(right, "The same, divided by that of no pruning", left="ratio")
+    left.legend(fontsize=9, frameon=False)
     for ax in (left, right):
         mark_read(ax, study)
     caption = (
@@ -251,16 +274,16 @@ def value_boxes(study: Study) -> Drawing:
 
 def answers(study: Study, images: Sequence[int]) -> Drawing:
     """Figure 8: what each pruner keeps in the end, and what the model answers then."""
-    figure, axes = panels(len(images), len(study.runs) + 1, 2.3, 2.65)
+    figure, axes = panels(len(images), len(study.runs) + 1, 2.3, 2.6)
     for row, image in zip(axes, images, strict=True):
         everything = np.arange(study.grid[0] * study.grid[1])
         shown = [("no pruning", everything, study.answers)]
         shown += [(run.label, np.flatnonzero(run.kept[image]), run.answers) for run in study.runs]
         for ax, (label, kept, said) in zip(row, shown, strict=True):
             ax.imshow(veil(study.pictures[image], kept, study.grid))
-            ax.set_title(f"{label} ({len(kept)})", fontsize=8)
+            ax.set_title(f"{label}: {len(kept)}", fontsize=10)
             if said:
-                ax.set_xlabel(said[image][:40] or "(empty)", fontsize=9)
+                ax.set_xlabel(said[image][:40] or "(empty)", fontsize=10)
     asked = f"Below each: the answer to “{study.question}”. " if study.question else ""
     caption = (
         f"{asked}Patches that were dropped are pale. A merged token shows where its target lies; CLS, which VisionZip "
@@ -316,14 +339,14 @@ def strips(study: Study, images: Sequence[int]) -> Drawing:
     figure, axes = panels(len(images), longest + 1, 1.9, 2.05)
     for row, image, own in zip(axes, images, steps, strict=True):
         row[0].imshow(study.pictures[image])
-        row[0].set_title(study.names[image], fontsize=8)
+        row[0].set_title(study.names[image], fontsize=9)
         for ax, (layer, kept) in zip(row[1:], own, strict=False):
             ax.imshow(veil(study.pictures[image], kept, study.grid))
-            ax.set_title(f"after layer {layer}: {len(kept)}", fontsize=8)
+            ax.set_title(f"layer {layer}: {len(kept)}", fontsize=10)
         for ax in row[1 + len(own) :]:
             ax.set_visible(False)
     counts = "; ".join(f"{study.names[i]}: {[len(k) for _, k in own]}" for i, own in zip(images, steps, strict=True))
-    caption = f"{run.pruner}; dropped patches are pale."
+    caption = f"{run.pruner}: the number of patches left after each layer that drops some. Dropped patches are pale."
     alt = f"Strips of pictures with ever fewer patches. Patches left: {counts}."
     return Drawing("fig11_steps", "Figure 11: patches kept, step by step", caption, alt, figure)
 

@@ -1,4 +1,4 @@
-"""A study as a folder: one HTML page that needs nothing else, the figures as PNGs, the numbers as CSV and JSON."""
+"""A study as a folder: one HTML page that needs nothing else, figures as PNG and SVG, numbers as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from PIL import Image
 
 from flowcut.flow.figures import Drawing, draw_all
@@ -28,6 +30,9 @@ th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e4e6
 th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #8a8f98 }
 """
 
+WIDTH = 1000
+"""Of a PNG at most, in pixels; the SVG beside it is sharp at any size."""
+
 COLUMNS = (
     "Nothing cut; means over pictures. distance: between a patch and the patch it attends to most, in patches. "
     "entropy: of CLS attention over patches, in nats, and over ln n. agreement: cosine of a patch's attention with "
@@ -37,13 +42,29 @@ COLUMNS = (
 
 
 def png(drawing: Drawing) -> bytes:
-    """The figure as a PNG file."""
+    """The figure as a PNG file in true colours."""
     buffer = io.BytesIO()
-    drawing.figure.savefig(buffer, dpi=110, format="png")
+    drawing.figure.savefig(buffer, dpi=min(110, WIDTH / drawing.figure.get_figwidth()), format="png")
     small = io.BytesIO()
-    # 256 colours are plenty here, and take a third of the room.
-    Image.open(buffer).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+    Image.open(buffer).convert("RGB").save(small, "PNG", optimize=True)
     return small.getvalue()
+
+
+def svg(drawing: Drawing) -> str:
+    """The figure as an SVG file: lines and text are vectors, and photographs in it are JPEGs."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": drawing.name}):
+        drawing.figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return re.sub(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)", _embedded, buffer.getvalue())
+
+
+def _embedded(found: re.Match[str]) -> str:
+    """A bitmap of an SVG; as JPEG if that takes less room."""
+    given = base64.b64decode(found[1])
+    small = io.BytesIO()
+    Image.open(io.BytesIO(given)).convert("RGB").save(small, "JPEG", quality=88, optimize=True)
+    kind, content = ("jpeg", small.getvalue()) if 2 * small.tell() < len(given) else ("png", given)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def write_report(study: Study, folder: Path) -> Path:
@@ -57,6 +78,7 @@ def write_report(study: Study, folder: Path) -> Path:
     for drawing in draw_all(study):
         content = png(drawing)
         (folder / f"{drawing.name}.png").write_bytes(content)
+        (folder / f"{drawing.name}.svg").write_text(svg(drawing), "utf-8")
         parts.append(_figure(drawing, content))
     page = folder / "index.html"
     page.write_text(_page(study, numbers, parts), "utf-8")

@@ -7,8 +7,9 @@ checkpointed layer, which happens outside of the forward. The config tells that 
 and to everybody else the model's own.
 
 Rows of different length may come as one packed sequence: then the attention mask is a `Segments`, and each row is
-attended to by itself. Nothing is padded, and nothing is computed that a row alone would not compute. A mask may also
-come inside of a `flowcut.hooks.merge_before_mlp.LayerContext`, with the sizes that tokens have as keys.
+attended to by itself. Nothing is padded, and nothing is computed that a row alone would not compute. Or they come as a
+batch with padding, with a `PaddedRows`. A mask may also come inside of a
+`flowcut.hooks.merge_before_mlp.LayerContext`, with the sizes that tokens have as keys.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.nn.functional import pad
 from flowcut.hooks.base import opaque
 from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, LayerContext, weighed
 from flowcut.pruner.cut import on_device
+from flowcut.pruner.padding import Padding
 
 
 class AttentionInputsCaptured(Exception):
@@ -63,6 +65,23 @@ class Segments(tuple[int, ...]):
     def bounds(self) -> np.ndarray:
         """[R + 1], where rows begin, and where the last one ends."""
         return np.cumsum((0, *self), dtype=np.int32)
+
+
+class PaddedRows:
+    """In the place of an attention mask: where a batch has padding, to which no token attends."""
+
+    implementations = (None, "eager", "sdpa")
+    """Which of transformers' take a mask that is added to the logits."""
+
+    def __init__(self, padding: Padding):
+        self.padding = padding
+        self.mask = padding.mask
+
+    def added(self, query: Tensor) -> Tensor:
+        """[R, 1, S, S], a view: what is added to the logits of queries [R, H, S, d]."""
+        if self.mask.dtype != query.dtype or self.mask.device != query.device:
+            self.mask = self.mask.to(query)
+        return self.mask[:, None, None].expand(-1, -1, query.shape[2], -1)
 
 
 class TappedConfig:
@@ -163,6 +182,10 @@ def _tapped(base: str, functions: Any) -> Callable[..., Any]:
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
         function = _eager(module) if base == "eager" else functions[base]
         bare: Any = _Untapped(module, base) if "flash" in base else module
+        if isinstance(attention_mask, PaddedRows):
+            output, weights = function(bare, query, key, value, attention_mask.added(query), **kwargs)
+            blank = attention_mask.padding.beyond[:, None, :, None]
+            return output, None if weights is None else weights.masked_fill(blank.to(weights.device), 0)
         if not isinstance(attention_mask, Segments):
             return function(bare, query, key, value, attention_mask, **kwargs)
         if "flash" in base:

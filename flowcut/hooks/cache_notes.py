@@ -9,12 +9,13 @@ done with such a cache is written down in docs/generate.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowcut.compat import CACHE, checkpoints_layers
+from flowcut.hooks.cached_images import CachedImages
 
 NOTES = "flowcut_notes"
 """Attribute of a KV cache that holds its `CacheNotes`."""
@@ -62,17 +63,31 @@ class Entries:
         return replace(self, length=min(length, self.length), real=real, following=following)
 
 
+class ShownImage(NamedTuple):
+    """An image that a cache holds: its tokens that entered the language model, those it has where nothing is dropped,
+    and the length of layer 0 after the forward that brought it.
+    """
+
+    entered: int
+    unpruned: int
+    length: int
+
+
 class CacheNotes:
     """What is known of a shortened KV cache.
 
     Attributes:
         prompt: what layer 0 holds of the conversation as the caller counts it; None if no prompt was shortened.
         layers: what layers hold of what entered layer 0, by `Entries.first`; empty if no layer was shortened.
+        images: which entries show an image, by `CachedImages.first`; empty if no pruner wants to know.
+        shown: these images, in the order of their numbers.
     """
 
     def __init__(self) -> None:
         self.prompt: Entries | None = None
         self.layers: list[Entries] = []
+        self.images: list[CachedImages] = []
+        self.shown: list[ShownImage] = []
 
     @property
     def all(self) -> list[Entries]:
@@ -87,14 +102,19 @@ class CacheNotes:
         """What is noted of a layer; None if it holds what entered layer 0."""
         return next((entries for entries in reversed(self.layers) if entries.first <= layer), None)
 
+    def images_of(self, layer: int) -> CachedImages | None:
+        """Which entries of a layer show an image; None if that is not noted."""
+        return next((images for images in reversed(self.images) if images.first <= layer), None)
+
     def clear(self) -> None:
         """Nothing is cached any more."""
-        self.prompt, self.layers = None, []
+        self.prompt, self.layers, self.images, self.shown = None, [], [], []
 
     def change(self, how: Any) -> None:
-        """Replace each of the notes by `how(entries)`."""
+        """Replace each of the notes by `how(notes)`."""
         self.prompt = None if self.prompt is None else how(self.prompt)
         self.layers = [how(entries) for entries in self.layers]
+        self.images = [how(images) for images in self.images]
 
 
 class Followed:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from flowcut.compat import CACHE, rename_cache
 from flowcut.hooks.attention import LANGUAGE, tap
 from flowcut.hooks.base import Stage, opaque
+from flowcut.hooks.cache_forward import CacheForward
 from flowcut.hooks.cache_notes import notes_on, with_cache
 from flowcut.hooks.decoder_forward import DecoderForward
+from flowcut.hooks.layer_calls import LayerCalls
 from flowcut.hooks.packing import (
     AFTER,
     ALIGNED,
@@ -81,8 +83,14 @@ class LanguageStage(Stage):
         if seeing:
             with_cache(call, self.decoder.model)
         notes = notes_on(call.get(CACHE))
-        if seeing or (notes is not None and notes.layers):
+        forward: LayerCalls | None = None
+        if seeing:
             forward = DecoderForward(self.session, self.decoder, call, image_index)
+        elif notes is not None and notes.images and self.session.pruner.anneals:
+            forward = CacheForward(self.session, self.decoder, call)
+        elif notes is not None and notes.layers:
+            forward = LayerCalls(self.session, self.decoder, call)
+        if forward is not None:
             forward.wanted = wanted
             LANGUAGE.set(forward)
         for name in (AFTER, FLAT_MASK, BLOCKS):

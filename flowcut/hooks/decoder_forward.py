@@ -1,83 +1,43 @@
-"""One forward of a decoder that brings images, or goes on with a cache that was cut: columns, masks, positions.
+"""One forward of a decoder that brings images: shows its layers to the pruner, and drops columns.
 
-Layers after a cut see fewer tokens than those before it, so from there on mask and position embeddings are made anew,
-and in the KV cache the layers have different lengths. What is needed to go on with such a cache is noted on it.
+In the KV cache the layers then have different lengths. What is needed to go on with such a cache is noted on it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from flowcut.compat import CACHE, causal_mask, checkpoints_layers
+from flowcut.compat import CACHE
 from flowcut.hooks.attention import AttentionInputsCaptured
-from flowcut.hooks.cache_notes import CacheNotes, Entries, notes_on, take_notes
-from flowcut.hooks.packing import AFTER, BLOCKS, BY_POSITION, FLAT_MASK, Kept, last_of, pack, restarts, tail_of
+from flowcut.hooks.cache_notes import Entries, ShownImage, take_notes
+from flowcut.hooks.cached_images import CachedImages, ImageRows, find_images, mark_images
+from flowcut.hooks.layer_calls import LayerCalls, kind_of
+from flowcut.hooks.packing import BY_POSITION, last_of, pack, restarts, tail_of
 from flowcut.hooks.parts import Decoder
 from flowcut.hooks.session import Session
 from flowcut.hooks.shown_decoder_layer import ShownDecoderLayer
 from flowcut.pruner import Cut, LanguageView, Layout
 from flowcut.trace import StageTrace
 
-SLIDING = "sliding_attention"
-"""Name in `config.layer_types` of layers with a window."""
 
+class DecoderForward(LayerCalls):
+    """One forward of a decoder that brings images: where they stand, and which columns remain."""
 
-class DecoderForward:
-    """One forward of a decoder: which columns remain, where the images stand in them, and how to call the layers."""
-
-    def __init__(self, session: Session, decoder: Decoder, call: dict[str, Any], image_index: Tensor | None):
-        self.session = session
-        self.decoder = decoder
-        # Checkpointed layers leave alone the cache that the model makes for them all the same (SmolVLM).
-        self.cache = None if checkpoints_layers(decoder.model) else call.get(CACHE)
-        self.past = notes_on(self.cache) or CacheNotes()
-        self.after: int = call.pop(AFTER, 0)
-        self.mask: Tensor | None = call.get(FLAT_MASK if FLAT_MASK in call else "attention_mask")
-        self.blocks: Tensor | None = call.get(BLOCKS)
-        tokens = call["inputs_embeds"] if call.get("inputs_embeds") is not None else call["input_ids"]
-        self.rows, self.length = tokens.shape[:2]
-        self.device = tokens.device
-        if isinstance(self.mask, dict) or (self.mask is not None and self.mask.ndim != 2):
-            raise ValueError(
-                "a prepared attention mask (static cache, packed sequences) cannot follow tokens dropped inside the "
-                "language model; pass attention_mask as [batch, length], and in generate() no static cache"
-            )
-        padded = next((entries.real for entries in self.past.layers if entries.real is not None), None)
-        if padded is not None and padded.shape[0] != self.rows:
-            raise ValueError(f"the KV cache belongs to a batch of {padded.shape[0]}, the call to one of {self.rows}")
-        new = None if self.mask is None else self.mask[:, -self.length :].bool()
-        self.real = self.entered = None if new is None or bool(new.all()) else new
-        self.index: Tensor | None = None
-        self.renumber = False
-        self.position_ids = self.text_positions(call.get("position_ids"))
-        self.given: dict[str, Any] = {}
-        self.call: dict[str, Any] = {}
-        self.rotary: Any = None
-        self.embedded: Tensor | None = None
+    def __init__(self, session: Session, decoder: Decoder, call: dict[str, Any], image_index: Tensor):
+        super().__init__(session, decoder, call)
         self.capturing = False
-        self.made: dict[Any, Any] = {}
         self.states: list[_State] = []
         self.tail = self.length
         self.seen: tuple[Tensor, Tensor, Tensor, float] | None = None
         self.cut: Cut | None = None
-        self.trace: StageTrace | None = None
-        self.wanted: Kept | None = None
-        self.layer = 0
-        self.deepstack = len(call.get("deepstack_visual_embeds") or ())
         self.memory: dict[str, Any] = {}
-        if image_index is not None and bool((image_index >= 0).any()):
-            self.refuse_packed()
-            self.find_images(image_index)
-
-    def text_positions(self, given: Tensor | None) -> Tensor:
-        """[B or 1, S], where each token stands in the text: as given, or by its column."""
-        if given is None or (given.ndim == 3 and len(given) != 4):  # three axes of M-RoPE jump at every image
-            start = self.cached(0)
-            return torch.arange(start, start + self.length, device=self.device)[None]
-        return given[0] if given.ndim == 3 else given
+        self.refuse_packed()
+        self.find_images(image_index)
 
     def refuse_packed(self) -> None:
         if bool(restarts(self.position_ids, self.real).any()):
@@ -87,19 +47,12 @@ class DecoderForward:
             )
 
     def find_images(self, image_index: Tensor) -> None:
-        """Columns of every image's tokens, by image number, from image_index [B, S]. Beams may share an image."""
-        order = []
-        for row, line in enumerate(image_index):
-            for number in line[line >= 0].unique().tolist():
-                order.append((number, row, (line == number).nonzero().flatten()))
-        order.sort(key=lambda entry: entry[:2])
-        self.images = tuple(number for number, *_ in order)
-        self.samples = tuple(row for _, row, _ in order)
-        self.counts = tuple(len(columns) for _, _, columns in order)
+        """Learn from image_index [B, S] where each image's tokens stand."""
+        rows = find_images(image_index)
+        self.images, self.samples, self.counts, self.columns = rows.images, rows.samples, rows.counts, rows.columns
         self.initial = self.counts
         self.unpruned_tokens = tuple(self.encoded(*entry) for entry in zip(self.images, self.counts, strict=True))
-        self.columns = nn.utils.rnn.pad_sequence([columns for *_, columns in order], batch_first=True)
-        self.positions = torch.arange(max(self.counts), device=self.device).expand(len(order), -1)
+        self.positions = torch.arange(max(self.counts), device=self.device).expand(len(self.counts), -1)
         self.last = self.last_prompt_columns()
         self.trace = StageTrace()
 
@@ -125,7 +78,7 @@ class DecoderForward:
         return trace.unpruned_tokens[int(trace.tokens[image][:, 0].max())]
 
     def observes(self, module: nn.Module) -> bool:
-        return self.trace is not None and any(module is attention for attention in self.decoder.attentions)
+        return any(module is attention for attention in self.decoder.attentions)
 
     def observe(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -135,104 +88,9 @@ class DecoderForward:
         if not self.session.pruner.reads_hidden:
             self.ask(None)
 
-    def cached(self, layer: int) -> int:
-        return self.cache.get_seq_length(layer) if self.cache is not None else 0
-
-    def real_entries(self, layer: int, cached: int, width: int) -> Tensor | None:
-        """[B, cached + width], False on padding, of a layer with `cached` entries; None if nothing is padded."""
-        entry = self.past.of_layer(layer)
-        described = entry.length if entry is not None else 0
-        known = entry.real if entry is not None else None
-        if known is None and self.real is None and (self.mask is None or bool(self.mask.all())):
-            return None
-        known = torch.ones(self.rows, described, device=self.device) if known is None else known
-        later = torch.ones(self.rows, cached - described, device=self.device)
-        if self.mask is not None and cached > described:
-            earlier = self.mask[:, : -self.length]
-            later = earlier[:, earlier.shape[1] - (cached - described) :]
-        new = torch.ones(self.rows, width, device=self.device) if self.real is None else self.real
-        whole = torch.cat([known.bool(), later.bool(), new.bool()], dim=1)
-        return None if bool(whole.all()) else whole
-
-    def before_layer(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        """What the layer has to be called with, if not with what the decoder gives it."""
-        kind = _kind(self.decoder.model.config, layer)
-        self.given[kind], self.call, self.layer = kwargs["position_embeddings"], kwargs, layer
-        self.embedded = args[0].detach() if layer == 0 else None
-        if self.index is None and self.past.of_layer(layer) is None:
-            self.rotary = self.given[kind]
-            return None
-        mask, self.rotary = self.surroundings(layer, args[0])
-        return args, {**kwargs, "attention_mask": mask, "position_embeddings": self.rotary, "position_ids": None}
-
-    def surroundings(self, layer: int, hidden: Tensor) -> tuple[Any, Any]:
-        """-> mask and position embeddings of a layer that is to be given `hidden`, the remaining columns."""
-        past, cached = self.past.of_layer(layer), self.cached(layer)
-        kind = _kind(self.decoder.model.config, layer)
-        key = (past.first if past is not None else -1, cached, hidden.shape[1], kind)
-        if key not in self.made:
-            whole = self.real_entries(layer, cached, hidden.shape[1])
-            blocks = self.blocks_of(cached)
-            mask = causal_mask(self.decoder.model.config, hidden, whole, self.cache, layer, kind == SLIDING, blocks)
-            self.made[key] = mask, self.embeddings(hidden, past, kind)
-        return self.made[key]
-
-    def blocks_of(self, cached: int) -> Tensor | None:
-        """[B, cached + S'], the blocks of the remaining columns in a layer with `cached` entries, which are in none."""
-        if self.blocks is None:
-            return None
-        blocks = self.blocks.to(self.device)
-        if self.index is not None:
-            blocks = blocks.gather(1, self.index)
-        if self.real is not None:
-            blocks = blocks.masked_fill(~self.real, -1)
-        return nn.functional.pad(blocks, (cached, 0), value=-1)
-
-    def embeddings(self, hidden: Tensor, past: Entries | None, kind: str) -> Any:
-        """Position embeddings of the remaining columns in a layer: their own, or of positions that are counted anew."""
-        shift = past.shift.to(self.device)[:, None] if past is not None and bool(past.shift.any()) else None
-        if not self.renumber and shift is None:
-            given = self.given_to(hidden, kind)
-            return given if self.index is None else tuple(_take(part, self.index) for part in given)
-        positions = self.position_ids.expand(self.rows, -1)
-        if self.renumber:
-            entered = torch.ones_like(positions) if self.entered is None else self.entered.long()
-            real = torch.ones(self.rows, self.width, device=self.device) if self.real is None else self.real
-            positions = positions.gather(1, entered.argmax(dim=1, keepdim=True)) + real.long().cumsum(dim=1) - 1
-        elif self.index is not None:
-            positions = positions.gather(1, self.index)
-        return self.turns(hidden, (positions if shift is None else positions - shift).clamp_min(0), kind)
-
-    def given_to(self, hidden: Tensor, kind: str) -> Any:
-        """Position embeddings that the decoder gives layers of a kind, made here before the first of them runs."""
-        if not self.decoder.rotary_by_kind:
-            return self.call["position_embeddings"]
-        if kind not in self.given:
-            self.given[kind] = self.turns(hidden, self.call["position_ids"], kind)
-        return self.given[kind]
-
-    def turns(self, hidden: Tensor, positions: Tensor, kind: str) -> Any:
-        """Position embeddings of these positions, for layers of a kind."""
-        by_kind = {"layer_type": kind} if self.decoder.rotary_by_kind else {}
-        # Not through __call__: ZeRO-3 wants the same modules called on all ranks, and another may have nothing to cut.
-        return self.decoder.rotary.forward(hidden, position_ids=positions, **by_kind)
-
-    @property
-    def lost(self) -> Tensor:
-        """[B], how many real tokens of each row were dropped so far."""
-        entered = self.length if self.entered is None else self.entered.sum(dim=1)
-        remaining = self.width if self.real is None else self.real.sum(dim=1)
-        return torch.zeros(self.rows, dtype=torch.long, device=self.device) + entered - remaining
-
-    @property
-    def width(self) -> int:
-        """How many columns remain."""
-        return self.length if self.index is None else self.index.shape[1]
-
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """The layer's output, shortened if the pruner says so."""
-        if self.trace is None:
-            return hidden
+        assert self.trace is not None
         if self.session.pruner.reads_hidden:
             self.ask(hidden)
         cut, self.cut = self.cut, None
@@ -248,6 +106,8 @@ class DecoderForward:
         assert self.seen is not None, "the layer ran without calling its tapped attention"
         query, key, value, scaling = self.seen
         self.seen = None
+        if not self.session.cuts_language:
+            return
         number = len(self.trace.entering)
         width = query.shape[2]
         real = self.shown_entries(number, self.cached(number) - width if self.cache is not None else 0, width)
@@ -274,6 +134,7 @@ class DecoderForward:
     def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
         assert self.trace is not None
         counts = cut.counts or (cut.keep.shape[1],) * len(self.counts)
+        state = self.state(layer)  # of what layers up to this one hold, noted before it changes
         before, columns = self.columns, self.columns.gather(1, cut.keep)
         stays = torch.ones(hidden.shape[:2], dtype=torch.bool, device=self.device) if self.real is None else self.real
         stays = stays.clone()
@@ -281,6 +142,7 @@ class DecoderForward:
         places = torch.arange(hidden.shape[1], device=self.device).expand(self.rows, -1)
         source = places.clone()
         if cut.hidden is not None:
+            self.trace.mixed = True
             hidden = hidden.clone()
         for row, sample in enumerate(self.samples):
             stays[sample, before[row, : self.counts[row]]] = False
@@ -300,8 +162,7 @@ class DecoderForward:
             return hidden
         if self.wanted is not None and self.wanted.by_position:
             raise ValueError(BY_POSITION)
-        # What layers up to this one hold is noted before it changes; `leave` puts it on the cache.
-        self.states.append(self.state(layer))
+        self.states.append(state)
         self.tail = min(self.tail, tail_of(stays, self.real))
         index, real, place = pack(stays, self.real, self.decoder.from_start)
         index = source.gather(1, index)
@@ -320,7 +181,7 @@ class DecoderForward:
         The layer is called with the remaining tokens, and stopped where its attention would begin. Its KV cache is
         read, not written; k and v hold the cached entries in front.
         """
-        embeddings = self.given_to(hidden, _kind(self.decoder.model.config, number))
+        embeddings = self.given_to(hidden, kind_of(self.decoder.model.config, number))
         if self.index is not None or self.past.of_layer(number) is not None:
             _, embeddings = self.surroundings(number, hidden)
         call: dict[str, Any] = {**self.call, "position_embeddings": embeddings, "position_ids": None}
@@ -348,13 +209,22 @@ class DecoderForward:
 
     def state(self, layer: int) -> _State:
         """What enters the layers up to `layer`."""
-        return _State(layer, self.real, self.width, self.tail, self.lost if self.renumber else self.lost.zero_())
+        image = token = None
+        if self.session.pruner.anneals:
+            rows = ImageRows(self.images, self.samples, self.counts, self.columns)
+            image, token = mark_images(rows, self.positions, (self.rows, self.width))
+        shift = self.lost if self.renumber else self.lost.zero_()
+        return _State(layer, self.real, self.width, self.tail, shift, self.counts, image, token)
 
     def finish(self) -> None:
         """After the last layer: leave on the cache what going on with it takes."""
-        if self.index is None or self.cache is None:
+        if self.cache is None:
             return
         states = [*self.states, self.state(len(self.decoder.layers))]
+        if self.session.pruner.anneals:
+            self.note_images(states)
+        if self.index is None:
+            return
         starts = {0, *(state.layer + 1 for state in self.states), *(past.first for past in self.past.layers)}
         firsts = sorted(first for first in starts if first < len(self.decoder.layers))
         noted = []
@@ -371,10 +241,36 @@ class DecoderForward:
         layers = [entries for entries in noted if entries.first > 0 or self.past.of_layer(0)]
         take_notes(self.cache).layers = layers
 
+    def note_images(self, states: list[_State]) -> None:
+        """Note on the cache which of its entries show an image."""
+        notes = take_notes(self.cache)
+        starts = {0, *(state.layer + 1 for state in states), *(shown.first for shown in notes.images)}
+        noted = []
+        for first in sorted(starts):
+            if first >= len(self.decoder.layers):
+                continue
+            state = next(state for state in states if first <= state.layer)
+            assert state.image is not None
+            assert state.token is not None
+            nothing = state.image[:, :0]
+            before = notes.images_of(first) or CachedImages(nothing, nothing, (0,) * len(notes.shown))
+            start = self.cached(first) - state.width
+            initial = self.by_image(state.counts)
+            noted.append(replace(before.joined(start, state.image, state.token, initial), first=first))
+        notes.images = noted
+        pairs = zip(self.by_image(self.initial), self.by_image(self.unpruned_tokens), strict=True)
+        notes.shown += [ShownImage(*pair, self.cached(0)) for pair in pairs]
+
+    def by_image(self, counts: Sequence[int]) -> list[int]:
+        """Numbers of the rows [R] as one of each image; 0 for an image that this forward does not show."""
+        found = dict(zip(self.images, counts, strict=True))
+        return [found.get(image, 0) for image in range(max(self.images) + 1)]
+
 
 class _State(NamedTuple):
     """The columns that enter the layers up to `layer`: which are real, their number, how many follow the last one that
-    was dropped, and by how much position ids of later tokens fall [B].
+    was dropped, by how much position ids of later tokens fall [B], and each image's tokens. For pruners that anneal
+    also which image each column shows, and which token of it, [B, width].
     """
 
     layer: int
@@ -382,19 +278,6 @@ class _State(NamedTuple):
     width: int
     tail: int
     shift: Tensor
-
-
-def _kind(config: Any, layer: int) -> str:
-    """How a layer attends: "full_attention" or "sliding_attention", within `config.sliding_window` only."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return str(kinds[layer])
-    return SLIDING if getattr(config, "sliding_window", None) is not None else "full_attention"
-
-
-def _take(embedding: Tensor, index: Tensor) -> Tensor:
-    """Gather columns of a position embedding [..., B or 1, S, d] by index [B, S']."""
-    *ahead, _, length, width = embedding.shape
-    embedding = embedding.expand(*ahead, index.shape[0], length, width)
-    where = index[..., None].expand(*ahead, *index.shape, width)
-    return embedding.gather(-2, where)
+    counts: tuple[int, ...]
+    image: Tensor | None
+    token: Tensor | None

@@ -1,14 +1,14 @@
 """One forward of a vision encoder: the tokens that remain, and what the pruner is shown of each layer.
 
 While the rows of a batch differ in length they lie one after the other in one packed sequence (`Segments` of
-`flowcut.hooks.attention`), docs/decisions/0004. From the layer on that features are read after, and in the encoder's
-output, a batch is [B, S, D] again; if a method leaves rows of different length there, the shorter ones are padded at
-their end and masked. So are the hidden states that a caller asks for, of all layers.
+`flowcut.hooks.attention`), or, if little of it is padding, as a batch that is masked (`PaddedRows`): see
+docs/decisions/0004. From the layer on that features are read after, and in the encoder's output, a batch is [B, S, D]
+again; if a method leaves rows of different length there, the shorter ones are padded at their end and masked. So are
+the hidden states that a caller asks for, of all layers.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from flowcut.hooks.attention import AttentionInputsCaptured, Segments
+from flowcut.hooks.attention import AttentionInputsCaptured, PaddedRows, Segments
 from flowcut.hooks.call_context import KnownRows
 from flowcut.hooks.merge_before_mlp import LayerContext, TokenSizes, merge_of
 from flowcut.hooks.parts import Encoder
-from flowcut.hooks.row_layout import RowLayout
-from flowcut.hooks.shown_layer import ShownLayer
+from flowcut.hooks.row_layout import RowLayout, little_padding
+from flowcut.hooks.shown_encoder_layer import ShownEncoderLayer
 from flowcut.pruner import CLS, Cut, Pruner, Question, Rows, View, valid_mask
 from flowcut.pruner.cut import on_device
+from flowcut.pruner.padding import Padding
 from flowcut.trace import Trace
 
 
@@ -47,7 +48,7 @@ class EncoderForward:
         self.cut: Cut | None = None
         self.positions: Tensor | None = None
         self.counts: tuple[int, ...] = ()
-        self.masks: dict[str, Tensor | None] = {}
+        self.masks: dict[str, Any] = {}
         self.known_layout: RowLayout | None = None
         self.groups: tuple[int, ...] = ()
         self.grids: tuple[tuple[int, int], ...] = ()
@@ -58,6 +59,7 @@ class EncoderForward:
         self.attended: Tensor | None = attended.flatten(1).bool() if padded else None
         self.packed = False
         self.unpadded: dict[int, list[int]] = {}
+        self.padded: dict[int, Padding] = {}
         self.mask: Any = None
         self.token_sizes: TokenSizes | None = None
         self.context: LayerContext | None = None
@@ -152,12 +154,18 @@ class EncoderForward:
             self.ask(hidden)
         cut, self.cut = self.cut, None
         self.trace.entering.append(self.counts)
+        padded = isinstance(self.mask, PaddedRows)
+        self.trace.computed.append((max(self.counts),) * len(self.counts) if padded else self.counts)
         if cut is not None:
             hidden = self.shorten(cut, hidden, layer)
         elif self.packed and layer >= self.shape.feature_layer:
             hidden = self.arrange(hidden.flatten(0, -2), layer)
         if self.packed and hidden.ndim == 3:
             self.unpadded[layer] = self.lengths
+        elif isinstance(self.mask, PaddedRows):
+            self.padded[layer] = self.mask.padding
+            if layer == self.shape.feature_layer:
+                hidden = hidden.masked_fill(self.mask.padding.beyond[..., None], 0)
         self.trace.leaving.append(self.counts)
         return hidden
 
@@ -240,7 +248,8 @@ class EncoderForward:
     def shorten(self, cut: Cut, hidden: Tensor, layer: int) -> Tensor:
         """Apply a cut to a layer's output; one gather over all rows."""
         assert self.positions is not None
-        sizes = self.token_sizes if cut.into is None else self.sizes()
+        sizes = self.token_sizes if cut.into is None and cut.sources is None else self.sizes()
+        self.trace.mixed = self.trace.mixed or (cut.hidden is not None and cut.sources is None)
         before, prefix = self.counts, self.encoder.num_prefix_tokens
         counts = cut.counts or (cut.keep.shape[1],) * len(before)
         self.positions = self.positions.gather(1, cut.keep if cut.hidden is None else cut.keep.clamp_min(0))
@@ -255,11 +264,18 @@ class EncoderForward:
                 merge = merge_of(cut, sizes.sizes, prefix, before, counts, self.packed)
             sizes.update(cut, before, counts)
         starts = self.layout.starts if self.packed else np.arange(len(before)) * hidden.shape[1]
-        even = not self.packed and len(set(counts)) == 1 and self.attended is None
-        self.counts, self.masks, self.known_layout = counts, {}, None
+        after = self.masks.get("after") if cut.counts is not None else None
+        self.counts, self.known_layout = counts, None
+        self.masks = {} if after is None or after.lengths != self.lengths else {"padding": after}
+        batch = merge is None and cut.hidden is None and not self.packed and self.attended is None
         if self.attended is not None:
             self.attended = self.attended.gather(1, cut.keep)
-        if merge is None and cut.hidden is None and even:
+        if batch and (len(set(counts)) == 1 or self.pads(layer)):
+            self.mask = None
+            if len(set(counts)) > 1:
+                if "padding" not in self.masks:
+                    self.masks["padding"] = Padding(self.lengths, hidden.device)
+                self.mask = PaddedRows(self.masks["padding"])
             patches = hidden[:, prefix:][self.numbers, cut.keep]
             return torch.cat([hidden[:, :prefix], patches], dim=1) if prefix else patches
         if merge is not None:
@@ -272,6 +288,11 @@ class EncoderForward:
             new = [tokens[:count] for tokens, count in zip(cut.hidden.to(hidden.dtype), counts, strict=True)]
             flat = torch.cat([part for pair in zip(special, new, strict=True) for part in pair])
         return self.arrange(flat, layer)
+
+    def pads(self, layer: int) -> bool:
+        """Whether rows that differ in length after a layer stay a batch, with padding, and are not packed."""
+        ours = self.encoder.forward is None and layer < self.shape.feature_layer and little_padding(self.lengths)
+        return ours and self.encoder.model.config._attn_implementation in PaddedRows.implementations
 
     def places(self, keep: Tensor, starts: np.ndarray) -> Tensor:
         """Where special and kept tokens [R, K] lie in a flattened batch whose rows begin at `starts`."""
@@ -322,7 +343,7 @@ class EncoderForward:
 
     def batched(self, output: Any) -> Any:
         """The encoder's output with the hidden states of all layers as batches [R, S, D], 0 on padding."""
-        if not self.unpadded:
+        if not (self.unpadded or self.padded):
             return output
         if isinstance(output, tuple):
             return tuple(self.batch_of(part) if isinstance(part, tuple) else part for part in output)
@@ -337,6 +358,10 @@ class EncoderForward:
             packed = states[layer + 1] if layer + 1 < len(states) else None
             if packed is not None and packed.shape[:2] == (1, sum(lengths)):
                 batches[layer + 1] = pad_sequence(list(packed[0].split(lengths)), batch_first=True)
+        for layer, padding in self.padded.items():
+            batch = states[layer + 1] if layer + 1 < len(states) else None
+            if batch is not None and batch.shape[:2] == padding.beyond.shape:
+                batches[layer + 1] = batch.masked_fill(padding.beyond.to(batch.device)[..., None], 0)
         return tuple(batches)
 
     def finish(self) -> Trace:
@@ -371,33 +396,3 @@ def tokens_of(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]:
             "which this model makes its tokens of; resize it as the model's image processor does"
         )
     return grid[0] // cell[0], grid[1] // cell[1]
-
-
-class ShownEncoderLayer(ShownLayer):
-    """`flowcut.pruner.source.EncoderSource`: a layer of a forward, at the moment its pruner is asked.
-
-    Attributes:
-        given: the layer's output as the next layer would get it: packed where rows differ in length.
-    """
-
-    def __init__(self, forward: EncoderForward, states: Tensor | None, given: Tensor | None):
-        super().__init__(states, forward.trace if forward.signals else None)
-        self.forward = forward
-        self.given = given
-
-    @property
-    def question(self) -> Question | None:
-        return self.forward.question
-
-    def project(self, states: Tensor) -> Tensor:
-        project = self.forward.encoder.project
-        return states if project is None else project(states)
-
-    def next_layer(self, view: View) -> View:
-        if self.given is None or self.forward.encoder.patches_per_token > 1:
-            raise ValueError("a following layer is shown to pruners with reads_hidden, and not in Qwen2-VL's encoders")
-        number = view.layer + 1
-        seen, scaling = self.forward.attention_inputs(number, self.given)
-        query, key, value = (tensor.to(view.q.device) for tensor in seen)
-        source = ShownEncoderLayer(self.forward, None, None)
-        return replace(view, layer=number, q=query, k=key, v=value, scaling=scaling, source=source)

@@ -118,7 +118,17 @@ class GenerationStage(Stage):
             _PREFILLING.reset(token)
 
     def prepare_inputs(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """
+        Raises:
+            ValueError: guesses are to be read, and the pruner takes entries out of the KV cache.
+        """
         notes, new = notes_on(one_cache(kwargs)), kwargs.get("next_sequence_length")
+        if self.session.pruner.anneals and kwargs.get("is_first_iteration") and not _PREFILLING.get():
+            name = type(self.session.pruner).__name__
+            raise ValueError(
+                f"{name} takes entries out of the KV cache as the answer grows, and assisted decoding takes guesses "
+                "back from it; leave out prompt_lookup_num_tokens and assistant_model"
+            )
         if _PREFILLING.get() and notes is not None and new is not None:
             kwargs["next_sequence_length"] = new - notes.dropped
         call = type(self.head).prepare_inputs_for_generation(self.head, input_ids, *args, **kwargs)

@@ -125,10 +125,10 @@ def _flat(rows: Tensor, lengths: Sequence[int]) -> Tensor:
 
 def _joined(cut: Cut, before: Sequence[int], after: Sequence[int]) -> Tensor:
     """[R, n], the entry of `cut.keep` that each token becomes part of; -1 if it is dropped, and for padding."""
-    if cut.into is not None:
-        length = cut.into.shape[1]
-        valid = valid_mask(before, length, cut.into.device)
-        return cut.into if valid is None else cut.into.masked_fill(~valid, -1)
+    told = cut.sources if cut.into is None else cut.into
+    if told is not None:
+        valid = valid_mask(before, told.shape[1], told.device)
+        return told if valid is None else told.masked_fill(~valid, -1)
     rows, kept = cut.keep.shape
     longest = max(before)
     full = valid_mask(after, kept, cut.keep.device)

@@ -22,7 +22,7 @@ class Session:
         pruner: the method with its settings.
         shape: the model in plain numbers.
         signals: whether intermediate scores go into the trace.
-        watches_decoder: whether the pruner is asked in the language model.
+        watches_decoder: whether the pruner is asked in the language model, or of its KV cache.
         full_logits: whether logits come back with a column for each token of the caller's; see `restore_logits`.
         compile: whether the encoder's scores are computed by compiled functions, where a method has some.
         trace: what happened in the last forward that saw images; None before the first.
@@ -49,6 +49,11 @@ class Session:
         self.trace: Trace | None = None
         self.kept_columns: Tensor | None = None
         self._width = 0
+
+    @property
+    def cuts_language(self) -> bool:
+        """Whether the pruner is asked in the language model."""
+        return self.pruner.cuts_language(self.shape.two_stage)
 
     def encoded(self, trace: Trace) -> None:
         """An encoder has run."""

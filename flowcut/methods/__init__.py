@@ -11,6 +11,7 @@ from flowcut.methods.fastv import FastV as FastV
 from flowcut.methods.sparsevlm import SparseVLM as SparseVLM
 from flowcut.methods.pdrop import PyramidDrop as PyramidDrop
 from flowcut.methods.vtw import VTW as VTW
+from flowcut.methods.st3 import ST3 as ST3
 from flowcut.methods.dart import DART as DART
 from flowcut.methods.visionzip import VisionZip as VisionZip
 from flowcut.methods.fastervlm import FasterVLM as FasterVLM

@@ -19,7 +19,7 @@ from flowcut.pruner import Cut, LanguageView
 
 @dataclass(frozen=True)
 class DART(DecoderCut):
-    """One cut inside the language model: keep a few pivots and, of the others, those that resemble a pivot least.
+    """Keep a few pivot tokens and the tokens least similar to them, in one cut inside the language model.
 
     Pivots are the `image_pivots` visual tokens and the `text_pivots` text tokens after the image whose keys in
     layer `layer` - 1 have the largest L1 norm. Each pivot in turn takes its share of the tokens to keep: those of

@@ -41,6 +41,11 @@ class DecoderCut(Pruner):
             return min(self.keep, tokens)
         return schedule.single(tokens, layers, self.layer, budget)
 
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        if self.keep is not None or shape.decoder_layers is None:
+            return super().least_budget(tokens, shape)
+        return schedule.least_single(tokens, shape.decoder_layers, self.layer)
+
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers."""
         return schedule.build(tokens, layers, (self.layer - 1,), [self.kept(tokens, layers)])

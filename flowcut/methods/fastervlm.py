@@ -12,7 +12,7 @@ from flowcut.pruner import Scorer, View
 
 @dataclass(frozen=True)
 class FasterVLM(Scorer):
-    """Keep the patches the CLS token attends to most, once, in the layer LLaVA reads its features from.
+    """Keep the patches with the highest CLS attention, once, after the layer that LLaVA reads its features from.
 
     The score is the CLS row of the last but one layer's attention, averaged over heads. Without a CLS token the mean
     of all tokens takes its place, which the paper does not cover.

@@ -13,7 +13,7 @@ from flowcut.pruner import Cut, LanguageView
 
 @dataclass(frozen=True)
 class FastV(DecoderCut):
-    """One cut inside the language model: before decoder layer `layer`, by the attention of the last prompt token.
+    """Keep the visual tokens that the last prompt token attends to most, once, before decoder layer `layer`.
 
     The score of a visual token is the weight the last token gives it in layer `layer` - 1, softmax over the whole row,
     averaged over heads. Kept tokens retain their positions. Chosen once, in the prefill (the released code's static

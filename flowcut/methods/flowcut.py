@@ -25,7 +25,9 @@ from flowcut.pruner.fused import fused
 
 @dataclass(frozen=True)
 class FlowCut(Pruner):
-    """FlowCut with the behaviour of its released code for one image alone.
+    """Drop patches after every second encoder layer by attention, similarity and value norm, accumulated over layers.
+
+    The defaults reproduce what the released code computes for a single image.
 
     Attributes:
         budget: visual tokens that reach the language model (in two-stage families: its third and later layers), per
@@ -211,15 +213,13 @@ class FlowCut(Pruner):
         targets = self.targets(view.rows, view.shape)
         if left < 0 or all(count <= target for count, target in zip(view.counts, targets, strict=True)):
             return None
-        looks = view.memory.setdefault("looks", [])
-        looks.append((view.layer, self.look(view)))
+        self.look(view, left % self.interval)
         if left % self.interval:
             return None
-        view.memory["looks"] = []
-        cumulative, weights = self.importance(view, looks)
+        (cumulative, scale), weights = self.importance(view)
         counts = self.keep_counts(view, weights, targets, left)
         cut = Cut.best(cumulative, counts, view.valid) if self.merge == "patches" else view.best(cumulative, counts)
-        view.memory["cumulative"] = cumulative.gather(1, cut.keep) if left else None
+        view.memory["cumulative"] = (cumulative.gather(1, cut.keep), scale) if left else None
         return cut
 
     def language(self, view: LanguageView) -> Cut | None:
@@ -241,42 +241,49 @@ class FlowCut(Pruner):
             view.record(name, signal)
         return Cut.best(score, counts, view.valid, renumber=True)
 
-    def look(self, view: View) -> flow_score.Look | flow_score.Rating:
-        """What the next selection needs of this layer: the tokens stay the same until then."""
+    def look(self, view: View, more: int) -> None:
+        """Note what the next selection, `more` layers later, needs of this layer: the tokens stay the same until then.
+
+        In the memory, "looks" are of the layers since the last selection, or compiled ratings of each of them.
+        """
         prefix = view.shape.num_prefix_tokens if self.softmax_over == "patches" else 0
         attention = view.global_token(view.q), view.k[:, :, prefix:], view.scaling
         values = view.v if self.heads == "split" else view.v.transpose(1, 2).flatten(2)[:, None]
         scale = 1.0 if self.semantic_scale == "none" else values.shape[-1] ** -0.5
         semantic = (view.global_token(values), values[:, :, prefix:], scale) if self.semantic else None
         strong = view.visual(values) if self.value else None
-        if not view.compile:
-            return flow_score.look(attention, semantic, strong)
-        return fused(flow_score.layer_score)(attention, semantic, strong, *self.rated_by(view))
+        bias = view.key_bias if not prefix or view.key_bias is None else view.key_bias[:, prefix:]
+        looks = view.memory.get("looks")
+        if view.compile:
+            rating = fused(flow_score.layer_score)(attention, semantic, strong, bias, *self.rated_by(view))
+            view.memory["looks"] = [*(looks or []), (view.layer, rating)]
+            return
+        if looks is None:
+            looks = view.memory["looks"] = flow_score.Looks(more + 1, attention, semantic, strong)
+        looks.add(view.layer, attention, semantic, strong, bias)
 
-    def rated_by(self, view: View) -> tuple[Tensor | None, int, bool]:
-        """Which tokens are real, how many patches there are, and whether attention counts: arguments of `rate`."""
-        valid = view.valid if self.softmax_over == "patches" else view.key_valid
-        return valid, view.positions.shape[1], self.attention
+    def rated_by(self, view: View) -> tuple[int, bool]:
+        """How many patches there are, and whether attention counts: arguments of `rate`."""
+        return view.positions.shape[1], self.attention
 
-    def importance(
-        self, view: View, looks: Sequence[tuple[int, flow_score.Look | flow_score.Rating]]
-    ) -> tuple[Tensor, Tensor]:
+    def importance(self, view: View) -> tuple[tuple[Tensor, float], Tensor]:
         """Rate the layers since the last selection.
 
         Returns:
-            [R, n], their scores averaged with the past by equation 6; and [R, n], the weights of the last layer's
-            attention whose entropy equation 3 takes, or [R, S] with special tokens.
+            their scores [R, n] averaged with the past by equation 6, as `scores.accumulate` has them; and [R, n], the
+            weights of the last layer's attention whose entropy equation 3 takes, or [R, S] with special tokens.
         """
-        ratings = [(seen, 0) for _, seen in looks if isinstance(seen, flow_score.Rating)]
-        if not ratings:
-            pending = [seen for _, seen in looks if isinstance(seen, flow_score.Look)]
-            together = flow_score.rate(pending, *self.rated_by(view))
-            ratings = [(together, number) for number in range(len(pending))]
+        looks = view.memory.pop("looks")
+        if isinstance(looks, flow_score.Looks):
+            together = looks.rate(*self.rated_by(view))
+            ratings = [(layer, together, at) for at, layer in enumerate(looks.layers)]
+        else:
+            ratings = [(layer, rating, 0) for layer, rating in looks]
         cumulative = view.memory.get("cumulative")
-        for (layer, _), (rating, at) in zip(looks, ratings, strict=True):
-            cumulative = scores.running_mean(cumulative, rating.score[at], self.history)
+        for layer, rating, at in ratings:
+            cumulative = scores.accumulate(cumulative, *rating.factors(at), self.history)
             if view.recording:
-                signals = rating.signals(at, view.positions.shape[1]) | {"cumulative": cumulative}
+                signals = rating.signals(at, view.positions.shape[1]) | {"cumulative": cumulative[0] * cumulative[1]}
                 for name, values in signals.items():
                     view.record(name, values, layer)
         assert cumulative is not None

@@ -34,7 +34,7 @@ def around(anchors: Tensor, rows: int, columns: int, wrap: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class HiPrune(OneCut):
-    """Keep what the middle of the encoder attends to, with what lies around it, and what its end attends to.
+    """Keep the patches with high attention in a middle layer, their neighbours, and those with high attention last.
 
     Scores are the attention a patch receives, averaged over all heads and all queries, CLS among them. Anchors are
     the patches of highest score in the object layer, an `alpha` / 5 share of the budget, rounded; buffers their

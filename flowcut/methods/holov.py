@@ -52,7 +52,7 @@ def allot(weights: list[float], sizes: list[int], tokens: int) -> list[int]:
 
 @dataclass(frozen=True)
 class HoloV(OneCut):
-    """Spread the budget over runs of neighbouring patches, and keep in each what the CLS token attends to most.
+    """Divide the budget among runs of neighbouring patches, and keep those with the highest CLS attention in each.
 
     Done once, after the layer LLaVA reads its features from (the last but one). The patches, row by row, are cut
     into `runs` runs of equal length (36 of 576 patches for 16 runs; no square crops, as the paper draws them). A

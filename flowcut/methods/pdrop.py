@@ -14,7 +14,7 @@ from flowcut.pruner import Cut, LanguageView, ModelShape, Pruner
 
 @dataclass(frozen=True)
 class PyramidDrop(Pruner):
-    """Several cuts inside the language model, before `layers`, each by what the last token looks at there.
+    """Keep the visual tokens that the last prompt token attends to, in several cuts before the decoder layers `layers`.
 
     Before layer L the layer's own norm, q and k are applied to the remaining tokens (section 3.2); the
     score of a visual token is the weight that the sample's last token gives it, softmax over the whole row, mean
@@ -59,6 +59,11 @@ class PyramidDrop(Pruner):
 
     def check(self, shape: ModelShape) -> None:
         shape.need_decoder("PyramidDrop", "layers", self.layers[-1], spare=0)
+
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        if self.keep is not None or self.ratio is not None or shape.decoder_layers is None:
+            return super().least_budget(tokens, shape)
+        return schedule.least_shrinking(tokens, shape.decoder_layers, tuple(layer - 1 for layer in self.layers))
 
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers."""

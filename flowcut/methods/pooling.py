@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from flowcut.methods.uniform import cells, middles
 from flowcut.pruner import Cut, ModelShape, OneCut, View
@@ -36,11 +37,21 @@ class Pooling(OneCut):
         shape.refuse_merging("Pooling")
 
     def select(self, view: View, counts: Sequence[int]) -> Cut:
-        states, keep, hidden = view.visual(view.hidden), [], []
+        states, keep, hidden, sources = view.visual(view.hidden), [], [], []
         for number, (count, grid) in enumerate(zip(counts, view.rows.grids, strict=True)):
             found = cells(*grid, count)
             patches = states[number, : view.counts[number]].float().unflatten(0, grid)
             means = [patches[top:bottom, left:right].mean(dim=(0, 1)) for top, bottom, left, right in found.tolist()]
             keep.append(middles(found, grid[1]).to(states.device))
             hidden.append(torch.stack(means))
-        return Cut.rows(keep, hidden)
+            if view.recording:
+                sources.append(cell_of_each(found, grid).to(states.device))
+        return Cut.rows(keep, hidden, sources=sources or None)
+
+
+def cell_of_each(found: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[rows * columns]: the number of the cell that each patch of a grid lies in."""
+    number = torch.empty(grid, dtype=torch.long)
+    for cell, (top, bottom, left, right) in enumerate(found.tolist()):
+        number[top:bottom, left:right] = cell
+    return number.flatten()

@@ -69,7 +69,7 @@ def merge(chosen: Chosen, attention: Tensor, keys: Tensor, states: Tensor, neigh
 
 @dataclass(frozen=True)
 class PruMerge(OneCut):
-    """Keep the patches with outstanding CLS attention and merge their most similar neighbours into each.
+    """Keep the patches whose CLS attention is an outlier, and merge the most similar other patches into each.
 
     Done once, after the layer LLaVA reads its features from (the last but one). Attention is that of the layer
     after it, of which nothing but queries and keys is computed: over their full width, heads not split, softmax

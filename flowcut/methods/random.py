@@ -13,7 +13,7 @@ from flowcut.pruner import Scorer, View
 
 @dataclass(frozen=True)
 class Random(Scorer):
-    """Keep a random subset of the patches, once, after the layer LLaVA reads its features from (the last but one).
+    """Keep a random subset of the patches, once, after the layer that LLaVA reads its features from.
 
     The draw depends on the seed, the budget and the number of patches only, so it is the same for every image: a
     sample cannot depend on its batch mates, and a run can be repeated. Take several seeds to average over draws.

@@ -40,7 +40,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class RCom(OneCut):
-    """Keep what stands out to the eye, recover what stands out to the question, merge the rest into a few clusters.
+    """Keep the outliers of CLS attention and of similarity to the question, and merge the rest into a few clusters.
 
     1. Visual score: the CLS row of the attention of the layer after the features, heads not split (as LLaVA-PruMerge).
     As many of the highest stay as the scores have outliers. 2. Text score of the others: cosine of patch and question

@@ -8,6 +8,7 @@ out of them, which charges the layer that cuts with what it leaves (SparseVLM). 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -115,13 +116,25 @@ def shrinking(
         low, high = (middle, high) if made(middle).mean(counted) <= budget else (low, middle)
     found = min(made(low), made(high), key=lambda schedule: abs(schedule.mean(counted) - budget))
     if found.mean(counted) > budget + 1:
-        least_mean = -int(-made(0.0).mean(counted) // 1)
+        least_mean = least_shrinking(tokens, layers, after, counted, merged, least)
         where = "/".join(str(layer) for layer in after)
         raise ValueError(
             f"budget={budget} is not to be met on average over {layers} layers with {tokens} tokens up to the first of "
             f"the cuts after layers {where}; use at least {least_mean}, or cut earlier"
         )
     return found
+
+
+def least_shrinking(
+    tokens: int,
+    layers: int,
+    after: tuple[int, ...],
+    counted: Counted = "inputs",
+    merged: Callable[[int], int] | None = None,
+    least: int = 0,
+) -> int:
+    """The smallest budget of `shrinking`: the mean, rounded up, where every cut keeps one token."""
+    return math.ceil(build(tokens, layers, after, [1] * len(after), merged, least).mean(counted))
 
 
 def single(tokens: int, layers: int, layer: int, budget: int) -> int:
@@ -132,12 +145,17 @@ def single(tokens: int, layers: int, layer: int, budget: int) -> int:
     """
     kept = round((layers * budget - layer * tokens) / (layers - layer))
     if kept < 1:
-        least = -(-(layer * tokens + layers - layer) // layers)
+        least = least_single(tokens, layers, layer)
         raise ValueError(
             f"budget={budget} is not to be met on average over {layers} layers when the first {layer} "
             f"read all {tokens} tokens; use at least {least}, or keep="
         )
     return kept
+
+
+def least_single(tokens: int, layers: int, layer: int) -> int:
+    """The smallest budget of `single`: the mean, rounded up, where one token is left."""
+    return -(-(layer * tokens + layers - layer) // layers)
 
 
 def check_single(layer: int, keep: int | None) -> None:

@@ -17,7 +17,7 @@ from flowcut.pruner import Cut, OneCut, View
 
 @dataclass(frozen=True)
 class SCOPE(OneCut):
-    """Keep tokens that are looked at and that stand for many others: coverage gain times saliency, greedily.
+    """Pick tokens greedily by the coverage they add times their CLS attention.
 
     A set covers a token as well as its most similar member does (cosine of features), and nothing is covered worse than
     0. A token's gain is what all tokens would be covered better if it joined; its score is the gain times its saliency

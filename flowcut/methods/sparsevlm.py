@@ -26,7 +26,7 @@ _HEADS = 14 / 32
 
 @dataclass(frozen=True)
 class SparseVLM(Pruner):
-    """Three cuts inside the language model, after `layers`, by what the text tokens that fit the image look at.
+    """Keep the visual tokens that relevant text tokens attend to, in three cuts after the decoder layers `layers`.
 
     Raters (section 3.1), once, on the embeddings given to the language model: of the text after the image those to
     which the visual tokens give more than the mean, in softmax over text of h_v · h_t, averaged over visual tokens.
@@ -100,6 +100,12 @@ class SparseVLM(Pruner):
 
     def check(self, shape: ModelShape) -> None:
         shape.need_decoder("SparseVLM", "layers", self.layers[-1], spare=1)
+
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        if self.keep is not None or shape.decoder_layers is None:
+            return super().least_budget(tokens, shape)
+        merged = clusters_of if self.recycles else None
+        return schedule.least_shrinking(tokens, shape.decoder_layers, self.layers, "outputs", merged, least=1)
 
     @property
     def recycles(self) -> bool:

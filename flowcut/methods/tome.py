@@ -123,6 +123,17 @@ class ToMe(Pruner):
             if self.merges_before_mlp and not encoder.merges_before_mlp:
                 raise ValueError(f"ToMe cannot merge inside the layers of this {encoder.name}")
 
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        left = super().least_budget(tokens, shape)
+        if self.merge_site == "output":
+            return left
+        for encoder in shape.encoders:
+            patches = tokens - encoder.num_forwarded_special_tokens
+            for _ in range(encoder.layers - 1):
+                patches -= most(patches)
+            left = max(left, patches + encoder.num_forwarded_special_tokens)
+        return left
+
     def vision(self, view: View) -> Cut | None:
         last = view.layers - 2
         goals = [min(pair) for pair in zip(view.counts, self.targets(view.rows, view.shape), strict=True)]

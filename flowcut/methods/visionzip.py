@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from flowcut.pruner import CLS, Cut, ModelShape, OneCut, View
@@ -16,7 +17,7 @@ from flowcut.pruner import CLS, Cut, ModelShape, OneCut, View
 
 @dataclass(frozen=True)
 class VisionZip(OneCut):
-    """Keep the patches that get most of the CLS attention, and merge the rest into a few contextual tokens.
+    """Keep the patches with the highest CLS attention, and merge the rest into a few contextual tokens.
 
     Done once, after the layer LLaVA reads its features from (the last but one). The CLS token is sent to the language
     model as the first of the dominant tokens and counts in the budget. Of the remaining patches every step-th is a
@@ -70,11 +71,13 @@ class VisionZip(OneCut):
         view.record("score", score)
         keys = view.visual(view.k).float().mean(dim=1)
         states = view.visual(view.hidden)
-        rows: list[tuple[Any, Any]] = []
+        keeps, states_kept, sources = [], [], []
         for number, (count, target) in enumerate(zip(view.counts, counts, strict=True)):
             patches = torch.arange(count, device=score.device)
             if count <= target:
-                rows.append((patches, states[number, :count]))
+                keeps.append(patches)
+                states_kept.append(states[number, :count])
+                sources.append(patches)
                 continue
             dominant, contextual = self.split(target)
             sends_cls = bool(view.shape.num_prefix_tokens) and not view.shape.num_forwarded_special_tokens
@@ -85,15 +88,28 @@ class VisionZip(OneCut):
                 keep.insert(0, best.new_full((1,), CLS))
                 hidden.insert(0, view.hidden[number, :1])
             if contextual:
-                anchors, merged = _merge(rest, keys[number], states[number], contextual)
+                anchors, nearest, merged = _merge(rest, keys[number], states[number], contextual)
                 keep.append(anchors)
                 hidden.append(merged)
-            rows.append((torch.cat(keep), torch.cat(hidden)))
-        return Cut.rows(*zip(*rows, strict=True))
+            keeps.append(torch.cat(keep))
+            states_kept.append(torch.cat(hidden))
+            if view.recording:
+                into = patches.new_full((count,), -1)
+                into[best] = torch.arange(len(best), device=into.device) + sends_cls
+                if contextual:
+                    into[anchors] = torch.arange(contextual, device=into.device) + dominant
+                    into[rest[torch.isin(rest, anchors, invert=True)]] = nearest + dominant
+                sources.append(into)
+        return Cut.rows(keeps, states_kept, sources=sources if view.recording else None)
 
 
-def _merge(rest: torch.Tensor, keys: torch.Tensor, states: torch.Tensor, number: int) -> tuple[Any, Any]:
-    """Targets among the patches `rest`, and [number, D]: each target's state plus the mean of those most like it."""
+def _merge(rest: Tensor, keys: Tensor, states: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge the patches `rest` into `number` of them.
+
+    Returns:
+        [number], the targets among `rest`; for each of the others the number of the target that it goes into; and
+        [number, D], each target's state plus the mean of those that go into it.
+    """
     step = max(1, len(rest) // number)
     is_target = torch.zeros(len(rest), dtype=torch.bool, device=rest.device)
     is_target[torch.arange(0, len(rest), step, device=rest.device)[:number]] = True
@@ -103,4 +119,4 @@ def _merge(rest: torch.Tensor, keys: torch.Tensor, states: torch.Tensor, number:
     total = torch.zeros(len(targets), states.shape[-1], dtype=states.dtype, device=states.device)
     total = total.index_add(0, nearest, states[others])
     joined = torch.bincount(nearest, minlength=len(targets)).clamp_min(1)
-    return targets, states[targets] + total / joined[:, None].to(states.dtype)
+    return targets, nearest, states[targets] + total / joined[:, None].to(states.dtype)

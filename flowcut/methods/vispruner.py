@@ -48,7 +48,7 @@ def select(score: Tensor, features: Tensor, tokens: int, important: int, drop: i
 
 @dataclass(frozen=True)
 class VisPruner(OneCut):
-    """Keep the patches the CLS token attends to most, and of the others the least alike.
+    """Keep the patches with the highest CLS attention and, of the others, the least similar ones.
 
     Done once, after the layer LLaVA reads its features from (the last but one). Important patches are taken by the
     head mean of that layer's CLS attention; the rest, ordered by the same, loses its

@@ -13,7 +13,7 @@ from flowcut.pruner import Cut, LanguageView, ModelShape, Pruner
 
 @dataclass(frozen=True)
 class VTW(Pruner):
-    """Withdraw all visual tokens before one decoder layer; the layers before it read them all.
+    """Drop all visual tokens before one decoder layer; the layers before it read all of them.
 
     Done once, in the prefill: the layers in front keep the visual tokens in their KV cache. The paper takes layer 15
     of the 32 of LLaVA-1.5-7B (`vtw:budget=270,layer=15`), found by `python -m flowcut.vtw_search`; FlowCut's table 9
@@ -48,6 +48,11 @@ class VTW(Pruner):
 
     def check(self, shape: ModelShape) -> None:
         shape.need_decoder("VTW", "layer", self.layer or 1, spare=0)
+
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        if self.layer is not None or shape.decoder_layers is None:
+            return super().least_budget(tokens, shape)
+        return -(-tokens // shape.decoder_layers)  # the first layer reads them all
 
     def schedule(self, tokens: int, layers: int) -> schedule.Schedule:
         """What becomes of an image of so many tokens in a decoder of so many layers."""

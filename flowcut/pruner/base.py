@@ -16,13 +16,13 @@ What every pruner has to honour (tests/flowcut/test_laws*.py hold all of them to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from flowcut.pruner.budget import Budget, whole_budget
 from flowcut.pruner.cut import Cut
-from flowcut.pruner.decoder_view import LanguageView
+from flowcut.pruner.decoder_view import CachedView, LanguageView
 from flowcut.pruner.shape import EncoderShape, ModelShape
 from flowcut.pruner.view import Rows, View
 
@@ -94,9 +94,21 @@ class Pruner:
     def check(self, shape: ModelShape) -> None:
         """Called before attaching: raise a ValueError of one line if the method cannot work on this model."""
 
+    def least_budget(self, tokens: int, shape: ModelShape) -> int:
+        """The smallest whole budget that it can meet for an image of so many tokens, with its other fields as they are.
+
+        The largest is `tokens`, which changes nothing. `budget` itself is not looked at.
+        """
+        return 1 + max((encoder.num_forwarded_special_tokens for encoder in shape.encoders), default=0)
+
     def cuts_language(self, two_stage: bool) -> bool:
         """Whether `language` is to be asked at all; by default if it is overridden."""
         return type(self).language is not Pruner.language
+
+    @property
+    def anneals(self) -> bool:
+        """Whether entries may leave the KV cache while the answer grows; by default if `cached` is overridden."""
+        return type(self).cached is not Pruner.cached
 
     def reads_layer(self, layer: int, shape: EncoderShape) -> bool:
         """Whether `vision` has to be asked about this encoder layer; the others are left alone. By default all are."""
@@ -104,6 +116,18 @@ class Pruner:
 
     def vision(self, view: View) -> Cut | None:
         """Asked for each encoder layer; None leaves the layer's output as it is."""
+        return None
+
+    def reads_cache(self, grown: Sequence[int], new: int) -> bool:
+        """Whether `cached` has to be asked in a forward of at most `new` tokens a row, with which images are followed
+        by `grown` tokens. By default always; a method that seldom drops anything spares the views of all layers.
+        """
+        return True
+
+    def cached(self, view: CachedView) -> Cut | None:
+        """Asked for the decoder layers of a forward that goes on with a KV cache and brings no images; see
+        `CachedView`. Entries that the cut leaves out are removed from that layer's cache; None removes nothing.
+        """
         return None
 
     def language(self, view: LanguageView) -> Cut | None:

@@ -30,6 +30,8 @@ class Cut:
         into: [R, n], in an encoder, for methods that merge each token into one other: the entry of `keep` that each of
             the layer's visual tokens becomes part of, -1 to drop it. Entries of `keep` name themselves, in any order.
             A remaining token is the mean of its members, weighted by their sizes; gradients flow back to all of them.
+        sources: [R, n], in an encoder, beside `hidden`: as `into`, but only for the trace, which tells where patches
+            went.
         before_mlp: merge between the layer's attention and its MLP, by a pruner with `merges_before_mlp`; otherwise
             after the layer.
         proportional: from the next layer on, a token counts in attention as many times as it has patches: the
@@ -41,20 +43,35 @@ class Cut:
     hidden: Tensor | None = None
     renumber: bool = False
     into: Tensor | None = None
+    sources: Tensor | None = None
     before_mlp: bool = False
     proportional: bool = False
 
     @classmethod
-    def best(cls, score: Tensor, counts: Sequence[int], valid: Tensor | None = None, renumber: bool = False) -> Cut:
-        """Keep the `counts[r]` highest of each row of score [R, n]; among equals the lower position wins."""
+    def best(
+        cls,
+        score: Tensor,
+        counts: Sequence[int],
+        valid: Tensor | None = None,
+        renumber: bool = False,
+        beyond: Tensor | None = None,
+    ) -> Cut:
+        """Keep the `counts[r]` highest of each row of score [R, n]; among equals the lower position wins.
+
+        Args:
+            valid: [R, n], False for tokens that are no choice.
+            renumber: see `Cut`.
+            beyond: [R, K], True on the padding of rows that keep fewer than K, where that is known already.
+        """
         if valid is not None:
             score = score.masked_fill(~valid, -torch.inf)
         longest = max(counts)
         keep = score.argsort(dim=1, descending=True, stable=True)[:, :longest]
-        full = valid_mask(counts, longest, score.device)
-        if full is None:
+        if min(counts) == longest:
             return cls(keep.sort(dim=1).values, renumber=renumber)
-        keep = keep.masked_fill(~full, score.shape[1] - 1).sort(dim=1).values  # padding goes to the end
+        if beyond is None:
+            beyond = on_device(np.arange(longest) >= np.array(counts)[:, None], score.device)
+        keep = keep.masked_fill(beyond, score.shape[1] - 1).sort(dim=1).values  # padding goes to the end
         return cls(keep, tuple(counts), renumber=renumber)
 
     @classmethod
@@ -68,6 +85,7 @@ class Cut:
         keep: Sequence[Tensor],
         hidden: Sequence[Tensor] | None = None,
         into: Sequence[Tensor] | None = None,
+        sources: Sequence[Tensor] | None = None,
         **fields: Any,
     ) -> Cut:
         """A cut from what is kept of each row, where rows may keep different numbers.
@@ -75,7 +93,7 @@ class Cut:
         Args:
             keep: for each row [K], indices into its visual tokens.
             hidden: for each row [K, D], the states that stand in for the kept tokens'.
-            into: for each row [n], the entry of `keep` that each of its tokens becomes part of.
+            into, sources: for each row [n], the entry of `keep` that each of its tokens becomes part of.
             fields: other fields of the cut.
         """
         counts = tuple(len(row) for row in keep)
@@ -84,6 +102,7 @@ class Cut:
             counts if len(set(counts)) > 1 else None,
             None if hidden is None else pad_sequence(list(hidden), batch_first=True),
             into=None if into is None else pad_sequence(list(into), batch_first=True, padding_value=-1),
+            sources=None if sources is None else pad_sequence(list(sources), batch_first=True, padding_value=-1),
             **fields,
         )
 

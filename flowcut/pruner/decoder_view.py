@@ -85,3 +85,21 @@ class LanguageView(LayerView):
 
     def _all_heads(self, tokens: Tensor) -> Tensor:
         return tokens.repeat_interleave(self.q.shape[1] // tokens.shape[1], dim=1)
+
+
+@dataclass
+class CachedView(LanguageView):
+    """One decoder layer of a forward that goes on with a KV cache and brings no images. One row per image.
+
+    The visual tokens are entries of the cache: `layout.columns` are negative, because they count from the first new
+    token, so that `visual(k)` and `visual(v)` are theirs; `q` is of the new tokens alone. No hidden states are shown,
+    nor the next layer. The first layer is never asked about: its length is what callers count the conversation by. Nor
+    are layers that attend within a window.
+
+    Attributes:
+        cached: entries that each image had in this layer at the end of the forward that brought it; `counts` now.
+        grown: tokens of the image's sample that came after that forward, this one's included, without padding.
+    """
+
+    cached: tuple[int, ...]
+    grown: tuple[int, ...]

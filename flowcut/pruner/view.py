@@ -18,6 +18,7 @@ from flowcut import scores
 from flowcut.pruner.budget import Budget, whole_budget
 from flowcut.pruner.cells import cell_numbers
 from flowcut.pruner.cut import Cut, valid_mask
+from flowcut.pruner.padding import Padding
 from flowcut.pruner.question import Question
 from flowcut.pruner.shape import EncoderShape
 from flowcut.pruner.source import EncoderSource
@@ -44,7 +45,7 @@ class LayerView:
     positions: Tensor
     source: Any
     memory: dict[str, Any] = field(default_factory=dict, kw_only=True)
-    masks: dict[str, Tensor | None] = field(default_factory=dict, kw_only=True, repr=False)
+    masks: dict[str, Any] = field(default_factory=dict, kw_only=True, repr=False)
     """What follows from `counts` alone: made when it is first asked for, and shared by layers with the same counts."""
     compile: bool = field(default=False, kw_only=True)
     """Whether scores are to be computed by compiled functions (`flowcut.pruner.fused`), where a method has some."""
@@ -174,6 +175,31 @@ class View(LayerView):
         return self.source.question
 
     @property
+    def padding(self) -> Padding | None:
+        """Where rows have padding, special tokens in front of them; None when no row has."""
+        if "padding" not in self.masks:
+            lengths = [self.shape.num_prefix_tokens + count for count in self.counts]
+            self.masks["padding"] = Padding.of(lengths, self.positions.device)
+        return self.masks["padding"]
+
+    def padding_after(self, counts: Sequence[int]) -> Padding | None:
+        """The same once `counts[r]` patches of each row are left."""
+        self.masks["after"] = Padding.of([self.shape.num_prefix_tokens + n for n in counts], self.positions.device)
+        return self.masks["after"]
+
+    @property
+    def key_bias(self) -> Tensor | None:
+        """[R, S], float32: what is added to an attention's logits at each key: -inf where `key_valid` is False."""
+        if self.attended is None:
+            return None if self.padding is None else self.padding.bias
+        if "key_bias" not in self.masks:
+            valid = self.key_valid
+            assert valid is not None
+            zeros = torch.zeros(valid.shape, device=valid.device)
+            self.masks["key_bias"] = zeros.masked_fill(~valid, -torch.inf)
+        return self.masks["key_bias"]
+
+    @property
     def key_valid(self) -> Tensor | None:
         """[R, S], the tokens that are attended to, special ones in front; None when all are."""
         valid, prefix = self._attended, self.shape.num_prefix_tokens
@@ -266,7 +292,10 @@ class View(LayerView):
         """Keep the `counts[r]` patches of highest score [R, n]; those of one token stay together, by their mean."""
         size = self.shape.patches_per_token
         if size == 1:
-            return Cut.best(score, counts, self.valid)
+            prefix, after = self.shape.num_prefix_tokens, self.padding_after(counts)
+            if self.padding is not None:
+                score = score.masked_fill(self.padding.beyond[:, prefix:], -torch.inf)
+            return Cut.best(score, counts, beyond=None if after is None else after.beyond[:, prefix:])
         tokens = [count // size for count in counts]
         return self.as_patches(Cut.best(self.per_token(score), tokens, self.token_valid))
 

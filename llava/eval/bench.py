@@ -19,20 +19,40 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from flowcut.command_line import Parser, parse_first, program
+from flowcut.progress import progress_bar
+from llava.eval.answering.journal import Journal
+from llava.eval.models.reply import DTYPES, Generation
+from llava.eval.questions import Question, questions_of
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model-path", default="playground/embedded", help="(default: %(default)s)")
+    parser.add_argument("--question-file", type=Path, help="JSON lines with question_id, image, text")
+    parser.add_argument("--image-folder", type=Path, help="folder that the questions' image paths are relative to")
+    parser.add_argument("--pruner", action="append", help="compared with none; may be given several times")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="(default: 0 2)")
+    parser.add_argument("--limit", type=int, default=64, help="questions per round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=int, default=8)
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 import torch
-from tqdm import tqdm
 
 from flowcut import parse_pruner
 from flowcut.bench.measuring import device_name
 from llava.eval.answering.answer_run import AnswerRun
-from llava.eval.answering.journal import Journal
 from llava.eval.models.answerer import Answerer
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.llava_checkpoint import Checkpoint, load_checkpoint
-from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.provenance import environment
-from llava.eval.questions import Question, questions_of
-from llava.given import told_in_one_line
 
 
 class LoopVariant(NamedTuple):
@@ -91,7 +111,7 @@ def measure(
         for pruner in dict.fromkeys(variant.pruner for variant in variants)
     }
     results = {variant: LoopRates([], []) for variant in variants}
-    with tqdm(total=len(variants) * (1 + args.rounds), desc="rounds", unit="round") as bar:
+    with progress_bar(total=len(variants) * (1 + args.rounds), desc="rounds", unit="round") as bar:
         for number in range(1 + args.rounds):
             for variant in variants:
                 seconds, texts = answer_once(answerers[variant.pruner], questions, images, variant)
@@ -133,31 +153,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", default="playground/embedded", help="(default: %(default)s)")
-    parser.add_argument("--question-file", type=Path, help="JSON lines with question_id, image, text")
-    parser.add_argument("--image-folder", type=Path, help="folder that the questions' image paths are relative to")
-    parser.add_argument("--pruner", action="append", help="compared with none; may be given several times")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="(default: 0 2)")
-    parser.add_argument("--limit", type=int, default=64, help="questions per round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default: %(default)s)")
-    parser.add_argument("--max_new_tokens", type=int, default=8)
-    parser.add_argument("--device", help="default: CUDA where there is one")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     """Prints a table and, as the last line, the report as JSON."""
     args = build_parser().parse_args(argv)
     args.pruner = args.pruner or ["flowcut:budget=64"]
-    with told_in_one_line():
-        variants = variants_of(args)
-        questions, images, _ = questions_of(args.question_file, args.image_folder, args.limit)
-        checkpoint = load_checkpoint(args.model_path, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
-        results = measure(checkpoint, questions, images, variants, args)
+    variants = variants_of(args)
+    questions, images, _ = questions_of(args.question_file, args.image_folder, args.limit)
+    checkpoint = load_checkpoint(args.model_path, device=args.device, dtype=args.dtype, default_mode="vicuna_v1")
+    results = measure(checkpoint, questions, images, variants, args)
     found = report(results, len(questions), args, checkpoint.model.device)
     print(table(found["rows"]))
     print(json.dumps(found))

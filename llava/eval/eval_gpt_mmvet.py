@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks import mmvet
 from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import Join, join
@@ -25,11 +26,11 @@ from llava.eval.files import read_json, write_atomic, write_json
 from llava.eval.judge import review
 from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
-from llava.given import home_path, told_in_one_line
+from llava.given import home_path
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--mmvet_path", type=Path, required=True, help="folder of mm-vet.json")
     parser.add_argument("--ckpt_name", required=True, help="name of the answers, without .json")
     parser.add_argument("--result_path", type=Path, required=True, help="folder of the answers, and for the grades")
@@ -75,16 +76,16 @@ def _one_decimal(value: float | None) -> float | str:
     return "-" if value is None else round(value, 1)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     folder: Path = home_path(args.result_path)
-    with told_in_one_line():
-        settings = judge_settings.settings_of(args)
-        if not settings.judges:
-            raise ValueError(f"no judge to ask; {judge_settings.HOW}")
-        joined = read(home_path(args.mmvet_path), folder / f"{args.ckpt_name}.json")
-        journal = folder / f"{args.ckpt_name}.judge.jsonl"
-        judged = review.apply(mmvet.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
+    settings = judge_settings.settings_of(args)
+    if not settings.judges:
+        raise ValueError(f"no judge to ask; {judge_settings.HOW}")
+    joined = read(home_path(args.mmvet_path), folder / f"{args.ckpt_name}.json")
+    journal = folder / f"{args.ckpt_name}.judge.jsonl"
+    judged = review.apply(mmvet.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
     summary = mmvet.aggregate([mmvet.score(sample) for sample in judged.samples])
     if judged.record:
         stem, runs = f"{args.ckpt_name}_{judged.record['model'].replace('/', '_')}", f"{settings.runs}runs"

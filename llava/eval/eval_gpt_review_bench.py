@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks import llavabench
 from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import join, read_answers
@@ -24,18 +25,26 @@ from llava.eval.files import Row, read_rows, write_rows
 from llava.eval.judge import review
 from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
-from llava.given import home_path, told_in_one_line
+from llava.given import home_path
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("-q", "--question", type=Path, required=True, help="questions.jsonl")
     parser.add_argument("-c", "--context", type=Path, required=True, help="context.jsonl")
     parser.add_argument(
         "-a", "--answer-list", type=Path, nargs=2, required=True, metavar=("REFERENCE", "ANSWERS"), help="JSON lines"
     )
     parser.add_argument("-r", "--rule", type=Path, help="LLaVA's rule.json, or the one here (the default)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="review file to write, JSON lines")
+    parser.add_argument(
+        "-o",
+        "--out",
+        also=["--output"],
+        dest="output",
+        type=Path,
+        required=True,
+        help="review file to write, JSON lines",
+    )
     parser.add_argument("--max-tokens", type=int, default=1024, help="most tokens of a review")
     judge_settings.add_arguments(parser)
     return parser
@@ -67,23 +76,23 @@ def review_lines(samples: Sequence[Sample], references: Sequence[Row], answers: 
     return lines
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     args.judge_prompt = args.judge_prompt or args.rule
     args.judge_body = {"max_tokens": args.max_tokens, **args.judge_body}
     output: Path = home_path(args.output)
-    with told_in_one_line():
-        if args.rule is not None and not home_path(args.rule).is_file():
-            raise ValueError(f"--rule {args.rule} does not exist; leave --rule out for the project's own rules")
-        settings = judge_settings.settings_of(args)
-        if not settings.judges:
-            raise ValueError(f"no judge to ask; {judge_settings.HOW}")
-        references, answers = (read_answers(path) for path in args.answer_list)
-        contexts = read_rows(home_path(args.context), "context")
-        samples = llavabench.samples_of(read_rows(home_path(args.question)), contexts, references)
-        joined = join(samples, answers, by_id)
-        journal = output.with_name(output.name + ".judge.jsonl")
-        judged = review.apply(llavabench.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
+    if args.rule is not None and not home_path(args.rule).is_file():
+        raise ValueError(f"--rule {args.rule} does not exist; leave --rule out for the project's own rules")
+    settings = judge_settings.settings_of(args)
+    if not settings.judges:
+        raise ValueError(f"no judge to ask; {judge_settings.HOW}")
+    references, answers = (read_answers(path) for path in args.answer_list)
+    contexts = read_rows(home_path(args.context), "context")
+    samples = llavabench.samples_of(read_rows(home_path(args.question)), contexts, references)
+    joined = join(samples, answers, by_id)
+    journal = output.with_name(output.name + ".judge.jsonl")
+    judged = review.apply(llavabench.BENCHMARK.judge, joined.samples, settings, journal, progress=True)
     lines = review_lines(judged.samples, references, answers)
     if judged.record:
         write_rows(lines, output)

@@ -1,6 +1,6 @@
 """LLaVA's review program before LLaVA-Bench; says which program reviews here."""
 
-import sys
+from flowcut.command_line import refuse
 
 if __name__ == "__main__":
-    sys.exit("error: not part of this project; use python -m llava.eval.eval_gpt_review_bench, which has its flags")
+    refuse("error: not part of this project; use python -m llava.eval.eval_gpt_review_bench, which has its flags")

@@ -5,21 +5,24 @@ The last line of stdout is one JSON document, whose `main` is perception + cogni
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks import mme
 from llava.eval.benchmarks.score_report import shown
-from llava.given import told_in_one_line
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--results_dir", type=Path, required=True, help="folder written by convert_answer_to_mme.py")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        summary = mme.aggregate([mme.score(sample) for sample in mme.read_results(args.results_dir)])
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    summary = mme.aggregate([mme.score(sample) for sample in mme.read_results(args.results_dir)])
     for name, members in (("perception", mme.PERCEPTION), ("cognition", mme.COGNITION)):
         print(f"{name} total score: {shown(summary['parts']['sum'][name]['value'])}")
         for task in members:

@@ -5,17 +5,16 @@ The last line of stdout is one JSON document, whose `main` is the mean of the ca
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks import pope
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.score_report import shown, warnings
 from llava.eval.files import read_rows
-from llava.given import told_in_one_line
 
 
 def evaluate(annotation_dir: Path, question_file: Path, result_file: Path) -> tuple[dict[str, Any], list[str]]:
@@ -25,14 +24,18 @@ def evaluate(annotation_dir: Path, question_file: Path, result_file: Path) -> tu
     return pope.aggregate([pope.score(sample) for sample in joined.samples]), warnings(joined, subset=False)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--annotation-dir", type=Path, required=True, help="folder of coco_pope_<category>.json")
     parser.add_argument("--question-file", type=Path, required=True, help="JSON lines that were asked")
     parser.add_argument("--result-file", type=Path, required=True, help="JSON lines of answers")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        summary, said = evaluate(args.annotation_dir, args.question_file, args.result_file)
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    summary, said = evaluate(args.annotation_dir, args.question_file, args.result_file)
     for warning in said:
         print(f"warning: {warning}", file=sys.stderr)
     for category, part in summary["parts"]["category"].items():

@@ -6,19 +6,18 @@ them. The last line of stdout is one JSON document.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks import sqa
 from llava.eval.benchmarks.contract import Split
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.files import write_json
 from llava.eval.sample import Sample
-from llava.given import told_in_one_line
 
 
 def analysis(sample: Sample, options: Sequence[str]) -> dict[str, Any]:
@@ -60,17 +59,21 @@ def evaluate(base_dir: Path, result_file: Path, split: str, options: Sequence[st
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--base-dir", type=Path, required=True, help="folder of problems.json and pid_splits.json")
     parser.add_argument("--result-file", type=Path, required=True, help="JSON lines of answers")
     parser.add_argument("--output-file", type=Path, required=True, help="JSON to write: right and wrong answers")
     parser.add_argument("--output-result", type=Path, required=True, help="JSON to write: accuracy, chosen indices")
     parser.add_argument("--split", default="test")
     parser.add_argument("--options", type=list, default=list(sqa.OPTIONS), help="letters, written together: ABCDE")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        summary = evaluate(args.base_dir, args.result_file, args.split, args.options)
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    summary = evaluate(args.base_dir, args.result_file, args.split, args.options)
     write_json(summary.pop("output"), args.output_file)
     result = summary.pop("result")
     write_json(result, args.output_result)

@@ -5,14 +5,13 @@ The last line of stdout is one JSON document: accuracy, number of answers, per f
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks import textvqa
 from llava.eval.benchmarks.join import join, read_answers
-from llava.given import told_in_one_line
 
 
 def evaluate(annotation_file: Path, result_file: Path) -> dict[str, Any]:
@@ -27,11 +26,17 @@ def evaluate(annotation_file: Path, result_file: Path) -> dict[str, Any]:
     return textvqa.aggregate([textvqa.score(sample) for sample in joined.samples])
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--annotation-file", type=Path, required=True, help=textvqa.ANNOTATION)
     parser.add_argument("--result-file", type=Path, help="JSON lines of answers")
     parser.add_argument("--result-dir", type=Path, help="folder of such files, *.jsonl")
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
     args = parser.parse_args(argv)
     files = [] if args.result_file is None else [args.result_file]
     files += [] if args.result_dir is None else sorted(args.result_dir.glob("*.jsonl"))
@@ -39,8 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("no answers: give --result-file, or --result-dir with .jsonl files in it")
     results = {}
     for file in files:
-        with told_in_one_line():
-            summary = evaluate(args.annotation_file, file)
+        summary = evaluate(args.annotation_file, file)
         accuracy = "-" if summary["main"] is None else f"{summary['main']:.2f}%"
         print(f"{file.stem}\nSamples: {summary['n']}\nAccuracy: {accuracy}\n")
         results[file.stem] = {"accuracy": summary["main"], "n": summary["n"], "missing": summary["missing"]}

@@ -16,20 +16,23 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowcut.command_line import Parser, parse_first, program
 from llava.eval import score
-from llava.eval.answering.evaluate import EvaluationSpec, evaluate
 from llava.eval.answering.settings import AnswerSettings
 from llava.eval.benchmarks.registry import DATA, MODULES
 from llava.eval.judge import settings as judge_settings
-from llava.given import told_in_one_line
 
 # Number of nodes and this node's index, as set by SLURM and users of torchrun.
 _NODES = ("SLURM_NNODES", "NNODES")
 _NODE = ("SLURM_NODEID", "NODE_RANK")
 
 
+def _number(names: Sequence[str], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("benchmark", choices=MODULES)
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
     parser.add_argument("--split", help="default: the one of the published number; a wrong name lists all")
@@ -45,8 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(names: Sequence[str], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default)
+parse_first(__name__, build_parser, others=True)
+
+from llava.eval.answering.evaluate import EvaluationSpec, evaluate
 
 
 def spec_of(arguments: Sequence[str] | None = None, exit_on_error: bool = False) -> EvaluationSpec:
@@ -78,10 +82,10 @@ def spec_of(arguments: Sequence[str] | None = None, exit_on_error: bool = False)
     )
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    with told_in_one_line():
-        spec = spec_of(argv, exit_on_error=True)
-        scored = evaluate(spec, progress=True)
+    spec = spec_of(argv, exit_on_error=True)
+    scored = evaluate(spec, progress=True)
     if scored is None:
         print(json.dumps({"benchmark": spec.benchmark, "waiting_for": "other nodes"}))
         return

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from llava.eval.answering import program
-from llava.eval.answering.program import AnsweringProgram
-from llava.eval.model_vqa_loader import read
+from flowcut.command_line import parse_first
+from llava.eval.answering import settings
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return program.build_parser(__doc__, "JSON lines with question_id, image, text", "llava_v1", max_new_tokens=1024)
+    return settings.build_parser(__doc__, "JSON lines with question_id, image, text", "llava_v1", max_new_tokens=1024)
 
+
+parse_first(__name__, build_parser)
+
+from llava.eval.answering.program import AnsweringProgram
+from llava.eval.model_vqa_loader import read
 
 PROGRAM = AnsweringProgram(build_parser, read)
 eval_model, main = PROGRAM.eval_model, PROGRAM.main

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import argparse
 
-from llava.eval.answering import program
-from llava.eval.answering.program import AnsweringProgram
+from flowcut.command_line import parse_first
+from llava.eval.answering import settings
 from llava.eval.questions import Problem, Question, read_questions
 
 
 def build_parser() -> argparse.ArgumentParser:
-    return program.build_parser(__doc__, "JSON lines with question_id, image, text", "llava_v1", max_new_tokens=128)
+    return settings.build_parser(__doc__, "JSON lines with question_id, image, text", "llava_v1", max_new_tokens=128)
+
+
+parse_first(__name__, build_parser)
+
+from llava.eval.answering.program import AnsweringProgram
 
 
 def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:

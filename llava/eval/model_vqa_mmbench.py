@@ -8,24 +8,29 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
-from llava.eval.answering import program
-from llava.eval.answering.program import AnsweringProgram
+from flowcut.command_line import parse_first
+from llava.eval.answering import settings
 from llava.eval.benchmarks.answer_formats import OPTION_LETTER, with_options
 from llava.eval.benchmarks.mmbench import options_of
 from llava.eval.files import is_empty, read_table
 from llava.eval.questions import Problem, Question, read_rows
 from llava.given import decode_base64, home_path, refuse_surrogates
 
-OPTION_LETTER_CN = "请直接回答选项字母。"
-
 
 def build_parser() -> argparse.ArgumentParser:
     questions = "table (TSV) with index, image, question, hint, A, B, C, D"
-    parser = program.build_parser(__doc__, questions, "llava_v1", max_new_tokens=1024)
+    parser = settings.build_parser(__doc__, questions, "llava_v1", max_new_tokens=1024)
     parser.add_argument("--all-rounds", action="store_true", help="rotate each row's options through all positions")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
     parser.add_argument("--lang", choices=("en", "cn"), default="en", help="language of that sentence")
     return parser
+
+
+parse_first(__name__, build_parser)
+
+from llava.eval.answering.program import AnsweringProgram
+
+OPTION_LETTER_CN = "请直接回答选项字母。"
 
 
 def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:

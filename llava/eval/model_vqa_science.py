@@ -10,19 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import parse_first
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.answering import program
-from llava.eval.answering.program import AnsweringProgram
+from llava.eval.answering import settings
 from llava.eval.benchmarks.answer_formats import OPTION_LETTER
 from llava.eval.questions import Problem, Question, image_names, read_rows
 from llava.given import read_json
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = program.build_parser(__doc__, "JSON list of id, image, conversations", "llava_v0", max_new_tokens=1024)
+    parser = settings.build_parser(__doc__, "JSON list of id, image, conversations", "llava_v0", max_new_tokens=1024)
     parser.add_argument("--answer-prompter", action="store_true", help="accepted without effect, as in LLaVA")
     parser.add_argument("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
     return parser
+
+
+parse_first(__name__, build_parser)
+
+from llava.eval.answering.program import AnsweringProgram
 
 
 def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:

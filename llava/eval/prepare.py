@@ -16,16 +16,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Prepared, Split
 from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.files import absent
-from llava.given import told_in_one_line
 
 _SHOWN = 5
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("benchmark", choices=MODULES)
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
     parser.add_argument("--split", help="default: the one of the published number; a wrong name lists all")
@@ -77,16 +77,16 @@ def document(bench: Benchmark, split: Split, prepared: Prepared) -> dict[str, An
     }
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     bench = benchmark(args.benchmark)
-    with told_in_one_line():
-        split = bench.split(args.split)
-        folder = bench.folder(args.data, split)
-        complete = report_needs(bench, folder, split)
-        if not complete:
-            sys.exit(f"error: {bench.title} is not complete; get what is marked MISSING")
-        prepared = look(bench, folder, split) if args.check else bench.prepare(folder, split, args.limit, args.rebuild)
+    split = bench.split(args.split)
+    folder = bench.folder(args.data, split)
+    complete = report_needs(bench, folder, split)
+    if not complete:
+        sys.exit(f"error: {bench.title} is not complete; get what is marked MISSING")
+    prepared = look(bench, folder, split) if args.check else bench.prepare(folder, split, args.limit, args.rebuild)
     report_absent(prepared)
     if not args.check:
         print(f"{'built' if prepared.built else 'taken as it is'}: {prepared.question_file}")

@@ -1,6 +1,6 @@
 """Answer one question about one or more pictures.
 
-python -m llava.eval.run_llava --model-path playground/embedded --image-file PICTURE --query "..." \\
+python -m llava.eval.run_llava --model-path playground/embedded --image PICTURE --query "..." \\
     --pruner flowcut:budget=64
 """
 
@@ -10,15 +10,46 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
+from flowcut.command_line import Parser, parse_first, program
 from llava.eval.media.images import load_image
+from llava.eval.models.reply import DTYPES, Generation
+from llava.pictures import picture_names
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
+    parser.add_argument("--model-base", help="base language model of a projector-only checkpoint")
+    parser.add_argument(
+        "--image",
+        also=["--image-file"],
+        dest="image_file",
+        required=True,
+        help="path or http(s) address; several between --sep",
+    )
+    parser.add_argument("--allow-private", action="store_true", help="fetch from loopback and private addresses too")
+    parser.add_argument("--query", required=True, help="the question")
+    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else by its name)")
+    parser.add_argument("--sep", default=",")
+    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy")
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
+    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
+    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+import torch
+
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.llava_checkpoint import load_checkpoint
-from llava.eval.models.reply import DTYPES, Generation
-from llava.given import told_in_one_line
-from llava.pictures import picture_names
 
 __all__ = ["eval_model", "image_parser", "load_image", "load_images", "main"]
 
@@ -60,33 +91,13 @@ def _attributes(args: object) -> dict[str, object]:
 
 
 def _defaults() -> dict[str, object]:
-    return vars(build_parser().parse_args(["--model-path", "", "--image-file", "", "--query", ""]))
+    return vars(build_parser().parse_args(["--model-path", "", "--image", "", "--query", ""]))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
-    parser.add_argument("--model-base", help="base language model of a projector-only checkpoint")
-    parser.add_argument("--image-file", required=True, help="path or http(s) address; several between --sep")
-    parser.add_argument("--allow-private", action="store_true", help="fetch from loopback and private addresses too")
-    parser.add_argument("--query", required=True, help="the question")
-    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else by its name)")
-    parser.add_argument("--sep", default=",")
-    parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy")
-    parser.add_argument("--top_p", type=float)
-    parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
-    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
-    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    with told_in_one_line():
-        eval_model(args)
+    eval_model(args)
 
 
 if __name__ == "__main__":

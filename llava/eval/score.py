@@ -15,14 +15,15 @@ import json
 import sys
 from pathlib import Path
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.benchmarks.scoring import Scored, score_answers
 from llava.eval.judge import settings as judge_settings
-from llava.given import home_path, told_in_one_line
+from llava.given import home_path
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("benchmark", choices=MODULES)
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
     parser.add_argument("--answers-file", type=Path, required=True, help="JSON lines of an answering program")
@@ -42,14 +43,14 @@ def report(scored: Scored) -> None:
     print(json.dumps(scored.summary, ensure_ascii=False))
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     bench = benchmark(args.benchmark)
-    with told_in_one_line():
-        split = bench.split(args.split)
-        judge = judge_settings.settings_of(args)
-        answers = home_path(args.answers_file)
-        scored = score_answers(bench, split, bench.folder(args.data, split), answers, judge, args.subset, progress=True)
+    split = bench.split(args.split)
+    judge = judge_settings.settings_of(args)
+    answers = home_path(args.answers_file)
+    scored = score_answers(bench, split, bench.folder(args.data, split), answers, judge, args.subset, progress=True)
     report(scored)
 
 

@@ -9,7 +9,6 @@ JSON document.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -17,9 +16,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks.llavabench import UNREADABLE
 from llava.eval.files import read_rows
-from llava.given import told_in_one_line
 
 Pair = list[float]
 _BEGINNINGS = ("gpt4_text", "reviews_", "review_")
@@ -71,8 +70,8 @@ def relative(pairs: Sequence[Pair]) -> float | None:
     return round(model / reference * 100, 1) if reference > 0 else None
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("-d", "--dir", type=Path, help="folder of review files")
     parser.add_argument("-f", "--files", type=Path, nargs="*", help="review files; in --dir, if that is given")
     parser.add_argument("-v", "--version", help="take the files with this in their names")
@@ -80,16 +79,20 @@ def main(argv: list[str] | None = None) -> None:
         "-s", "--select", nargs="*", default=(), help="take the files with all these words in their names"
     )
     parser.add_argument("-i", "--ignore", type=int, nargs="*", default=(), help="question ids to leave out")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     summary: dict[str, Any] = {}
     means: dict[tuple[str, str], str] = {}
-    with told_in_one_line():
-        for file in selected(review_files(args.dir, args.files), args.version, args.select):
-            pairs = pairs_of(file, args.ignore)
-            name = file.name.replace("gpt4_text_", "").removesuffix(".jsonl")
-            unread = sum(pair == UNREADABLE for pair in pairs.get("all", ()))
-            means |= {(name, part): f" {tenfold(own, 0)} {tenfold(own, 1)}" for part, own in pairs.items()}
-            summary[name] = {**{part: relative(own) for part, own in pairs.items()}, "unreadable": unread}
+    for file in selected(review_files(args.dir, args.files), args.version, args.select):
+        pairs = pairs_of(file, args.ignore)
+        name = file.name.replace("gpt4_text_", "").removesuffix(".jsonl")
+        unread = sum(pair == UNREADABLE for pair in pairs.get("all", ()))
+        means |= {(name, part): f" {tenfold(own, 0)} {tenfold(own, 1)}" for part, own in pairs.items()}
+        summary[name] = {**{part: relative(own) for part, own in pairs.items()}, "unreadable": unread}
     for name, scores in summary.items():
         print(name)
         for part, value in scores.items():

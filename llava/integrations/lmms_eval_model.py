@@ -14,8 +14,8 @@ from typing import Any
 from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 from PIL import Image
-from tqdm import tqdm
 
+from flowcut.progress import progress_bar
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.eval.models.load import load_answerer
 from llava.eval.models.reply import Generation
@@ -94,7 +94,7 @@ class LlavaFlowcut(lmms):
         groups = defaultdict(list)
         for number, request in enumerate(requests):
             groups[json.dumps(request.args[1], sort_keys=True, default=str)].append(number)
-        with tqdm(total=len(requests), disable=self.rank != 0, desc="llava_flowcut", unit="question") as bar:
+        with progress_bar(total=len(requests), disable=self.rank != 0, desc="llava_flowcut", unit="question") as bar:
             for numbers in groups.values():
                 settings = requests[numbers[0]].args[1]
                 self.answerer.generation = generation_of(settings, self.max_new_tokens)

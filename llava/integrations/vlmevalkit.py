@@ -19,10 +19,39 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from flowcut.command_line import Parser, parse_first, program
 from llava.eval.media.images import load_image
-from llava.eval.models.load import BACKENDS, load_answerer
-from llava.eval.models.reply import DTYPES, Generation
-from llava.given import home_path, told_in_one_line
+from llava.eval.models.reply import BACKENDS, DTYPES, Generation
+from llava.given import home_path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("--kit", required=True, type=Path, help="folder of VLMEvalKit's repository")
+    parser.add_argument("--name", default="llava_flowcut", help="the model's name in the kit and in its results")
+    parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
+    parser.add_argument("--model-base", help="base model of a LoRA adapter or a projector")
+    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
+    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own)")
+    parser.add_argument(
+        "--host",
+        dest="backend",
+        choices=BACKENDS,
+        default="auto",
+        help="which classes to use (default: LLaVA's if they fit)",
+    )
+    parser.add_argument("--frames", type=int, default=8, help="of each video")
+    parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")
+    parser.add_argument("--max-new-tokens", type=int, default=2048)
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    parser.add_argument("run", nargs="*", help="flags of the kit's run.py, after --")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+from llava.eval.models.load import load_answerer
 
 
 def model_class() -> Any:
@@ -90,30 +119,7 @@ def load_run(kit: Path) -> ModuleType:
     return module
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kit", required=True, type=Path, help="folder of VLMEvalKit's repository")
-    parser.add_argument("--name", default="llava_flowcut", help="the model's name in the kit and in its results")
-    parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
-    parser.add_argument("--model-base", help="base model of a LoRA adapter or a projector")
-    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
-    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own)")
-    parser.add_argument(
-        "--host",
-        dest="backend",
-        choices=BACKENDS,
-        default="auto",
-        help="which classes to use (default: LLaVA's if they fit)",
-    )
-    parser.add_argument("--frames", type=int, default=8, help="of each video")
-    parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")
-    parser.add_argument("--max-new-tokens", type=int, default=2048)
-    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    parser.add_argument("run", nargs="*", help="flags of the kit's run.py, after --")
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     args = vars(build_parser().parse_args(argv))
     kit, name, flags = home_path(args.pop("kit")).resolve(), args.pop("name"), args.pop("run")
@@ -121,9 +127,8 @@ def main(argv: list[str] | None = None) -> None:
     sys.path.insert(0, str(kit))
     sys.argv = [str(kit / "run.py"), *flags, "--model", name]
     try:
-        with told_in_one_line():
-            register(name, **args)
-            load_run(kit).main()
+        register(name, **args)
+        load_run(kit).main()
     finally:
         sys.argv = before
         sys.path.remove(str(kit))

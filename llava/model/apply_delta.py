@@ -5,11 +5,21 @@ python -m llava.model.apply_delta --base-model-path LLAMA --target-model-path NE
 
 from __future__ import annotations
 
-import argparse
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--base-model-path", required=True, help="the language model that the delta was taken from")
+    parser.add_argument("--target-model-path", required=True, help="folder to write")
+    parser.add_argument("--delta-path", required=True, help="the delta: folder or Hub name")
+    return parser
+
+
+parse_first(__name__, build_parser)
 
 import torch
 
-from llava.given import told_in_one_line
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import save_llava_checkpoint
 from llava.model.source import stored_dtype
@@ -27,14 +37,10 @@ def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -
     save_llava_checkpoint(model, tokenizer, target_model_path, processor)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base-model-path", required=True, help="the language model that the delta was taken from")
-    parser.add_argument("--target-model-path", required=True, help="folder to write")
-    parser.add_argument("--delta-path", required=True, help="the delta: folder or Hub name")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
+    args = build_parser().parse_args(argv)
+    apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,23 @@ source. A frozen vision tower is left out and named in the config; a trained one
 
 from __future__ import annotations
 
-import argparse
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model-path", also=["--src"], dest="src", required=True, help="checkpoint to read")
+    parser.add_argument("--out", also=["--dst"], dest="dst", required=True, help="folder to write")
+    parser.add_argument(
+        "--model-base", also=["--base"], dest="base", help="base model of an adapter, a projector or a delta"
+    )
+    return parser
+
+
+parse_first(__name__, build_parser)
 
 import torch
 
-from llava.given import told_in_one_line
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import save_llava_checkpoint
@@ -30,14 +42,10 @@ def consolidate(src: str, dst: str, base: str | None = None) -> None:
     save_llava_checkpoint(model, tokenizer, dst, processor)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--src", required=True, help="checkpoint to read")
-    parser.add_argument("--dst", required=True, help="folder to write")
-    parser.add_argument("--base", help="base model of an adapter, a projector or a delta")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        consolidate(args.src, args.dst, args.base)
+    args = build_parser().parse_args(argv)
+    consolidate(args.src, args.dst, args.base)
 
 
 if __name__ == "__main__":

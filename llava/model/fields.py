@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llava.mm_utils import Size
+if TYPE_CHECKING:
+    from llava.mm_utils import Size
 
 GRIDS = "[(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]"  # LLaVA-1.6's
 MOST_LAYERS = 1000

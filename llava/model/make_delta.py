@@ -5,12 +5,23 @@ python -m llava.model.make_delta --base-model-path LLAMA --target-model-path LLA
 
 from __future__ import annotations
 
-import argparse
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--base-model-path", required=True, help="the language model to subtract")
+    parser.add_argument("--target-model-path", required=True, help="the checkpoint to subtract it from")
+    parser.add_argument("--delta-path", required=True, help="folder to write")
+    parser.add_argument("--hub-repo-id", help="repository on the Hugging Face Hub to upload it to")
+    return parser
+
+
+parse_first(__name__, build_parser)
 
 import torch
 from huggingface_hub import HfApi
 
-from llava.given import told_in_one_line
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import local_folder, save_llava_checkpoint
@@ -41,15 +52,10 @@ def make_delta(base_model_path: str, target_model_path: str, delta_path: str, hu
         api.upload_folder(repo_id=hub_repo_id, folder_path=delta_path)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base-model-path", required=True, help="the language model to subtract")
-    parser.add_argument("--target-model-path", required=True, help="the checkpoint to subtract it from")
-    parser.add_argument("--delta-path", required=True, help="folder to write")
-    parser.add_argument("--hub-repo-id", help="repository on the Hugging Face Hub to upload it to")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        make_delta(args.base_model_path, args.target_model_path, args.delta_path, args.hub_repo_id)
+    args = build_parser().parse_args(argv)
+    make_delta(args.base_model_path, args.target_model_path, args.delta_path, args.hub_repo_id)
 
 
 if __name__ == "__main__":

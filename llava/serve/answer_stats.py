@@ -27,9 +27,9 @@ class AnswerStats:
     encode_ms: vision tower and projector; prefill_ms: the language model's first pass; None for both where another
     server answers; total_ms: until the last token.
     tokens_per_second: of those after the first; None if there was one only. finish: "stop", "length", "cancelled",
-    or "context" when the prompt fills the context. comparison: for a question with `rounds`: the rounds, and
-    the medians of `encode_ms`, `prefill_ms` and `ttft_ms` (until the first token) and the `visual_tokens` of "pruned"
-    and "none"; or a `problem`.
+    or "context" when the prompt fills the context. comparison: for a question with `rounds`, see `Run.compare`.
+
+    The times are those of this one answer, with whatever is slow at a first call; those to compare are in `comparison`.
     """
 
     pruner: str = "none"
@@ -69,23 +69,33 @@ def answer_stats_of(
 
 
 def kept_of(checkpoint: Checkpoint, trace: Trace | None, pixels: Any) -> dict[str, Any]:
-    """Data for drawing: `views`, the encoder's input for each tile (JPEG, base64); `grid`, [rows, columns] of patches;
-    and
-    `steps`, one dict for each layer that dropped tokens, with `stage` ("encoder" or "language"), `layer` and `kept`:
-    the kept positions of each view, row-major from 0.
+    """Data for drawing.
+
+    `views`: the encoder's input for each tile (JPEG, base64). `grid`: [rows, columns] of patches. `steps`: one dict for
+    each layer that dropped tokens, with `stage` ("encoder" or "language"), `layer` and `kept`: the kept positions of
+    each view, row-major from 0. `sources`: for methods that merge, for each view the number of the token that each
+    patch went into, -1 if it was dropped; else None. `others`: tokens that are no patch (CLS, a summary of many).
+    `mixed`: whether tokens took in others without a record of which.
     """
     tower = checkpoint.model.get_vision_tower()
     tiles = [tile for image in pixels for tile in (image[None] if image.ndim == 3 else image)]
     steps: list[dict[str, Any]] = []
+    sources, others, mixed = None, 0, False
     if trace is not None:
         for layer, kept in sorted(trace.kept.items()):
             rows = [sorted(position for position in row.tolist() if position >= 0) for row in kept]
             steps.append({"stage": "encoder", "layer": layer, "kept": rows})
         steps += _language_steps(trace, len(tiles))
+        sources = [row.tolist() for row in trace.sources] or None
+        others = sum(int((row < 0).sum()) for row in trace.final) if trace.kept else 0
+        mixed = trace.mixed or (trace.language is not None and trace.language.mixed)
     return {
         "views": [_jpeg(tile, checkpoint.image_processor) for tile in tiles],
         "grid": [tower.num_patches_per_side] * 2,
         "steps": steps,
+        "sources": sources,
+        "others": others,
+        "mixed": mixed,
     }
 
 

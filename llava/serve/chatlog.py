@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +16,6 @@ from llava.conversation import Conversation
 from llava.given import home_path
 
 _lock = threading.Lock()
-
-
-def default_folder() -> str:
-    """A folder of the user's, for what visitors write and upload: `$XDG_CACHE_HOME/llava/serve`."""
-    return str(home_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "llava" / "serve")
 
 
 class ChatLog:

@@ -1,6 +1,6 @@
 """Chat about one or more pictures, or without any, in the terminal.
 
-    python -m llava.serve.cli --model-path playground/embedded --image-file docs/images/scene.png --device cpu
+    python -m llava.serve.cli --model-path playground/embedded --image docs/images/scene.png --device cpu
 
 An empty line or the end of input (Ctrl-D) ends the chat; Ctrl-C ends an answer.
 """
@@ -16,34 +16,41 @@ from typing import TextIO
 
 from PIL import Image
 
+from flowcut.command_line import Parser, parse_first, program
 from llava import pictures
 from llava.conversation import conv_templates
 from llava.eval.media.images import load_image
-from llava.given import told_in_one_line
-from llava.serve.answer_stats import AnswerStats
-from llava.serve.engine import ChatPrompt, Engine
-from llava.serve.loading import add_model_flags, load_engine
+from llava.serve.flags import add_model_flags
 from llava.serve.terminal import Typist
 from llava.serve.turns import prompt_of, stop_of
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add_model_flags(parser)
     parser.add_argument(
-        "--image-file",
+        "--image",
+        also=["--image-file"],
+        dest="image_file",
         action="append",
         default=[],
         help="path or http(s) address; separate several by commas or repeat the flag; none: no pictures",
     )
     parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else by its name)")
     parser.add_argument("--temperature", type=float, default=0.2, help="0 is greedy")
-    parser.add_argument("--top_p", "--top-p", type=float)
+    parser.add_argument("--top-p", type=float)
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0, help="for temperatures above 0")
     parser.add_argument("--allow-private", action="store_true", help="fetch from loopback and private addresses too")
     parser.add_argument("--debug", action="store_true", help="print each prompt and the cost of its answer")
     return parser
+
+
+parse_first(__name__, build_parser)
+
+from llava.serve.answer_stats import AnswerStats
+from llava.serve.engine import ChatPrompt, Engine
+from llava.serve.loading import load_engine
 
 
 class Chat:
@@ -112,11 +119,11 @@ def converse(chat: Chat, read: Callable[[str], str], out: TextIO) -> None:
             out.write(f"{ {'prompt': prompt, **(asdict(figures) if figures else {})} }\n")
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    with told_in_one_line():
-        images = [load_image(name, args.allow_private) for name in picture_names(args.image_file)]
-        chat = Chat(load_engine(args), images, args)
+    images = [load_image(name, args.allow_private) for name in picture_names(args.image_file)]
+    chat = Chat(load_engine(args), images, args)
     converse(chat, input, sys.stdout)
 
 

@@ -7,7 +7,6 @@ Workers register themselves and send heartbeats. A worker without heartbeats, or
 
 from __future__ import annotations
 
-import argparse
 import logging
 import random
 import socket
@@ -20,9 +19,22 @@ from time import monotonic
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from llava.given import needs
+from flowcut.command_line import Parser, needs, parse_first, program
+from llava.serve.flags import add_server_flags
 
-with needs("serve", __name__, __doc__):
+DISPATCH = ("lottery", "shortest_queue")
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    add_server_flags(parser, 21001)
+    parser.add_argument("--dispatch-method", choices=DISPATCH, default="shortest_queue", help="how a worker is chosen")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+with needs(__name__):
     import httpx
     from fastapi import Depends, FastAPI, Request, Response
 
@@ -43,12 +55,12 @@ with needs("serve", __name__, __doc__):
         encode,
         failure,
     )
-    from llava.serve.server import add_server_flags, hosts_of, serve
+    from llava.serve.server import hosts_of, serve
     from llava.utils import build_logger
+
 
 logger = logging.getLogger(__name__)
 
-DISPATCH = ("lottery", "shortest_queue")
 STATUS_TIMEOUT = 5.0  # seconds for a worker's status
 MOST_WORKERS = 1000
 TRAIL = "x-llava-controllers"  # header of a forwarded question: the controllers that it went through
@@ -281,12 +293,10 @@ async def _forward(
     yield encode(failure(NoWorkerError(f"no worker serves {model!r}; there is {models}")))
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_server_flags(parser, 21001)
-    parser.add_argument("--dispatch-method", choices=DISPATCH, default="shortest_queue", help="how a worker is chosen")
-    args = parser.parse_args(argv)
-    build_logger("controller", "controller.log")
+    args = build_parser().parse_args(argv)
+    build_logger("controller", "controller.log", args.log_dir)
     serve(build_app(Controller(args.dispatch_method), hosts_of(args)), args.host, args.port)
 
 

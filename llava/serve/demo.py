@@ -11,26 +11,30 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llava.given import needs, told_in_one_line
-
-with needs("serve", __name__, __doc__):
-    from llava.serve.controller import Controller, build_app
-    from llava.serve.gradio_web_server import add_page_flags, launch, settings_of
-    from llava.serve.loading import add_model_flags, load_engine
-    from llava.serve.model_worker import ModelWorker
-    from llava.serve.page import build_page
-    from llava.serve.server import LocalServer
-    from llava.serve.worker import Place
+from flowcut.command_line import Parser, needs, parse_first, program
+from llava.serve.flags import add_model_flags, add_page_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add_model_flags(parser)
     parser.set_defaults(model_path="playground/embedded")
     for action in parser._actions:
         action.required = False
     add_page_flags(parser)
     return parser
+
+
+parse_first(__name__, build_parser)
+
+with needs(__name__):
+    from llava.serve.controller import Controller, build_app
+    from llava.serve.gradio_web_server import launch, settings_of
+    from llava.serve.loading import load_engine
+    from llava.serve.model_worker import ModelWorker
+    from llava.serve.page import build_page
+    from llava.serve.server import LocalServer
+    from llava.serve.worker import Place
 
 
 @contextmanager
@@ -49,9 +53,10 @@ def services(args: argparse.Namespace) -> Iterator[str]:
             yield front.url
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    with told_in_one_line(), services(args) as controller:
+    with services(args) as controller:
         launch(build_page(settings_of(args, controller, reload=False)), args)
 
 

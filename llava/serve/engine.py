@@ -21,6 +21,7 @@ from llava.eval.models.llava_checkpoint import Checkpoint
 from llava.eval.models.reply import Generation
 from llava.mm_utils import tokenizer_image_token
 from llava.serve.answer_stats import AnswerStats, answer_stats_of, kept_of
+from llava.serve.limits import PATIENCE
 from llava.serve.runs import PromptTooLong, Room, Run, runnable_methods
 from llava.serve.stream import TokenStream
 
@@ -28,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 GREEDY_BELOW = 0.001  # LLaVA samples above this temperature
 EXCEEDS = "Exceeds max token length. Please start a new conversation, thanks."
+PICTURE_NEEDED = "this model was trained on questions about pictures only; add a picture to the question"
 KEEP_ALIVE = 5.0  # seconds without new text after which the last progress is repeated
-PATIENCE = 600.0  # seconds without a token after which a generation is aborted
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class ChatPrompt:
 
     pruner: text such as "flowcut:budget=64", or "none"; None uses the engine's default. stop: texts that end the answer
     and are not part of it. seed: for temperatures above 0; None keeps the generator's state. trace: also return
-    the kept patches. rounds: after the answer, time the first token that often, see `Engine`.
+    the kept patches. rounds: after the answer, time the first token that often, see `Engine`. against: the pruner that
+    it is compared with, as text; None to time this question's alone.
     """
 
     prompt: str
@@ -51,6 +53,7 @@ class ChatPrompt:
     seed: int | None = None
     trace: bool = False
     rounds: int = 0
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,24 @@ class Engine:
     """Answers one question at a time, because a pruner is attached to the model itself.
 
     pruner: for questions without one; None uses the pruner that the checkpoint was trained with, if any.
-    interval: new tokens between two updates.
+    interval: new tokens between two updates. needs_picture: refuse questions without one, for a model that was trained
+    on pictures only.
 
     An answer's own times include whatever is slow at a first call. For a question with `rounds`, the first token is
-    timed with its pruner and without any, in turns, once to warm up and then `rounds` times; `figures.comparison` has
-    the medians. The model is not free for other questions meanwhile.
+    timed with its pruner and with the one it is compared with, in turns, once to warm up and then `rounds` times;
+    `figures.comparison` has the medians. The model is not free for other questions meanwhile.
 
     Raises ValueError, one line, for a pruner that is unknown or does not fit the model.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pruner: str | None = None, interval: int = 1) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, pruner: str | None = None, interval: int = 1, needs_picture: bool = False
+    ) -> None:
         self.checkpoint = checkpoint
         self.pruner = _blind(LlavaAnswerer(checkpoint, pruner).pruner)
         self.interval = interval
-        self.methods = runnable_methods(checkpoint.model)
+        self.needs_picture = needs_picture
+        self.budgets = runnable_methods(checkpoint.model, checkpoint.model.get_vision_tower().num_patches)
         # No token is longer, so that a text that is too long is known before it is split into tokens.
         self._longest_token = max(map(len, checkpoint.tokenizer.get_vocab()))
         self._lock = threading.Lock()
@@ -145,12 +152,16 @@ class Engine:
         places = question.prompt.count(DEFAULT_IMAGE_TOKEN)
         if places != len(question.images):
             raise ValueError(f"{len(question.images)} images for {places} <image> in the prompt; give one for each")
+        if self.needs_picture and not question.images:
+            raise ValueError(PICTURE_NEEDED)
         if not question.temperature >= 0:
             raise ValueError(f"temperature={question.temperature} is below 0; give 0 (greedy) or more")
         if question.top_p is not None and not 0 <= question.top_p <= 1:
             raise ValueError(f"top_p={question.top_p} is no probability; give 0 (the most likely token) to 1")
         if question.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens={question.max_new_tokens} is below 0; give 1 or more")
+        if question.against is not None:
+            _blind(parse_pruner(question.against))
         return self.pruner if question.pruner is None else _blind(parse_pruner(question.pruner))
 
     def _work(
@@ -188,15 +199,16 @@ class Engine:
             temperature = 0.0
         settings = Generation(temperature, question.top_p or None, max_new_tokens=question.max_new_tokens)
         run = Run(self.checkpoint, ids, pixels, [image.size for image in question.images] or None)
-        result = run(pruner, settings, room)
+        result = run(pruner, settings, room, signals=question.trace)
         stream.end(result.ids)
         finish = "cancelled" if cancelled.is_set() else stream.finish(room.left)
         figures = answer_stats_of(model, result.trace, pixels, result.watch, result.total, len(stream.ids))
         figures.pruner, figures.text_tokens, figures.finish = pruner_to_text(pruner), words, finish
         kept = kept_of(self.checkpoint, result.trace, pixels) if question.trace and pixels is not None else None
-        if question.rounds and pruner is not None and pixels is not None:
+        if question.rounds and pixels is not None:
             beat = lambda: news.put(_Started())  # noqa: E731 - the caller's patience is with a single pass
-            figures.comparison = run.compare(pruner, question.rounds, self.context, beat, cancelled)
+            pruners = [pruner] if question.against is None else [pruner, parse_pruner(question.against)]
+            figures.comparison = run.compare(pruners, question.rounds, self.context, beat, cancelled)
         return Progress(stream.text, figures, kept)
 
     def _prompt(self, prompt: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from llava.serve.client import QUICK
-from llava.serve.engine import PATIENCE
+from llava.serve.limits import PATIENCE
 from llava.serve.protocol import WorkerLostError
 from llava.serve.worker import Place, Worker
 

@@ -8,25 +8,14 @@ By default it listens on this machine only (LLaVA's listens on all addresses: --
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from llava.given import needs
-
-with needs("serve", __name__, __doc__):
-    import gradio as gr
-
-    from llava.serve.chatlog import ChatLog, default_folder
-    from llava.serve.client import ControllerClient
-    from llava.serve.page import PageSettings, build_page
-    from llava.serve.server import port_number
-    from llava.utils import build_logger, moderation_key
-
-LARGEST_UPLOAD = "20mb"
+from flowcut.command_line import Parser, needs, parse_first, program
+from llava.serve.flags import add_page_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--controller-url", default="http://localhost:21001")
     add_page_flags(parser)
     parser.add_argument(
@@ -35,26 +24,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_page_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the page itself."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=port_number, help="default: the first free one from 7860")
-    parser.add_argument("--concurrency-count", type=int, default=16, help="concurrent answers")
-    parser.add_argument("--share", action="store_true", help="also reachable through a tunnel of gradio.live")
-    parser.add_argument(
-        "--moderate", action="store_true", help="check each question with OpenAI's moderation (needs OPENAI_API_KEY)"
-    )
-    parser.add_argument("--embed", action="store_true", help="hide the title, for embedding in another page")
-    parser.add_argument(
-        "--log-dir", default=default_folder(), help="folder for chats, votes and pictures (default: %(default)s)"
-    )
+parse_first(__name__, build_parser)
+
+with needs(__name__):
+    import gradio as gr
+
+    from llava.serve.chatlog import ChatLog
+    from llava.serve.client import ControllerClient
+    from llava.serve.layout import CSS
+    from llava.serve.page import PageSettings, build_page
+    from llava.utils import build_logger, moderation_key
+
+
+LARGEST_UPLOAD = "20mb"
 
 
 def settings_of(args: argparse.Namespace, controller: str, reload: bool) -> PageSettings:
     """Raises ValueError, one line, when moderation is requested without a key."""
     if args.moderate:
         moderation_key()
-    return PageSettings(ControllerClient(controller), ChatLog(args.log_dir), reload, args.moderate, args.embed)
+    log = ChatLog(args.log_dir) if args.log_dir else None
+    return PageSettings(ControllerClient(controller), log, reload, args.moderate, args.embed)
 
 
 def launch(page: gr.Blocks, args: argparse.Namespace, block: bool = True) -> Any:
@@ -71,18 +61,17 @@ def launch(page: gr.Blocks, args: argparse.Namespace, block: bool = True) -> Any
         prevent_thread_lock=not block,
         ssr_mode=False,
         footer_links=[],
+        css=CSS,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no external fonts
     )
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     build_logger("gradio_web_server", "gradio_web_server.log", args.log_dir)
-    try:
-        page = build_page(settings_of(args, args.controller_url, args.model_list_mode == "reload"))
-        launch(page, args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    page = build_page(settings_of(args, args.controller_url, args.model_list_mode == "reload"))
+    launch(page, args)
 
 
 if __name__ == "__main__":

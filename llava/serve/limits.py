@@ -13,6 +13,7 @@ from llava.given import decode_base64
 from llava.pictures import LARGEST_PICTURE, LARGEST_RATIO, decode_image
 
 LARGEST_UPLOAD = 20 * 2**20  # bytes
+PATIENCE = 600.0  # seconds without a token after which a generation is aborted
 MOST_PICTURES = 32
 
 

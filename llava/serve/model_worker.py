@@ -16,19 +16,48 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llava.given import needs, told_in_one_line
+from flowcut.command_line import Parser, needs, parse_first, program
+from llava.serve.flags import add_model_flags, add_worker_flags
+from llava.serve.limits import MOST_PICTURES, PATIENCE, PictureLimits, decode_images
 
-with needs("serve", __name__, __doc__):
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    add_worker_flags(parser)
+    add_model_flags(parser)
+    parser.add_argument("--multi-modal", action="store_true", help="ignored: determined from config.json")
+    parser.add_argument("--use-flash-attn", action="store_true")
+    parser.add_argument(
+        "--stream-timeout", type=float, default=PATIENCE, help="seconds without a new token (%(default)g)"
+    )
+    parser.add_argument(
+        "--largest-image", type=float, default=20, help="maximal MiB of an image (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--largest-picture",
+        type=float,
+        default=89,
+        help="maximal megapixels of all images of a question, each padded to a square (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--most-pictures", type=int, default=MOST_PICTURES, help="maximal images of a question (default: %(default)s)"
+    )
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+with needs(__name__):
     from starlette.concurrency import iterate_in_threadpool
 
     from flowcut.registry import pruner_to_text
-    from llava.serve.engine import PATIENCE, ChatPrompt, Engine
-    from llava.serve.limits import MOST_PICTURES, PictureLimits, decode_images
-    from llava.serve.loading import add_model_flags, load_engine
+    from llava.serve.engine import ChatPrompt, Engine
+    from llava.serve.loading import load_engine
     from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus
     from llava.serve.server import serve
-    from llava.serve.worker import Place, Worker, add_worker_flags, place_of
+    from llava.serve.worker import Place, Worker, place_of
     from llava.utils import build_logger
+
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +83,9 @@ class ModelWorker(Worker):
             "visual_tokens": checkpoint.model.get_vision_tower().num_patches,
             "pruner": pruner_to_text(self.engine.pruner),
             "conv_mode": checkpoint.mode,
-            "methods": self.engine.methods,
+            "methods": list(self.engine.budgets),
+            "budgets": self.engine.budgets,
+            "needs_picture": self.engine.needs_picture,
         }
         return super().status().model_copy(update=known)
 
@@ -73,6 +104,7 @@ class ModelWorker(Worker):
             seed=request.seed,
             trace=request.trace,
             rounds=request.rounds,
+            against=request.against,
         )
         with closing(self.engine.ask(question, self.limits.patience)) as news:  # type: ignore[type-var]
             async for progress in iterate_in_threadpool(news):
@@ -84,39 +116,15 @@ class ModelWorker(Worker):
                 yield document
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_worker_flags(parser)
-    add_model_flags(parser)
-    parser.add_argument("--multi-modal", action="store_true", help="ignored: determined from config.json")
-    parser.add_argument("--use-flash-attn", action="store_true")
-    parser.add_argument(
-        "--stream-timeout", type=float, default=PATIENCE, help="seconds without a new token (%(default)g)"
-    )
-    parser.add_argument(
-        "--largest-image", type=float, default=20, help="maximal MiB of an image (default: %(default)g)"
-    )
-    parser.add_argument(
-        "--largest-picture",
-        type=float,
-        default=89,
-        help="maximal megapixels of all images of a question, each padded to a square (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--most-pictures", type=int, default=MOST_PICTURES, help="maximal images of a question (default: %(default)s)"
-    )
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    build_logger("model_worker", f"model_worker_{args.port}.log")
+    build_logger("model_worker", f"model_worker_{args.port}.log", args.log_dir)
     if args.multi_modal:
         logger.warning("--multi-modal is not needed and ignored: the checkpoint's config.json tells")
-    with told_in_one_line():
-        size = (int(args.largest_image * 2**20), int(args.largest_picture * 1e6), args.most_pictures)
-        limits = Limits(*size, patience=args.stream_timeout)
-        worker = ModelWorker(load_engine(args, args.stream_interval), place_of(args), args.model_name, limits)
+    size = (int(args.largest_image * 2**20), int(args.largest_picture * 1e6), args.most_pictures)
+    limits = Limits(*size, patience=args.stream_timeout)
+    worker = ModelWorker(load_engine(args, args.stream_interval), place_of(args), args.model_name, limits)
     serve(worker.build_app(), args.host, args.port)
 
 

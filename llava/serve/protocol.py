@@ -67,7 +67,7 @@ class WorkerLostError(Exception):
 
 
 class GenerateRequest(Message):
-    """Body of /worker_generate_stream. Beyond LLaVA's fields: `pruner`, `seed`, `trace`, `rounds` (see
+    """Body of /worker_generate_stream. Beyond LLaVA's fields: `pruner`, `seed`, `trace`, `rounds`, `against` (see
     `engine.ChatPrompt`). As in LLaVA, `top_p` 0 takes the most likely token, and `max_new_tokens` 0 leaves no room.
     """
 
@@ -82,6 +82,7 @@ class GenerateRequest(Message):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)  # torch's range
     trace: bool = False
     rounds: int = Field(0, ge=0, le=MOST_ROUNDS)
+    against: str | None = Field(None, max_length=1000)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -92,7 +93,9 @@ class WorkerStatus(Message):
     """A worker's status.
 
     visual_tokens: tokens of one tile without pruning, 0 if unknown. conv_mode: its template, "" to infer it from the
-    name. methods: names of the pruners that it can run, None if it does not say.
+    name. methods: names of the pruners that it can run, None if it does not say. budgets: for each of them the smallest
+    budget that it can meet with its default settings; 1 where it is left out. needs_picture: whether a question
+    without a picture is refused.
     """
 
     model_names: Annotated[list[Name], Field(fail_fast=True, max_length=1000)]
@@ -102,6 +105,8 @@ class WorkerStatus(Message):
     pruner: str = Field(default="none", max_length=2000)
     conv_mode: Name = ""
     methods: Annotated[list[Name], Field(fail_fast=True, max_length=1000)] | None = None
+    budgets: Annotated[dict[Name, Count], Field(max_length=1000)] = Field(default_factory=dict)
+    needs_picture: bool = False
 
 
 class RegisterRequest(Message):

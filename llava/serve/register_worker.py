@@ -5,27 +5,28 @@ python -m llava.serve.register_worker --controller http://localhost:21001 --work
 
 from __future__ import annotations
 
-import argparse
-import sys
-
-from llava.given import needs
-
-with needs("serve", __name__, __doc__):
-    from llava.serve.client import ControllerClient
+from flowcut.command_line import Parser, needs, parse_first, program
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--controller-address", default="http://localhost:21001")
     parser.add_argument("--worker-name", required=True, help="the worker's address")
     parser.add_argument("--check-heart-beat", action="store_true", help="drop it when it sends no heartbeats")
-    args = parser.parse_args(argv)
-    try:
-        registered = ControllerClient(args.controller_address).register(args.worker_name, args.check_heart_beat)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if not registered:
-        sys.exit(f"error: {args.worker_name} does not say what it serves; does a worker run there?")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+with needs(__name__):
+    from llava.serve.client import ControllerClient
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    if not ControllerClient(args.controller_address).register(args.worker_name, args.check_heart_beat):
+        raise ValueError(f"{args.worker_name} does not say what it serves; does a worker run there?")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from transformers import StoppingCriteria
 from flowcut import attach
 from flowcut.anatomy.find import anatomy_of
 from flowcut.pruner import Pruner
-from flowcut.registry import METHODS
+from flowcut.registry import METHODS, pruner_to_text
 from flowcut.trace import Trace
 from llava.eval.models.llava_checkpoint import Checkpoint
 from llava.eval.models.reply import Generation
@@ -70,9 +70,10 @@ class Run:
         self.checkpoint = checkpoint
         self.ids, self.pixels, self.sizes = ids, pixels, sizes
 
-    def __call__(self, pruner: Pruner | None, settings: Generation, room: Room) -> Result:
+    def __call__(self, pruner: Pruner | None, settings: Generation, room: Room, signals: bool = False) -> Result:
+        """signals: let the trace also hold what only some methods tell, see `flowcut.attach`."""
         model = self.checkpoint.model
-        handle = attach(model, pruner) if pruner is not None else None
+        handle = attach(model, pruner, signals=signals) if pruner is not None else None
         measuring = model.register_forward_pre_hook(room.measure, with_kwargs=True)
         try:
             with torch.inference_mode(), Stopwatch(model) as watch:
@@ -94,39 +95,54 @@ class Run:
         return Result(output[0].tolist(), handle.trace if handle is not None else None, watch, total)
 
     def compare(
-        self, pruner: Pruner, rounds: int, context: int, beat: Callable[[], Any], cancelled: threading.Event
+        self,
+        pruners: Sequence[Pruner | None],
+        rounds: int,
+        context: int,
+        beat: Callable[[], Any],
+        cancelled: threading.Event,
     ) -> dict[str, Any] | None:
-        """Times of the first token with the pruner and without any, as `AnswerStats.comparison`; None if cancelled.
+        """Times of the first token with each of the pruners, in turns; None if cancelled.
 
-        beat: called after each pass. An error becomes the `problem`, because there is an answer already.
+        Returns `rounds`, how often each was timed after one pass to warm up; and `runs`, for each pruner in the order
+        given its text as `pruner`, the medians `encode_ms`, `prefill_ms` and `ttft_ms` (until the first token),
+        `ttft_range_ms` (the smallest and the largest of them) and the `visual_tokens`. Where an error ends it, because
+        there is an answer already, `rounds` is 0 and `problem` says why.
+
+        beat: called after each pass.
         """
-        variants: dict[str, Pruner | None] = {"pruned": pruner, "none": None}
-        watches: dict[str, list[Stopwatch]] = {name: [] for name in variants}
+        watches: list[list[Stopwatch]] = [[] for _ in pruners]
         try:
             for number in range(rounds + 1):
-                for name, one in variants.items():
+                turn = list(zip(pruners, watches, strict=True))
+                for pruner, found in turn if number % 2 else reversed(turn):
                     if cancelled.is_set():
                         return None
                     stream = TokenStream(self.checkpoint.tokenizer, (), 1, lambda text: None)
-                    watch = self(one, Generation(max_new_tokens=1), Room(context, 1, stream, cancelled)).watch
+                    watch = self(pruner, Generation(max_new_tokens=1), Room(context, 1, stream, cancelled)).watch
                     beat()
                     if number:  # the first round warms up
-                        watches[name].append(watch)
-            return {"rounds": rounds, **{name: _medians(found) for name, found in watches.items()}}
+                        found.append(watch)
+            named = zip(pruners, watches, strict=True)
+            return {"rounds": rounds, "runs": [{"pruner": pruner_to_text(one), **_medians(w)} for one, w in named]}
         except Exception as error:
             logger.warning("a comparison failed (%s: %s)", type(error).__name__, error)
             return {"rounds": 0, "problem": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
 
-def _medians(watches: list[Stopwatch]) -> dict[str, float]:
+def _medians(watches: list[Stopwatch]) -> dict[str, Any]:
     times = {name: median(getattr(watch, name) for watch in watches) for name in ("encode_ms", "prefill_ms", "ttft_ms")}
-    return {name: round(time, 3) for name, time in times.items()} | {"visual_tokens": sum(watches[0].visual_tokens)}
+    first = [round(watch.ttft_ms, 3) for watch in watches]
+    found = {name: round(time, 3) for name, time in times.items()}
+    return {**found, "ttft_range_ms": [min(first), max(first)], "visual_tokens": sum(watches[0].visual_tokens)}
 
 
-def runnable_methods(model: Any) -> list[str]:
-    """The pruners that fit a model with their default settings and need nothing but pictures."""
+def runnable_methods(model: Any, tokens: int) -> dict[str, int]:
+    """The pruners that fit a model with their default settings and need nothing but pictures, each with the smallest
+    budget that it can meet for a picture of so many tokens.
+    """
     shape = anatomy_of(model).shape
-    found = []
+    found = {}
     for name, method in METHODS.items():
         pruner = method.make(budget=64)
         try:
@@ -134,5 +150,5 @@ def runnable_methods(model: Any) -> list[str]:
         except ValueError:
             continue
         if not pruner.reads_question:
-            found.append(name)
+            found[name] = pruner.least_budget(tokens, shape)
     return found

@@ -15,32 +15,13 @@ from llava.serve.guards import known_hosts
 GRACE = 30  # seconds that running answers have to finish when a server stops
 
 
-def port_number(text: str) -> int:
-    """A port from a command line; sockets would take 70000 for 4464."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 1 to 65535")
-    return int(text)
-
-
-def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
-    """The flags that say where a service listens."""
-    parser.add_argument("--host", default="localhost", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=port_number, default=port)
-    parser.add_argument(
-        "--allowed-host",
-        action="append",
-        default=[],
-        help="another name under which it is reached, as in the Host header; * for any (may be repeated)",
-    )
-
-
 def hosts_of(args: argparse.Namespace) -> frozenset[str]:
     return known_hosts(args.host, args.allowed_host)
 
 
 def serve(app: Any, host: str, port: int) -> None:
-    """Run an application until Ctrl-C or SIGTERM; running answers may finish first."""
-    uvicorn.run(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=GRACE)
+    """Run an application until Ctrl-C or SIGTERM; running answers may finish first. Requests are not logged."""
+    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False, timeout_graceful_shutdown=GRACE)
 
 
 class LocalServer:

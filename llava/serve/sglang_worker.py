@@ -10,13 +10,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from llava.given import needs
+from flowcut.command_line import Parser, needs, parse_first, program
+from llava.serve.flags import add_worker_flags
 
-with needs("serve", __name__, __doc__):
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    add_worker_flags(parser)
+    parser.add_argument("--sgl-endpoint", required=True, help="the SGLang server's address")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+with needs(__name__):
     from flowcut.registry import parse_pruner
     from llava.serve.client import get
     from llava.serve.engine import EXCEEDS, GREEDY_BELOW
@@ -24,7 +34,7 @@ with needs("serve", __name__, __doc__):
     from llava.serve.limits import decode_images
     from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus
     from llava.serve.server import serve
-    from llava.serve.worker import Place, add_worker_flags, place_of
+    from llava.serve.worker import Place, place_of
     from llava.utils import build_logger
 
 
@@ -73,20 +83,11 @@ class SGLangWorker(ForwardingWorker):
         }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_worker_flags(parser)
-    parser.add_argument("--sgl-endpoint", required=True, help="the SGLang server's address")
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    build_logger("sglang_worker", f"sglang_worker_{args.port}.log")
-    try:
-        worker = SGLangWorker(args.sgl_endpoint, place_of(args), args.model_name, args.stream_interval)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    build_logger("sglang_worker", f"sglang_worker_{args.port}.log", args.log_dir)
+    worker = SGLangWorker(args.sgl_endpoint, place_of(args), args.model_name, args.stream_interval)
     serve(worker.build_app(), args.host, args.port)
 
 

@@ -1,6 +1,6 @@
 """Send a running worker one question and stream its answer, to test an installation.
 
-python -m llava.serve.test_message --model-name embedded --message "What color is the star?" --image-file PICTURE
+python -m llava.serve.test_message --model-name embedded --message "What color is the star?" --image PICTURE
 """
 
 from __future__ import annotations
@@ -10,33 +10,37 @@ import base64
 import sys
 from pathlib import Path
 
-from llava.given import needs
+from flowcut.command_line import Parser, needs, parse_first, program
 
-with needs("serve", __name__, __doc__):
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("--controller-address", default="http://localhost:21001")
+    parser.add_argument("--worker-address", help="use this worker, without a controller")
+    parser.add_argument("--model-name", help="default: the first that the controller knows")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--message", default="Tell me a story with more than 1000 words.")
+    parser.add_argument("--image", also=["--image-file"], dest="image_file", help="a picture to ask about")
+    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the worker's)")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+with needs(__name__):
     from llava.serve.client import ControllerClient, status_of, stream, template_of
     from llava.serve.protocol import NoWorkerError
     from llava.serve.terminal import Typist
     from llava.serve.turns import prompt_of, stop_of
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--controller-address", default="http://localhost:21001")
-    parser.add_argument("--worker-address", help="use this worker, without a controller")
-    parser.add_argument("--model-name", help="default: the first that the controller knows")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--message", default="Tell me a story with more than 1000 words.")
-    parser.add_argument("--image-file", help="a picture to ask about")
-    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the worker's)")
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:
         ask(args)
-    except (ValueError, OSError, NoWorkerError) as error:
-        sys.exit(f"error: {error}")
+    except NoWorkerError as error:
+        raise ValueError(str(error)) from error
 
 
 def ask(args: argparse.Namespace) -> None:

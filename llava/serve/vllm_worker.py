@@ -18,13 +18,30 @@ from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
 
-from llava.given import needs, told_in_one_line
+from flowcut.command_line import Parser, needs, parse_first, program
+from llava.serve.flags import add_worker_flags
 
-with needs("serve", __name__, __doc__):
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    add_worker_flags(parser)
+    parser.add_argument("--server", required=True, help="the vLLM server's address; see above for its flags")
+    parser.add_argument(
+        "--model-path",
+        help="the checkpoint's folder or Hub name, for the prompt (default: the server's)",
+    )
+    parser.add_argument("--pruner", default="none", help="the server's pruner (default: none)")
+    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else by its name)")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+with needs(__name__):
     from flowcut.pruner import Pruner
     from flowcut.registry import parse_pruner, pruner_to_config, pruner_to_text
     from llava.eval.models.served_answerer import Manner, manner_of
-    from llava.eval.models.vllm_server import FLAGS, Served, error_of, find_served, try_served, usage_of
+    from llava.eval.models.vllm_server import Served, error_of, find_served, try_served, usage_of
     from llava.mm_utils import get_model_name_from_path
     from llava.serve.answer_stats import AnswerStats
     from llava.serve.engine import EXCEEDS, GREEDY_BELOW
@@ -32,7 +49,7 @@ with needs("serve", __name__, __doc__):
     from llava.serve.limits import decode_images
     from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus
     from llava.serve.server import serve
-    from llava.serve.worker import Place, add_worker_flags, place_of
+    from llava.serve.worker import Place, place_of
     from llava.utils import build_logger
 
 _NO_COMPARISON = {"rounds": 0, "problem": "vLLM answers others meanwhile, so there is no time to compare with"}
@@ -137,19 +154,6 @@ class VLLMWorker(ForwardingWorker):
         )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_worker_flags(parser)
-    parser.add_argument("--server", required=True, help=f"the vLLM server's address; it needs {FLAGS}")
-    parser.add_argument(
-        "--model-path",
-        help="the checkpoint's folder or Hub name, for the prompt (default: the server's)",
-    )
-    parser.add_argument("--pruner", default="none", help="the server's pruner (default: none)")
-    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else by its name)")
-    return parser
-
-
 def worker_of(args: argparse.Namespace) -> VLLMWorker:
     """The worker that the flags ask for. Raises ValueError, one line, where there can be none."""
     served = find_served(args.server, args.model_path)
@@ -160,11 +164,11 @@ def worker_of(args: argparse.Namespace) -> VLLMWorker:
     return VLLMWorker(served, place_of(args), manner, args.pruner, args.model_name)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    build_logger("vllm_worker", f"vllm_worker_{args.port}.log")
-    with told_in_one_line():
-        worker = worker_of(args)
+    build_logger("vllm_worker", f"vllm_worker_{args.port}.log", args.log_dir)
+    worker = worker_of(args)
     serve(worker.build_app(), args.host, args.port)
 
 

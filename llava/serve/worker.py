@@ -21,7 +21,7 @@ from llava.serve.client import post
 from llava.serve.engine import KEEP_ALIVE
 from llava.serve.guards import guard, parse, read_body, respond
 from llava.serve.protocol import GenerateRequest, WorkerStatus, encode, failure
-from llava.serve.server import add_server_flags, hosts_of
+from llava.serve.server import hosts_of
 
 logger = logging.getLogger(__name__)
 
@@ -165,19 +165,6 @@ class Worker(ABC):
             return self.status()
 
         return app
-
-
-def add_worker_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of every kind of worker. `--worker` and `--controller` stay unambiguous abbreviations."""
-    add_server_flags(parser, 21002)
-    parser.add_argument("--worker-address", default="http://localhost:21002", help="this worker, as others reach it")
-    parser.add_argument("--controller-address", default="http://localhost:21001")
-    parser.add_argument("--model-name", help="name to serve under (default: the checkpoint's)")
-    parser.add_argument(
-        "--limit-model-concurrency", type=int, default=5, help="questions processed at a time; others wait"
-    )
-    parser.add_argument("--stream-interval", type=int, default=1, help="new tokens between two updates")
-    parser.add_argument("--no-register", action="store_true", help="run without a controller")
 
 
 def place_of(args: argparse.Namespace) -> Place:

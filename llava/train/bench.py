@@ -26,22 +26,55 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from flowcut.bench.geometries import GEOMETRIES, VOCABULARY
+from flowcut.command_line import Parser, parse_first, program
+from flowcut.progress import progress_bar
+
+SIZES = [name for name, geometry in GEOMETRIES.items() if geometry.family == "Llava"]
+
+
+def build_parser() -> Parser:
+    made = Parser(__doc__)
+    add = made.add_argument
+    add(
+        "--model-path",
+        also=["--model"],
+        dest="model",
+        default="playground/embedded",
+        help="LLaVA checkpoint (default: %(default)s)",
+    )
+    add("--geometry", choices=SIZES, help="published sizes and random weights instead of a checkpoint")
+    add("--layers-slice", type=int, help="with --geometry: decoder layers (default: all)")
+    add("--pruner", default="flowcut:budget=192", help="a method of `python -m flowcut list` (default: %(default)s)")
+    add("--stage", type=int, default=2, choices=(1, 2), help="1 trains the projector only (default: %(default)s)")
+    add("--batch", type=int, default=1, help="samples per step (default: %(default)s)")
+    add("--text-tokens", type=int, default=64, help="text of a sample, half of it learned (default: %(default)s)")
+    add("--gradient-checkpointing", action="store_true", help="as LLaVA's scripts")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
+    add("--device", help="default: cuda where there is one")
+    add("--threads", type=int, help="CPU threads (default: torch's)")
+    add("--warmup", type=int, default=2, help="warm-up rounds, not counted (default: %(default)s)")
+    add("--repeats", type=int, default=10, help="rounds (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of weights, images and text (default: %(default)s)")
+    return made
+
+
+parse_first(__name__, build_parser)
+
 import torch
 import transformers
-from tqdm import tqdm
 from transformers import CLIPVisionConfig
 from transformers.initialization import no_init_weights
 
 from flowcut import Pruner, attach, parse_pruner
 from flowcut.bench.measuring import clock, device_name, keep_freed_memory, spread
 from flowcut.bench.memory import peak_memory_mb
-from flowcut.bench.synthetic import GEOMETRIES, VOCABULARY, draw_weights, pictures, sharpen
+from flowcut.bench.synthetic import draw_weights, pictures, sharpen
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
 RUNS = "unpruned", "pruned"
-SIZES = [name for name, geometry in GEOMETRIES.items() if geometry.family == "Llava"]
 
 
 class TrainingBench:
@@ -134,7 +167,7 @@ def measure(bench: TrainingBench, pruner: Pruner) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {run: [] for run in RUNS}
     memory, tokens = {}, {}
     steps = len(RUNS) * (2 + args.warmup + args.repeats)
-    with tqdm(total=steps, desc="training steps") as progress:
+    with progress_bar(total=steps, desc="training steps") as progress:
         for run in RUNS:
             with attached[run]():
                 tokens[run] = bench.visual_tokens()
@@ -194,27 +227,6 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    shape = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser("python -m llava.train.bench", description=__doc__, formatter_class=shape)
-    add = made.add_argument
-    add("--model", default="playground/embedded", help="LLaVA checkpoint (default: %(default)s)")
-    add("--geometry", choices=SIZES, help="published sizes and random weights instead of a checkpoint")
-    add("--layers-slice", type=int, help="with --geometry: decoder layers (default: all)")
-    add("--pruner", default="flowcut:budget=192", help="a method of `python -m flowcut list` (default: %(default)s)")
-    add("--stage", type=int, default=2, choices=(1, 2), help="1 trains the projector only (default: %(default)s)")
-    add("--batch", type=int, default=1, help="samples per step (default: %(default)s)")
-    add("--text-tokens", type=int, default=64, help="text of a sample, half of it learned (default: %(default)s)")
-    add("--gradient-checkpointing", action="store_true", help="as LLaVA's scripts")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
-    add("--threads", type=int, help="CPU threads (default: torch's)")
-    add("--warmup", type=int, default=2, help="warm-up rounds, not counted (default: %(default)s)")
-    add("--repeats", type=int, default=10, help="rounds (default: %(default)s)")
-    add("--seed", type=int, default=0, help="seed of weights, images and text (default: %(default)s)")
-    return made
-
-
 def check(args: argparse.Namespace) -> Pruner:
     """The pruner; ValueError, one line, for flags that cannot be used."""
     least = {"layers_slice": 1, "batch": 1, "text_tokens": 2, "threads": 1, "warmup": 0, "repeats": 1, "seed": 0}
@@ -228,18 +240,16 @@ def check(args: argparse.Namespace) -> Pruner:
     return pruner
 
 
+@program
 def main(argv: list[str] | None = None) -> int:
-    """Prints a table and, as the last line, the report as JSON. Bad input ends it with one line and status 2."""
-    flags = parser()
-    args = flags.parse_args(argv)
+    """Prints a table and, as the last line, the report as JSON."""
+    args = build_parser().parse_args(argv)
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    try:
-        pruner = check(args)
-        report = measure(TrainingBench(args), pruner)
-    except ValueError as error:
-        flags.exit(2, f"error: {error}\n")
+    pruner = check(args)
+    report = measure(TrainingBench(args), pruner)
     print(f"{table(report)}\n{json.dumps(report)}")
     return 0
 

@@ -19,9 +19,43 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, parse_first, program
+from flowcut.progress import progress_bar
+from llava.model.fields import GRIDS as PUBLISHED_GRIDS
+
+MERGES = ("flat", "spatial", "spatial_unpad")
+
+
+def build_parser() -> Parser:
+    made = Parser(__doc__)
+    add = made.add_argument
+    add("--data_path", required=True, help="JSON list of samples in LLaVA's format")
+    add("--image_folder", help="folder that the samples' image paths are relative to (default: the working folder)")
+    add("--model_name_or_path", help="folder or Hub name of the tokenizer; without one, no lengths in tokens")
+    add("--cache_dir", help="where downloaded files are kept")
+    add("--version", default="v1", help="conversation template of the run (default: %(default)s)")
+    add("--model_max_length", type=int, default=2048, help="maximal number of tokens of the run (default: %(default)s)")
+    add("--image_tokens", type=int, default=576, help="visual tokens of an image or tile (default: %(default)s)")
+    add("--pruner", default="none", help="the run's pruner, such as flowcut:budget=192 (default: %(default)s)")
+    ratios = ("square", "pad", "anyres")
+    add(
+        "--image_aspect_ratio", default="pad", choices=ratios, help="only anyres changes lengths (default: %(default)s)"
+    )
+    add("--image_grid_pinpoints", default=PUBLISHED_GRIDS, help="with anyres: canvas sizes (default: %(default)s)")
+    add("--mm_patch_merge_type", default="spatial_unpad", choices=MERGES, help="with anyres")
+    add("--tile_size", type=int, default=336, help="with anyres: the vision tower's pixels (default: %(default)s)")
+    add("--mm_use_im_start_end", action="store_true", help="the run wraps images in <im_start> ... <im_end>")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="additional processes (default: %(default)s)")
+    add("--limit", type=int, help="check only this number of samples, from the beginning")
+    add("--examples", type=int, default=3, help="examples shown of each kind of problem (default: %(default)s)")
+    add("--json", type=Path, help="also write the JSON document to this file")
+    return made
+
+
+parse_first(__name__, build_parser)
+
 import numpy as np
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from flowcut import parse_pruner
 from llava.constants import (
@@ -33,11 +67,10 @@ from llava.constants import (
 )
 from llava.conversation import conv_templates
 from llava.model.builder import load_tokenizer
-from llava.train.anyres import PUBLISHED_GRIDS, TileCount, check_grids, parse_grids, patches_left
+from llava.train.anyres import TileCount, check_grids, parse_grids, patches_left
 from llava.train.checker import HARMLESS, SAME_ID, Checked, Checker, Problem, Rules
 from llava.train.samples import Encoded, read_samples
 
-MERGES = ("flat", "spatial", "spatial_unpad")
 CHUNK = 16  # samples that a worker returns at once
 
 
@@ -188,45 +221,15 @@ def tokenizer_of(args: argparse.Namespace) -> Any:
     return tokenizer
 
 
-def parser() -> argparse.ArgumentParser:
-    shape = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser("python -m llava.train.check_data", description=__doc__, formatter_class=shape)
-    add = made.add_argument
-    add("--data_path", required=True, help="JSON list of samples in LLaVA's format")
-    add("--image_folder", help="folder that the samples' image paths are relative to (default: the working folder)")
-    add("--model_name_or_path", help="folder or Hub name of the tokenizer; without one, no lengths in tokens")
-    add("--cache_dir", help="where downloaded files are kept")
-    add("--version", default="v1", help="conversation template of the run (default: %(default)s)")
-    add("--model_max_length", type=int, default=2048, help="maximal number of tokens of the run (default: %(default)s)")
-    add("--image_tokens", type=int, default=576, help="visual tokens of an image or tile (default: %(default)s)")
-    add("--pruner", default="none", help="the run's pruner, such as flowcut:budget=192 (default: %(default)s)")
-    ratios = ("square", "pad", "anyres")
-    add(
-        "--image_aspect_ratio", default="pad", choices=ratios, help="only anyres changes lengths (default: %(default)s)"
-    )
-    add("--image_grid_pinpoints", default=PUBLISHED_GRIDS, help="with anyres: canvas sizes (default: %(default)s)")
-    add("--mm_patch_merge_type", default="spatial_unpad", choices=MERGES, help="with anyres")
-    add("--tile_size", type=int, default=336, help="with anyres: the vision tower's pixels (default: %(default)s)")
-    add("--mm_use_im_start_end", action="store_true", help="the run wraps images in <im_start> ... <im_end>")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="additional processes (default: %(default)s)")
-    add("--limit", type=int, help="check only this number of samples, from the beginning")
-    add("--examples", type=int, default=3, help="examples shown of each kind of problem (default: %(default)s)")
-    add("--json", type=Path, help="also write the JSON document to this file")
-    return made
-
-
+@program
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    flags = parser()
-    args = flags.parse_args(argv)
-    try:
-        rules, tokenizer = rules_of(args), tokenizer_of(args)
-        samples = read_samples(args.data_path)
-    except ValueError as error:
-        flags.exit(2, f"error: {error}\n")
+    args = build_parser().parse_args(argv)
+    rules, tokenizer = rules_of(args), tokenizer_of(args)
+    samples = read_samples(args.data_path)
     checker = Checker(samples[: args.limit], rules, tokenizer)
     tally = Tally(args.examples)
-    with tqdm(total=len(checker), unit="sample", desc="checking", mininterval=0.5) as progress:
+    with progress_bar(total=len(checker), unit="sample", desc="checking") as progress:
 
         def advance(chunks: Iterable) -> Iterable:
             for chunk in chunks:

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from flowcut import Pruner, attach
+from flowcut.command_line import program, refuse, typed
 from flowcut.registry import parse_pruner, pruner_to_text
 from llava.conversation import Conversation, conv_templates
 from llava.model.builder import load_tokenizer
@@ -107,7 +108,7 @@ def prepare(attn_implementation: str | None = None, argv: list[str] | None = Non
 
 def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """The flags. Raises ValueError, one line, for values that cannot be."""
-    parser: Any = HfArgumentParser(ARGUMENTS)
+    parser: Any = HfArgumentParser(ARGUMENTS, prog=typed(), description=__doc__)
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
@@ -248,7 +249,7 @@ def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments) -> N
             f"--pruner none"
         )
     handle = attach(model, pruner)
-    if not handle.watches_decoder:  # else dropped tokens still count in the sequence length
+    if not handle.cuts_language:  # else dropped tokens still count in the sequence length
         data_args.image_tokens = min(data_args.image_tokens, pruner.tokens_of(data_args.image_tokens))
     if data_args.tile_count is not None:
         data_args.tile_count = replace(data_args.tile_count, pruner=pruner)
@@ -369,27 +370,25 @@ def rank0_print(*values: Any) -> None:
         print(*values, flush=True)
 
 
+@program
 def main(argv: list[str] | None = None, attn_implementation: str | None = None) -> None:
     """Entry point: `train`, with invalid flags, models and samples as one line instead of a traceback."""
-    try:
-        given = [str(token) for token in (sys.argv[1:] if argv is None else argv)]
-        if any(token.startswith("--dry_run") for token in given):
-            groups, wrong = read_every_flag(ARGUMENTS, given)
-            wrong += faults(*groups) if groups[2].dry_run else []
-            if wrong:
-                raise SystemExit("\n".join(f"error: {reason}" for reason in wrong))
-        arguments = parse(argv)
-        trainer = build_trainer(*arguments, attn_implementation)
-        if arguments[2].dry_run:
-            rank0_print("dry run: nothing is wrong, and nothing was trained")
-            return
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    given = [str(token) for token in (sys.argv[1:] if argv is None else argv)]
+    if any(token.startswith("--dry_run") for token in given):
+        groups, wrong = read_every_flag(ARGUMENTS, given)
+        wrong += faults(*groups) if groups[2].dry_run else []
+        if wrong:
+            refuse("\n".join(f"error: {reason}" for reason in wrong))
+    arguments = parse(given)
+    trainer = build_trainer(*arguments, attn_implementation)
+    if arguments[2].dry_run:
+        rank0_print("dry run: nothing is wrong, and nothing was trained")
+        return
     try:
         run(trainer)
     except (BadSample, BadCheckpoint) as error:
         # from a worker process the message is wrapped in that process's traceback
-        raise SystemExit(f"error: {str(error).rpartition('BadSample: ')[2].strip()}") from error
+        refuse(f"error: {str(error).rpartition('BadSample: ')[2].strip()}")
 
 
 if __name__ == "__main__":

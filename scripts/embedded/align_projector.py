@@ -6,24 +6,18 @@ result, ``mm_projector.bin`` (``--pretrain_mm_mlp_adapter``).
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-from tqdm import tqdm
-from transformers import CLIPVisionModel
 
-from scripts.embedded.pretrain_vision import MEAN, STD
+from flowcut.command_line import Parser, parse_first, program
+from flowcut.progress import progress_bar
 from scripts.embedded.scenes import compose, draw, label_patches
-from scripts.embedded.symbols import facts_of
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--tower", type=Path, required=True, help="folder of the pre-trained CLIPVisionModel")
     parser.add_argument("--facts", type=Path, required=True, help="embed_facts.pt of the language pre-training")
     parser.add_argument("--out", type=Path, required=True, help="file to write: mm_projector.bin")
@@ -32,7 +26,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=2048, help="patches per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=4)
-    args = parser.parse_args(argv)
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPVisionModel
+
+from scripts.embedded.pretrain_vision import MEAN, STD
+from scripts.embedded.symbols import facts_of
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
 
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
@@ -40,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     embed_facts = torch.load(args.facts, weights_only=True)
     features, targets, named = [], [], []
     with torch.inference_mode():
-        for _ in tqdm(range(args.scenes), desc="features", unit="scene"):
+        for _ in progress_bar(range(args.scenes), desc="features", unit="scene"):
             scene = compose(rng)
             pixels = (torch.from_numpy(draw(scene)).permute(2, 0, 1)[None].float() / 255 - MEAN) / STD
             features.append(tower(pixels, output_hidden_states=True).hidden_states[-2][0, 1:])
@@ -55,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     projector = nn.Sequential(nn.Linear(x.shape[1], width), nn.GELU(), nn.Linear(width, width))
     optimizer = torch.optim.AdamW(projector.parameters(), lr=args.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
-    for _ in tqdm(range(args.steps), desc="aligning", unit="step"):
+    for _ in progress_bar(range(args.steps), desc="aligning", unit="step"):
         chosen = torch.multinomial(weights, args.batch, replacement=True)
         loss = F.mse_loss(projector(x[chosen]), y[chosen])
         optimizer.zero_grad()

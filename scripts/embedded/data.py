@@ -6,14 +6,14 @@ Splits differ by seed only: ``train`` scenes never occur in ``dev`` (for choices
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from flowcut.command_line import Parser, program
+from flowcut.progress import progress_bar
 from scripts.embedded.questions import MAKERS, ask, caption
 from scripts.embedded.scenes import Scene, compose, draw
 
@@ -39,7 +39,7 @@ def write_training(out: Path, first: int, scenes: int, questions: int) -> None:
     (out / "images").mkdir(parents=True, exist_ok=True)
     captions: list[dict] = []
     dialogues: list[dict] = []
-    for number in tqdm(range(first, first + scenes), desc="training scenes", unit="scene"):
+    for number in progress_bar(range(first, first + scenes), desc="training scenes", unit="scene"):
         scene, rng = scene_at("train", number)
         name = f"train_{number:06d}.png"
         save_picture(scene, out / "images" / name)
@@ -60,7 +60,7 @@ def write_benchmark(out: Path, split: str, scenes: int, questions: int, kinds: t
     seeing: list[dict] = []
     blind: list[dict] = []
     truth: list[dict] = []
-    for number in tqdm(range(scenes), desc=f"{split} scenes", unit="scene"):
+    for number in progress_bar(range(scenes), desc=f"{split} scenes", unit="scene"):
         scene, rng = scene_at(split, number)
         name, other = f"{split}_{number:04d}.png", f"{split}_{(number + 1) % scenes:04d}.png"
         save_picture(scene, out / "images" / name)
@@ -74,14 +74,20 @@ def write_benchmark(out: Path, split: str, scenes: int, questions: int, kinds: t
         (out / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--split", choices=SPLIT_SEEDS, default="test")
     parser.add_argument("--scenes", type=int, default=250)
     parser.add_argument("--questions", type=int, help="questions per scene (default: 8 for training, 6 else)")
     parser.add_argument("--first", type=int, default=0, help="train only: number of the first scene")
     parser.add_argument("--kinds", default=",".join(MAKERS), help="dev and test: comma-separated question types")
+    return parser
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
     args = parser.parse_args(argv)
     kinds = tuple(args.kinds.split(","))
     if unknown := set(kinds) - set(MAKERS):

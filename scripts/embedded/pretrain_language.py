@@ -15,16 +15,35 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+
+from flowcut.command_line import Parser, parse_first, program
+from llava.constants import IGNORE_INDEX
+from llava.conversation import conv_templates
+from scripts.embedded.questions import ask, caption
+from scripts.embedded.scenes import Scene, compose, label_patches
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model, its checkpoint and log.jsonl")
+    parser.add_argument("--lesson-steps", type=int, default=400, help="maximal steps of one lesson")
+    parser.add_argument("--steps", type=int, default=900, help="steps after the lessons")
+    parser.add_argument("--batch", type=int, default=20, help="scenes per step; twice as many in a lesson")
+    parser.add_argument("--questions", type=int, default=8, help="questions per scene; two in a lesson")
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--seed", type=int, default=12)
+    parser.add_argument("--save-every", type=int, default=100)
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
-from llava.constants import IGNORE_INDEX
-from llava.conversation import conv_templates
-from scripts.embedded.questions import ask, caption
-from scripts.embedded.scenes import Scene, compose, label_patches
 from scripts.embedded.symbols import COVERED_ENOUGH, FACTS, fact_words, facts_of
 from scripts.embedded.tokenizer import build
 
@@ -251,17 +270,9 @@ class Course:
                 self.save()
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model, its checkpoint and log.jsonl")
-    parser.add_argument("--lesson-steps", type=int, default=400, help="maximal steps of one lesson")
-    parser.add_argument("--steps", type=int, default=900, help="steps after the lessons")
-    parser.add_argument("--batch", type=int, default=20, help="scenes per step; twice as many in a lesson")
-    parser.add_argument("--questions", type=int, default=8, help="questions per scene; two in a lesson")
-    parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--seed", type=int, default=12)
-    parser.add_argument("--save-every", type=int, default=100)
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     tokenizer = build(args.out / "language")
     torch.manual_seed(args.seed)
     course = Course(args, tokenizer)

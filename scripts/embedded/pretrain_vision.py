@@ -16,11 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from flowcut.command_line import Parser, parse_first, program
 from scripts.embedded.scenes import (
     COLOUR_CLASSES,
     LETTERS,
@@ -33,6 +30,29 @@ from scripts.embedded.scenes import (
     draw,
     label_patches,
 )
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tower, its checkpoint and log.jsonl")
+    parser.add_argument("--window-steps", type=int, default=1300)
+    parser.add_argument("--full-steps", type=int, default=120)
+    parser.add_argument("--batch", type=int, default=32, help="windows per step")
+    parser.add_argument("--full-batch", type=int, default=10, help="full pictures per step")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--full-lr", type=float, default=4e-4)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--save-every", type=int, default=100)
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
 from scripts.embedded.symbols import COVERED_ENOUGH
 
 GRID = 24
@@ -183,18 +203,9 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
     return args.lr * min(1.0, (step + 1) / 40) * slope
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tower, its checkpoint and log.jsonl")
-    parser.add_argument("--window-steps", type=int, default=1300)
-    parser.add_argument("--full-steps", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=32, help="windows per step")
-    parser.add_argument("--full-batch", type=int, default=10, help="full pictures per step")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--full-lr", type=float, default=4e-4)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--save-every", type=int, default=100)
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(args.seed)

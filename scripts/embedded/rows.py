@@ -12,15 +12,26 @@ from __future__ import annotations
 
 import argparse
 
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("asked", nargs="*", help="budgets and methods")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 from flowcut.registry import parse_pruner
-from llava.given import told_in_one_line
 
 PATCHES, LAYERS = 576, 4
 BUDGETS = (192, 128, 64, 32)
-MAIN = ("random", "fastervlm", "flowcut")  # with more questions than the others
+MAIN = ("random", "fastervlm", "flowcut")  # with more questions than OTHERS, and shown by the demo
+RIVALS = ("flowcut_plus", "tome", "divprune", "scope", "cdpruner", "vispruner")  # with as many questions as MAIN
 OTHERS = (
-    *("uniform", "pooling", "flowcut-paper", "visionzip", "vispruner", "divprune", "cdpruner", "scope", "hiprune"),
-    *("holov", "prumerge", "prumerge_plus", "tome", "rcom", "fastv", "dart", "pdrop", "sparsevlm", "sparsevlm-plus"),
+    *("uniform", "pooling", "flowcut-paper", "visionzip", "hiprune", "holov", "prumerge", "prumerge_plus", "rcom"),
+    *("fastv", "dart", "pdrop", "sparsevlm", "sparsevlm-plus"),
 )
 # The tower has no text encoder, so methods that use the question run without it.
 SETTINGS = {
@@ -67,24 +78,21 @@ def transferred(text: str, tokens: int) -> str:
 
 
 def rows(budget: int) -> list[str]:
-    """The methods other than MAIN. VTW has a single row, at 128: no visual tokens remain after layer 1 at any
-    budget.
-    """
+    """OTHERS, and VTW. It has a single row, at 128: no visual tokens remain after layer 1 at any budget."""
     return [fitted(method, budget) for method in (*OTHERS, *["vtw"] * (budget == 128))]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("asked", nargs="*", help="budgets and methods")
-    return parser
+def all_rows(budget: int) -> list[str]:
+    """Every measured method at a budget, those with the most questions first."""
+    return [*(fitted(method, budget) for method in (*MAIN, *RIVALS)), *rows(budget)]
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     for word in build_parser().parse_args(argv).asked:
         texts = rows(int(word)) if word.isdecimal() else [fitted(word, budget) for budget in BUDGETS]
-        with told_in_one_line():
-            parse_pruner(texts[0])
-            print(*(f"--pruner {text}" for text in texts))
+        parse_pruner(texts[0])
+        print(*(f"--pruner {text}" for text in texts))
 
 
 if __name__ == "__main__":

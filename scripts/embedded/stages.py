@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from flowcut.methods import FlowCut
 from flowcut.pruner import EncoderShape, Pruner
 from flowcut.pruner.view import Rows
@@ -29,7 +30,6 @@ from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.eval.models.reply import Generation, Reply
 from llava.eval.questions import EMBEDDED, questions_of
 from llava.eval.sample import Sample
-from llava.given import told_in_one_line
 
 CANVASES = [[336, 672], [672, 336]]
 
@@ -46,7 +46,7 @@ class OneStage(FlowCut):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model", default="playground/embedded")
     parser.add_argument("--data", type=Path, default=EMBEDDED, help="the embedded benchmark's folder")
     parser.add_argument("--limit", type=int, default=200, help="number of questions, spread evenly")
@@ -92,11 +92,11 @@ def measure(model: str, data: Path, limit: int, budgets: Sequence[int]) -> Itera
         yield {"stages": stages, "budget": pruner.budget if pruner else None, **row_of(replies, samples, plain)}
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    with told_in_one_line():
-        for row in measure(args.model, args.data, args.limit, args.budget or [96, 48]):
-            print(json.dumps(row), flush=True)
+    for row in measure(args.model, args.data, args.limit, args.budget or [96, 48]):
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,24 +5,31 @@ Takes about seven minutes; nothing else should run meanwhile. `results/embedded/
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from llava.given import told_in_one_line
-from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
-from scripts.tables.cells.embedded import DATA, MODEL, QUICK
+from flowcut.command_line import Parser, parse_first, program
 from scripts.tables.cells.times import EFFICIENCY, measure_times
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"))
-    args = parser.parse_args(argv)
-    texts = [text for budget in BUDGETS for text in [*(fitted(name, budget) for name in MAIN), *rows(budget)]]
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+from scripts.embedded.rows import BUDGETS, all_rows
+from scripts.tables.cells.embedded import DATA, MODEL, QUICK
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    texts = [text for budget in BUDGETS for text in all_rows(budget)]
     file = args.results / "embedded" / EFFICIENCY
     file.unlink(missing_ok=True)
-    with told_in_one_line():
-        measure_times(MODEL, texts, file, DATA / "questions.jsonl", DATA / "images", QUICK)
+    measure_times(MODEL, texts, file, DATA / "questions.jsonl", DATA / "images", QUICK)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ share of the recorded final tokens stayed. `--tiny` takes two cases on a CPU.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import sys
@@ -16,6 +15,17 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--tiny", action="store_true", help="two cases on a CPU")
+    return parser
+
+
+parse_first(__name__, build_parser)
 
 import torch
 from safetensors.torch import load_file
@@ -111,11 +121,10 @@ def checks(device: torch.device, tiny: bool) -> dict[str, Callable[[], dict[str,
     return found
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 if all checks passed, 1 otherwise."""
-    parser = argparse.ArgumentParser("python -m scripts.gpu.correctness", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="two cases on a CPU")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     device = torch.device("cpu" if args.tiny else "cuda")
     results: dict[str, Any] = {}
     for name, check in checks(device, args.tiny).items():

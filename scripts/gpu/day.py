@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -13,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from flowcut.command_line import Parser, program
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,18 @@ def _last_json(printed: str) -> Any:
     return None
 
 
-def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
-    """Returns 0 if all parts went through, 1 otherwise."""
-    parser = argparse.ArgumentParser("python -m scripts.gpu.day", description=__doc__)
+def build_parser(parts: Sequence[Part]) -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("out", type=Path, help="folder for one JSON and one log of each part")
     parser.add_argument("--tiny", action="store_true", help="tiny models on a CPU")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in parts], help="these alone")
-    args = parser.parse_args(argv)
+    return parser
+
+
+@program
+def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
+    """Returns 0 if all parts went through, 1 otherwise."""
+    args = build_parser(parts).parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
     for part in parts:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from scripts.gpu.day import PARTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu_results.md"
@@ -133,17 +133,18 @@ def read(out: Path) -> dict[str, Any]:
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 after one line on stderr."""
-    parser = argparse.ArgumentParser("python -m scripts.gpu.report", description=__doc__)
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("out", type=Path, help="folder that day.sh wrote; one that is missing gives 'not run yet'")
     parser.add_argument("--page", type=Path, default=PAGE, help="file to write (default: docs/gpu_results.md)")
-    args = parser.parse_args(argv)
-    try:
-        args.page.write_text(page(read(args.out)))
-    except ValueError as error:
-        print(f"scripts.gpu.report: {error}", file=sys.stderr)
-        return 2
+    return parser
+
+
+@program
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0."""
+    args = build_parser().parse_args(argv)
+    args.page.write_text(page(read(args.out)))
     print(args.page)
     return 0
 

@@ -17,6 +17,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("geometry", help="as of flowcut.bench")
+    parser.add_argument("--tiny", action="store_true", help="on a CPU, in float32, one round, nothing compiled")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 import torch
 import transformers
 
@@ -141,12 +153,10 @@ def graph_of_encoder(bench: Bench, pruner: Pruner, repeats: int) -> dict[str, An
     }
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints one JSON line after each batch size; the last one is whole."""
-    parser = argparse.ArgumentParser("python -m scripts.gpu.speed", description=__doc__)
-    parser.add_argument("geometry", help="as of flowcut.bench")
-    parser.add_argument("--tiny", action="store_true", help="on a CPU, in float32, one round, nothing compiled")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     batches, warmup, repeats = ((1,), 0, 1) if args.tiny else ((1, 8), 1, 3)
     where = ["--device", "cpu", "--threads", "1"] if args.tiny else ["--device", "cuda", "--dtype", "bfloat16"]
     short = ["--new-tokens", "3", "--text-tokens", "10", "--layers-slice", "8"] if args.tiny else []

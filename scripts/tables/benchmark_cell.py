@@ -14,20 +14,19 @@ import argparse
 import json
 from pathlib import Path
 
+from flowcut.command_line import Parser, parse_first, program
 from llava.eval.benchmarks.registry import MODULES
 from llava.eval.prepare import DATA
-from llava.given import told_in_one_line
-from scripts.tables.cells.produce import make_cell
-from scripts.tables.cells.spec import FAMILIES, CellSpec
+from scripts.tables.cells.file_names import FAMILIES
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__, allow_abbrev=False)
     parser.add_argument("--family", default="v1_5", help=f"folder of scripts: {', '.join(FAMILIES)}")
     parser.add_argument("--benchmark", required=True, choices=MODULES)
-    parser.add_argument("--model", required=True, help="checkpoint folder, or Hub name")
+    parser.add_argument(
+        "--model-path", also=["--model"], dest="model", required=True, help="checkpoint folder, or Hub name"
+    )
     parser.add_argument("--pruner", default="none", help="none, flowcut:budget=64, ... (default: none)")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of all benchmarks (default: {DATA})")
@@ -35,12 +34,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+parse_first(__name__, build_parser, others=True)
+
+from scripts.tables.cells.produce import make_cell
+from scripts.tables.cells.spec import CellSpec
+
+
+@program
 def main(argv: list[str] | None = None) -> None:
     args, flags = build_parser().parse_known_args(argv)
     given = (args.family, args.benchmark, args.model, args.pruner, args.out, args.limit, args.data, tuple(flags))
-    with told_in_one_line():
-        spec = CellSpec(*given)
-        made = make_cell(spec)
+    spec = CellSpec(*given)
+    made = make_cell(spec)
     print(json.dumps({"file": str(spec.file), **made}, ensure_ascii=False))
 
 

@@ -15,17 +15,20 @@ import shlex
 import sys
 from pathlib import Path
 
-from flowcut import parse_pruner
-from llava.eval.models.llava_checkpoint import load_checkpoint
+from flowcut.command_line import Parser, parse_first, program
 from llava.eval.models.reply import DTYPES
-from llava.given import told_in_one_line
-from scripts.tables.cells.in_process import BENCHMARKS, Cell, Plan, Setup, measure, report
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="playground/embedded", help="checkpoint folder, or Hub name")
-    parser.add_argument("--benchmark", choices=BENCHMARKS, default="embedded")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--model-path",
+        also=["--model"],
+        dest="model",
+        default="playground/embedded",
+        help="checkpoint folder, or Hub name",
+    )
+    parser.add_argument("--benchmark", choices=("embedded",), default="embedded")
     parser.add_argument("--data", type=Path, default=Path("playground/data/embedded"), help="the benchmark's folder")
     parser.add_argument("--pruner", action="append", help="none, flowcut:budget=64, ...; may be given several times")
     parser.add_argument("--blind", action="store_true", help="also measure answers with another scene's picture")
@@ -39,18 +42,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+parse_first(__name__, build_parser)
+
+from flowcut import parse_pruner
+from llava.eval.models.llava_checkpoint import load_checkpoint
+from scripts.tables.cells.in_process import Cell, Plan, Setup, measure, report
+
+
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     command = "python -m scripts.tables.cell " + shlex.join(sys.argv[1:] if argv is None else argv)
     cells = [Cell(args.benchmark, pruner) for pruner in args.pruner or ["none"]]
     if args.blind:
         cells.insert(0, Cell(args.benchmark, blind=True))
-    with told_in_one_line():
-        for cell in cells:
-            parse_pruner(cell.pruner)
-        checkpoint = load_checkpoint(args.model, None, args.conv_mode, args.device, args.dtype, "vicuna_v1")
-        setup = Setup(checkpoint, args.data, args.out, args.limit, args.batch_size, args.fresh, command)
-        plans = [Plan(setup, cell) for cell in cells]
+    for cell in cells:
+        parse_pruner(cell.pruner)
+    checkpoint = load_checkpoint(args.model, None, args.conv_mode, args.device, args.dtype, "vicuna_v1")
+    setup = Setup(checkpoint, args.data, args.out, args.limit, args.batch_size, args.fresh, command)
+    plans = [Plan(setup, cell) for cell in cells]
     results, problems = measure(plans)
     report(problems)
     shown = ("pruner", "budget", "blind", "n", "missing", "accuracy", "ci95", "gflops", "ms")

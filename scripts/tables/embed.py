@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import parse_first, program
+from scripts.tables.render.grid import NOTHING
+from scripts.tables.render.marked_files import build_parser, fill, keep_pages
+
+parse_first(__name__, lambda: build_parser(__doc__))
+
 from scripts.embedded.rows import BUDGETS, MAIN
 from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
-from scripts.tables.render.grid import NOTHING
-from scripts.tables.render.marked_files import fill, keep_pages
 
 ROWS = ["blind", "none", *(f"{method}_{budget}" for budget in BUDGETS for method in MAIN)]
 
@@ -79,6 +83,7 @@ def texts(results: Path) -> dict[Path, str]:
     return pages
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     keep_pages("scripts.tables.embed", __doc__, texts, argv)
 

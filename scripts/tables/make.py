@@ -22,30 +22,41 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.given import home_path, told_in_one_line
-from llava.mm_utils import get_model_name_from_path
-from scripts.tables.cells.embedded import make_missing
-from scripts.tables.cells.table_cells import TableCells
-from scripts.tables.paper.spec import Table
+from flowcut.command_line import Parser, parse_first, program
+from llava.given import home_path
 from scripts.tables.paper.tables import NUMBERS, table_of
-from scripts.tables.render import against_paper
-from scripts.tables.render.embedded_grid import embedded_grid
 from scripts.tables.render.grid import Grid
-
-EMBEDDED = ("embedded", "playground/embedded")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("number", type=int, choices=NUMBERS, metavar="1..11", help="of the table in the paper")
-    parser.add_argument("--model", help="checkpoint folder, Hub name, or embedded (default: the table's own)")
+    parser.add_argument(
+        "--model-path",
+        also=["--model"],
+        dest="model",
+        help="checkpoint folder, Hub name, or embedded (default: the table's own)",
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), help="where cells are (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("playground/data/eval"), help="folder of all benchmarks")
     parser.add_argument("--limit", type=int, help="number of questions (default: all; embedded: 500)")
     parser.add_argument("--columns", nargs="+", metavar="NAME", help="only these columns, by the paper's headings")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, and the unpruned model")
     parser.add_argument("--render", action="store_true", help="run nothing; write the table from existing cells")
+    parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) and write it to a .tex file too")
     return parser
+
+
+parse_first(__name__, build_parser, others=True)
+
+from llava.mm_utils import get_model_name_from_path
+from scripts.tables.cells.embedded import make_missing
+from scripts.tables.cells.table_cells import TableCells
+from scripts.tables.paper.spec import Table
+from scripts.tables.render import against_paper
+from scripts.tables.render.embedded_grid import embedded_grid
+
+EMBEDDED = ("embedded", "playground/embedded")
 
 
 def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, str, list[str]]:
@@ -92,19 +103,21 @@ def refuse_absent(model: str) -> None:
 def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Sequence[str]) -> Grid:
     given = [*launch_flags, *(f"--{name}" for name in ("columns", "methods") if getattr(args, name))]
     if given:
-        raise ValueError(f"{' '.join(given)}: not with the embedded model, which takes --limit, --results and --render")
+        raise ValueError(
+            f"{' '.join(given)}: not with the embedded model, which takes --limit, --results, --render and --latex"
+        )
     if not args.render:
         command = "python -m scripts.tables.make " + shlex.join([str(args.number), "--model", "embedded"])
         make_missing(table, args.results, args.limit, command)
     return embedded_grid(table, args.results)
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args, launch_flags = build_parser().parse_known_args(argv)
-    with told_in_one_line():
-        grid, name, problems = make(args, launch_flags)
-    files = grid.write(args.results / name / "tables" / f"table{args.number:02d}")
-    print(grid.markdown())
+    grid, name, problems = make(args, launch_flags)
+    files = grid.write(args.results / name / "tables" / f"table{args.number:02d}", args.latex)
+    print(grid.latex() if args.latex else grid.markdown())
     print(json.dumps({"table": args.number, "model": name, "files": [str(file) for file in files]}))
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)

@@ -13,12 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.embedded.rows import BUDGETS, MAIN, fitted, rows
+from flowcut.command_line import parse_first, program
 from scripts.tables.cells.file_names import cell_name
+from scripts.tables.render.grid import NOTHING
+from scripts.tables.render.marked_files import build_parser, fill, keep_pages
+
+parse_first(__name__, lambda: build_parser(__doc__))
+
+from scripts.embedded.rows import BUDGETS, all_rows
 from scripts.tables.cells.paired import Mean, Shared
 from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
-from scripts.tables.render.grid import NOTHING
-from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("docs/results.md")
 REFERENCE = "flowcut"
@@ -30,8 +34,7 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is no unpruned cell.
     """
-    texts = ["none", *(fitted(method, budget) for budget in BUDGETS for method in MAIN)]
-    texts += [text for budget in BUDGETS for text in rows(budget)]
+    texts = ["none", *(text for budget in BUDGETS for text in all_rows(budget))]
     files = [folder / f"{cell_name(text)}.json" for text in texts]
     cells = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
     if not any(cell["pruner"] == "none" for cell in cells):
@@ -95,6 +98,7 @@ def texts(results: Path) -> dict[Path, str]:
     return {PAGE: fill(PAGE.read_text("utf-8"), "methods", table)}
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     keep_pages("scripts.tables.methods", __doc__, texts, argv)
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowcut.command_line import parse_first, program
+from scripts.tables.render.marked_files import build_parser, fill, keep_pages
+
+parse_first(__name__, lambda: build_parser(__doc__))
+
 from scripts.tables.paper.tables import NUMBERS, table_of
 from scripts.tables.render.embedded_grid import embedded_grid
-from scripts.tables.render.marked_files import fill, keep_pages
 
 PAGE = Path("docs/tables.md")
 
@@ -24,6 +28,7 @@ def texts(results: Path) -> dict[Path, str]:
     return {PAGE: page, **files}
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     keep_pages("scripts.tables.page", __doc__, texts, argv)
 

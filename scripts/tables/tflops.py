@@ -9,24 +9,43 @@ picture, through the entropy ratio r of equation 3, which is not printed either:
 
 from __future__ import annotations
 
-import argparse
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-from flowcut.bench.synthetic import GEOMETRIES
+from flowcut.command_line import Parser, parse_first, program
 from flowcut.cost import Cost
-from llava.given import told_in_one_line
-from scripts.tables.paper.counting import PATCHES, BudgetNotMet, Case
-from scripts.tables.paper.printed_tflops import LINES, NEXT, ONE, Line
 from scripts.tables.render.grid import NOTHING, Grid
 from scripts.tables.render.marked_files import fill
 
 PAGE = Path("docs/cost.md")
 TEXT_TOKENS, ENTROPY_RATIO = 62, 0.95
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--text-tokens", type=int, default=TEXT_TOKENS, help="prompt tokens that are not visual (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--entropy-ratio",
+        type=float,
+        default=ENTROPY_RATIO,
+        help="r of equation 3, 0 to 1, in every layer: an assumption (default: %(default)s)",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="print CSV")
+    form.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
+from transformers import AutoConfig
+
+from flowcut.bench.geometries import GEOMETRIES
+from scripts.tables.paper.counting import PATCHES, BudgetNotMet, Case
+from scripts.tables.paper.printed_tflops import LINES, NEXT, ONE, Line
 
 
 @cache
@@ -110,31 +129,18 @@ def table(text_tokens: int = TEXT_TOKENS, entropy_ratio: float = ENTROPY_RATIO, 
     return grid
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--text-tokens", type=int, default=TEXT_TOKENS, help="prompt tokens that are not visual (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--entropy-ratio",
-        type=float,
-        default=ENTROPY_RATIO,
-        help="r of equation 3, 0 to 1, in every layer: an assumption (default: %(default)s)",
-    )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--csv", action="store_true", help="print CSV")
-    form.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     if args.text_tokens < 0:
-        sys.exit(
-            f"error: --text-tokens {args.text_tokens} is not a number of tokens >= 0; a short question has about 62"
+        raise ValueError(
+            f"--text-tokens {args.text_tokens} is not a number of tokens >= 0; a short question has about 62"
         )
     if not 0 <= args.entropy_ratio <= 1:
-        sys.exit(f"error: --entropy-ratio {args.entropy_ratio} is not in 0 ... 1; 1 is attention spread evenly")
+        raise ValueError(f"--entropy-ratio {args.entropy_ratio} is not in 0 ... 1; 1 is attention spread evenly")
     grid = table(args.text_tokens, args.entropy_ratio, footnotes=not args.csv)
     if args.write:
-        with told_in_one_line():
-            PAGE.write_text(fill(PAGE.read_text("utf-8"), "tflops", grid.markdown()), "utf-8")
+        PAGE.write_text(fill(PAGE.read_text("utf-8"), "tflops", grid.markdown()), "utf-8")
     else:
         print(grid.csv() if args.csv else grid.markdown(), end="" if args.csv else "\n")
 

@@ -23,6 +23,7 @@ from hosts import all_hosts
 from flowcut import (
     DART,
     SCOPE,
+    ST3,
     VTW,
     CDPruner,
     DivPrune,
@@ -57,6 +58,7 @@ PRUNERS = {
     "sparsevlm": SparseVLM(BUDGET, layers=(0, 1, 2), keep=(24, 16, BUDGET)),
     "sparsevlm_plus": SparseVLM.plus(BUDGET, layers=(0, 1, 2), keep=(24, 16, BUDGET)),
     "pdrop": PyramidDrop(BUDGET, layers=(1, 2, 3), keep=(24, 16, BUDGET)),
+    "st3": ST3(BUDGET, start=1, stride=1, keep=(24, 16, BUDGET)),
     "vtw": VTW(BUDGET, layer=2),
     "dart": DART(BUDGET, keep=BUDGET),
     "vispruner": VisPruner(BUDGET),

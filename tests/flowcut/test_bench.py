@@ -8,10 +8,11 @@ import torch
 
 from flowcut import FlowCut, attach, scores
 from flowcut.bench.__main__ import RUNS, main, parse
+from flowcut.bench.geometries import GEOMETRIES
 from flowcut.bench.memory import LiveBytes, peak_memory_mb
 from flowcut.bench.model import Bench
 from flowcut.bench.replay import Replay
-from flowcut.bench.synthetic import GEOMETRIES, RATIOS, pictures
+from flowcut.bench.synthetic import RATIOS, pictures
 from flowcut.cost import encoder_flops, prefill_flops
 from flowcut.pruner import Pruner
 

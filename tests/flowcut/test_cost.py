@@ -31,8 +31,8 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfi
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from flowcut import FastV, FlowCut, PyramidDrop, SparseVLM, ToMe, attach
+from flowcut.bench.geometries import GEOMETRIES
 from flowcut.bench.replay import Replay
-from flowcut.bench.synthetic import GEOMETRIES
 from flowcut.compat import CACHE
 from flowcut.cost import (
     Cost,
@@ -182,7 +182,7 @@ def test_towers_whose_patches_become_cells_against_the_counter(family, budget):
     with attach(model, FlowCut(budget)) as handle, torch.no_grad(), FlopCounterMode(display=False) as counter:
         outputs = model.model.get_image_features(**host.media(SAMPLES[1:2]))
     trace, tokens = handle.trace, sum(part.shape[:-1].numel() for part in outputs.pooler_output)
-    paths = [trace.path(row) for row in range(len(trace.entering[0]))]
+    paths = list(zip(*trace.computed, strict=True))
     assert (trace.leaving[-1] < trace.entering[0]) == (budget == 9)
     if family == "gemma3" and budget == 9:  # cells fill whole rasters of the projector
         tokens = 36

@@ -10,6 +10,7 @@ import torch
 from flowcut import FlowCut, attach
 from flowcut.methods import flow_score
 from flowcut.pruner.fused import Fused, fused
+from flowcut.pruner.padding import Padding
 from tests.flowcut.recorded_clip import clip, features, near, recorded
 
 needs_compiler = pytest.mark.skipif(
@@ -52,15 +53,18 @@ def test_a_layer_is_at_most_four_kernels():
 
 def test_layers_rated_together_are_rated_as_each_alone():
     generator = torch.Generator().manual_seed(0)
-    looks = []
+    layers = []
     for _ in range(3):
         tokens = torch.randn(3, 2, 4, 21, 8, generator=generator)
         attention, semantic = (tokens[0][:, :, 0], tokens[1], 0.5), (tokens[2][:, :, 0], tokens[2], 1.0)
-        looks.append(flow_score.look(attention, semantic, tokens[2][:, :, 1:]))
-    valid = torch.arange(21) < torch.tensor([[21], [15]])
-    together = flow_score.rate(looks, valid, 20, True)
-    for number, look in enumerate(looks):
-        alone = flow_score.rate([look], valid, 20, True)
+        layers.append((attention, semantic, tokens[2][:, :, 1:]))
+    bias = Padding([21, 15], torch.device("cpu")).bias
+    looks = flow_score.Looks(3, *layers[0])
+    for number, layer in enumerate(layers):
+        looks.add(number, *layer, bias)
+    together = looks.rate(20, True)
+    for number, layer in enumerate(layers):
+        alone = flow_score.layer_score(*layer, bias, 20, True)
         for name, values in alone.signals(0, 20).items():
             torch.testing.assert_close(together.signals(number, 20)[name], values)
         torch.testing.assert_close(together.shares[:, number], alone.shares[:, 0])

@@ -96,6 +96,12 @@ def test_visionzip(name):
     assert bool((kept[:, 0] == -1).all())  # CLS, then the dominant patches, then those that others were merged into
     assert torch.equal(kept[:, 1 : case["dominant"]], gold["dominant_patches"])
     assert torch.equal(kept[:, case["dominant"] :], gold["target_patches"])
+    for row in range(len(kept)):  # every patch went somewhere: dominant ones alone, the others into a target
+        members = handle.trace.members(row)
+        dominant, merged = members[: case["dominant"]], members[case["dominant"] :]
+        assert [part.tolist() for part in dominant] == [[], *gold["dominant_patches"][row, :, None].tolist()]
+        assert all(target in part for target, part in zip(gold["target_patches"][row], merged, strict=True))
+        assert torch.equal(torch.cat(members).sort().values, torch.arange(len(handle.trace.sources[row])))
     # the recorded score sums over heads
     heads = case["config"]["num_attention_heads"]
     near(torch.stack(handle.trace.signals[case["score_layer"]]["score"]) * heads, gold["score"])

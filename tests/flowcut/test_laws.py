@@ -13,6 +13,7 @@ from laws import BUDGET, OURS, built, every_pair, merges_in_language, remaining,
 
 from flowcut import (
     DART,
+    ST3,
     VTW,
     FastV,
     FlowCut,
@@ -152,7 +153,7 @@ def exactly(pruner, budget):
     """Pruners whose budget is a mean over the decoder's layers: leaving that many tokens behind their last cut."""
     if isinstance(pruner, FastV):
         return FastV.keeping(budget)
-    if isinstance(pruner, PyramidDrop | SparseVLM):
+    if isinstance(pruner, PyramidDrop | SparseVLM | ST3):
         return replace(pruner, keep=(24, 16, budget) if budget < 16 else (24, 20, budget))
     return replace(pruner, keep=budget) if isinstance(pruner, DART) else pruner
 

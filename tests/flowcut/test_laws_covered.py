@@ -25,6 +25,7 @@ REFUSED = {
     "sparsevlm": (ENCODERS, f"SparseVLM {INSIDE}"),
     "sparsevlm_plus": (ENCODERS, f"SparseVLM {INSIDE}"),
     "pdrop": (ENCODERS, f"PyramidDrop {INSIDE}"),
+    "st3": (ENCODERS, f"ST3 {INSIDE}"),
     "vtw": (ENCODERS, f"VTW {INSIDE}"),
     "dart": (ENCODERS, f"DART {INSIDE}"),
     "visionzip": (PACKED + CELLS, f"VisionZip {MERGES}"),
@@ -44,7 +45,7 @@ REFUSED = {
 def test_what_is_refused_and_why():
     expected = {(family, pruner): reason for pruner, (families, reason) in REFUSED.items() for family in families}
     expected |= {(family, "qwen_released"): PATCHES_OF_CELLS for family in CELLS}
-    found, inside = dict(refusals()), ("fastv", "sparsevlm", "sparsevlm_plus", "pdrop", "vtw", "dart")
+    found, inside = dict(refusals()), ("fastv", "sparsevlm", "sparsevlm_plus", "pdrop", "st3", "vtw", "dart")
     assert all(f"a Qwen3_5TextModel {RECURRENT}" in found.pop(("qwen3_5", pruner)) for pruner in inside)
     assert found == expected
 

@@ -73,10 +73,10 @@ def test_waits(work, waits):
     "pruner", ["flowcut:budget=16,batch_coupling=max", "flowcut-paper:budget=16,batch_coupling=max"]
 )
 def test_flowcut_adds_twelve_working_calls_a_layer(benches, batch, pruner):
-    """Measured 12.0; 30 to 40 before docs/LOG.md, 2026-11-28."""
+    """Measured 10.6; 30 to 40 before docs/LOG.md, 2026-11-28."""
     vanilla, pruned, handle = counted(benches[batch], pruner)
     assert len(handle.trace.kept) == 11
-    assert per_layer(vanilla, pruned) <= 12
+    assert per_layer(vanilla, pruned) <= 11
     assert pruned.waits.total() <= len(handle.trace.kept)
 
 
@@ -87,11 +87,11 @@ def test_without_the_entropy_the_host_never_waits(benches, batch):
     assert per_layer(vanilla, pruned) <= 12
 
 
-def test_rows_of_different_length_add_attention_for_each_and_no_wait(benches):
-    """Four rows mean three more calls of the attention, and packing and padding; 67 a layer before."""
+def test_rows_of_different_length_add_twelve_working_calls_a_layer_and_no_wait(benches):
+    """They are padded, since little of them is padding; measured 11.8, and 67 and 24 before (docs/LOG.md)."""
     vanilla, pruned, handle = counted(benches[4], "flowcut:budget=16")
     assert any(len(set(counts)) > 1 for counts in handle.trace.leaving)
-    assert per_layer(vanilla, pruned) <= 24.5
+    assert per_layer(vanilla, pruned) <= 12
     assert pruned.waits.total() <= len(handle.trace.kept)
 
 

@@ -3,6 +3,8 @@
 import pytest
 
 from flowcut.methods.schedule import build, check_kept, check_stages, shrinking, single
+from flowcut.pruner import EncoderShape, ModelShape
+from flowcut.registry import parse_pruner
 
 
 def test_both_means_by_hand():
@@ -40,6 +42,49 @@ def test_budgets_out_of_reach():
     with pytest.raises(ValueError, match="when the first 2 read all 576 tokens; use at least 37, or keep="):
         single(576, 32, 2, 20)
     assert single(576, 32, 2, 37) == 1
+
+
+MEETS = ["fastv:", "fastv:layer=1,", "dart:", "pdrop:", "pdrop:layers=1/3/8,", "vtw:", "sparsevlm:", "sparsevlm-plus:"]
+
+
+@pytest.mark.parametrize("text", MEETS)
+def test_the_least_budget_is_met_and_smaller_ones_are_not(text):
+    counted = "outputs" if text.startswith("sparsevlm") else "inputs"
+    for tokens, layers in ((576, 32), (100, 28), (576, 24)):
+        shape = ModelShape((EncoderShape("e", 24, 24, 1),), layers)
+        least = parse_pruner(f"{text}budget=64").least_budget(tokens, shape)
+        assert 1 < least < tokens
+        met = parse_pruner(f"{text}budget={least}").schedule(tokens, layers).mean(counted)
+        assert abs(met - least) <= 1
+        below = parse_pruner(f"{text}budget={least - 2}")
+        if text == "vtw:":  # it moves by whole layers, and refuses nothing
+            assert below.schedule(tokens, layers).mean(counted) > least - 2
+        else:
+            with pytest.raises(ValueError, match=f"use at least {least}[ ,]"):
+                below.schedule(tokens, layers)
+
+
+@pytest.mark.parametrize("text", ["fastv:keep=9,", "pdrop:keep=9/8/7,", "pdrop:ratio=0.5,", "vtw:layer=2,"])
+def test_where_fields_say_how_many_stay_any_budget_goes(text):
+    shape = ModelShape((EncoderShape("e", 24, 24, 1),), 32)
+    assert parse_pruner(f"{text}budget=64").least_budget(576, shape) == 1
+    parse_pruner(f"{text}budget=1").schedule(576, 32)
+
+
+@pytest.mark.parametrize(("layers", "site", "least"), [(24, "vit", 1), (4, "vit", 72), (4, "output", 1)])
+def test_tome_halves_in_each_block_at_most(layers, site, least):
+    shape = ModelShape((EncoderShape("e", layers, layers, 1),), 32)
+    pruner = parse_pruner(f"tome:budget=64,merge_site={site}")
+    assert pruner.least_budget(576, shape) == least
+    if least > 1:
+        assert pruner.number(576, least, 0, layers - 2) == 288
+        with pytest.raises(ValueError, match="use a larger budget"):
+            pruner.number(576, least - 1, 0, layers - 2)
+
+
+def test_a_token_that_is_always_sent_leaves_one_patch():
+    shape = ModelShape((EncoderShape("e", 24, 24, 1, num_forwarded_special_tokens=1),))
+    assert parse_pruner("flowcut:budget=64").least_budget(577, shape) == 2
 
 
 @pytest.mark.parametrize("bad", [(), (3, 3), (4, 2), (0,), 5, None])

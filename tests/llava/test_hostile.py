@@ -191,7 +191,7 @@ def test_errors_of_the_model_and_of_the_disk(folder, arguments, capsys, monkeypa
         monkeypatch.setattr(Journal, "write", full(failure))
         with pytest.raises(SystemExit) as end:
             model_vqa_loader.main([*arguments])
-        assert status in (end.value.code, str(end.value.code).removeprefix("error: ").partition(";")[0])
+        assert status in (end.value.code, str(end.value).removeprefix("error: ").partition(";")[0])
         assert (folder / "a.jsonl").read_bytes().count(b"\n") == 2
     monkeypatch.setattr(Journal, "write", real_write)
     with pytest.raises(SystemExit):

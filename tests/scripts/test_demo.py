@@ -144,7 +144,7 @@ def test_a_missing_picture_is_told_and_counted(llava_folder, data, tmp_path, cap
 def test_bad_input_is_one_line(llava_folder, data, tmp_path, more, said):
     with pytest.raises(SystemExit) as end:
         cell.main(flags(llava_folder, data, tmp_path, *more))
-    message = str(end.value.code)
+    message = str(end.value)
     assert message.startswith("error: ")
     assert said in message
     assert "\n" not in message

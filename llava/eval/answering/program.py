@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from flowcut.command_line import program, told_in_one_line
+from flowcut.progress import progress_bar
 from llava.eval.answering.answer_run import AnswerRun, QuestionRun
 from llava.eval.answering.chunks import end_with_parent
 from llava.eval.answering.journal import Journal
 from llava.eval.answering.served_run import ServedRun
-from llava.eval.answering.settings import SERVED, add_answer_flags, check_server
+from llava.eval.answering.settings import SERVED, check_server
 from llava.eval.models.load import load_answerer
 from llava.eval.models.reply import Generation, check_device
 from llava.eval.models.served_answerer import ServedAnswerer, manner_of
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
-from llava.given import home_path, told_in_one_line
+from llava.given import home_path
 
 QuestionReader = Callable[[argparse.Namespace], tuple[list[Question], list[Problem]]]
 
@@ -47,6 +48,7 @@ class AnsweringProgram:
         """Answer a question file with the flags in `args`; returns how many questions could not be answered."""
         return answer_all(start_run(args, self.read))
 
+    @program
     def main(self, argv: Sequence[str] | None = None) -> None:
         """The program itself: ends with one line and status 1 for invalid input and unanswered questions."""
         args = self.build_parser().parse_args(argv)
@@ -55,30 +57,6 @@ class AnsweringProgram:
             unanswered = answer_all(start_run(args, self.read), args.chunk_idx)
         if unanswered and not args.skip_bad:
             sys.exit(1)
-
-
-def build_parser(
-    description: str | None, questions: str, conv_mode: str, max_new_tokens: int
-) -> argparse.ArgumentParser:
-    """The flags that every program has, under LLaVA's names.
-
-    questions: help of --question-file. conv_mode, max_new_tokens: the program's defaults.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
-    parser.add_argument("--image-folder", default="", help="folder that the questions' image paths are relative to")
-    parser.add_argument("--question-file", required=True, help=questions)
-    parser.add_argument("--answers-file", default="answer.jsonl", help="JSON lines to write, or to continue")
-    parser.add_argument("--num-chunks", type=int, default=1, help="split the questions into this many pieces ...")
-    parser.add_argument("--chunk-idx", type=int, default=0, help="... and answer this one, from 0")
-    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
-    parser.add_argument("--limit", type=int, help="number of questions, spread evenly over the file (default: all)")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="exit with 0 even if some questions could not be answered"
-    )
-    add_answer_flags(parser, conv_mode, max_new_tokens)
-    parser.set_defaults(default_mode=conv_mode)
-    return parser
 
 
 def start_run(args: argparse.Namespace, read: QuestionReader) -> QuestionRun:
@@ -158,7 +136,7 @@ def answer_all(run: QuestionRun, line: int = 0) -> int:
     """
     total = len(run.questions)
     name = run.journal.path.name
-    with tqdm(total=total, initial=total - run.remaining, desc=name, unit="question", position=line) as bar:
+    with progress_bar(total=total, initial=total - run.remaining, desc=name, unit="question", position=line) as bar:
         try:
             while run.remaining:
                 bar.update(run.step())

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llava.eval.models.load import BACKENDS
-from llava.eval.models.reply import DTYPES, Generation, check_device
+from flowcut.command_line import Parser
+from llava.eval.models.reply import BACKENDS, DTYPES, Generation, check_device
 
 # Where a field's flag is not --name with dashes. LLaVA writes some of its flags with underscores.
 _FLAGS = {"backend": "--host"} | {name: f"--{name}" for name in ("top_p", "num_beams", "max_new_tokens")}
@@ -79,7 +79,7 @@ class AnswerSettings:
 
         Raises ValueError, one line, for a flag with a bad value.
         """
-        parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+        parser = Parser(add_help=False, exit_on_error=False)
         add_answer_flags(parser, "", None, temperature)
         try:
             known, more = parser.parse_known_args(list(flags))
@@ -131,3 +131,25 @@ def add_answer_flags(
     parser.add_argument("--in-flight", type=int, default=16, help="requests to it at a time (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="of each video, for transformers' video models")
     parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")
+
+
+def build_parser(doc: str | None, questions: str, conv_mode: str, max_new_tokens: int) -> Parser:
+    """The flags that every program has, under LLaVA's names.
+
+    questions: help of --question-file. conv_mode, max_new_tokens: the program's defaults.
+    """
+    parser = Parser(doc)
+    parser.add_argument("--model-path", required=True, help="checkpoint folder, or Hub name")
+    parser.add_argument("--image-folder", default="", help="folder that the questions' image paths are relative to")
+    parser.add_argument("--question-file", required=True, help=questions)
+    parser.add_argument("--answers-file", default="answer.jsonl", help="JSON lines to write, or to continue")
+    parser.add_argument("--num-chunks", type=int, default=1, help="split the questions into this many pieces ...")
+    parser.add_argument("--chunk-idx", type=int, default=0, help="... and answer this one, from 0")
+    parser.add_argument("--pruner", help="flowcut:budget=64, ..., or none (default: the checkpoint's own, if any)")
+    parser.add_argument("--limit", type=int, help="number of questions, spread evenly over the file (default: all)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="exit with 0 even if some questions could not be answered"
+    )
+    add_answer_flags(parser, conv_mode, max_new_tokens)
+    parser.set_defaults(default_mode=conv_mode)
+    return parser

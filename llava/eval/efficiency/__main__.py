@@ -33,6 +33,48 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, parse_first, program
+from llava.eval.files import write_atomic
+from llava.eval.models.reply import DTYPES
+from llava.eval.questions import Question, questions_of
+
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model-path", default="playground/embedded", help="a LLaVA checkpoint (default: %(default)s)")
+    parser.add_argument("--model-base", help="base model of a LoRA adapter or a projector")
+    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else vicuna_v1)")
+    parser.add_argument("--question-file", type=Path, help="JSON lines (default: the embedded benchmark)")
+    parser.add_argument("--image-folder", type=Path, help="folder that the questions' image paths are relative to")
+    parser.add_argument(
+        "--pruner", action="append", help="compared with none; several times (default: flowcut:budget=64)"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="questions at a time (default: 1)")
+    parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=["sdpa"], help="(default: sdpa)")
+    parser.add_argument(
+        "--limit",
+        also=["--questions"],
+        dest="questions",
+        type=int,
+        default=64,
+        help="number of questions, spread evenly over the file (default: 64)",
+    )
+    parser.add_argument("--warm-up", type=int, default=20, help="warm-up questions per row (default: 20)")
+    parser.add_argument("--max-new-tokens", type=int, default=16, help="(default: %(default)s)")
+    parser.add_argument("--power", action="store_true", help="also measure the GPU's power, in separate loops")
+    parser.add_argument(
+        "--price-per-hour", type=float, help="of the machine, in any currency, for a price of 1000 questions"
+    )
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
+    parser.add_argument("--out", type=Path, help="JSON file for the report with every trial's times")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 import torch
 from transformers.utils import is_flash_attn_2_available
 
@@ -42,14 +84,8 @@ from llava.eval.efficiency.answer_costs import ModelSizes
 from llava.eval.efficiency.power import check_power
 from llava.eval.efficiency.report import Variant, VariantResult, row_of, table
 from llava.eval.efficiency.trials import Comparison
-from llava.eval.files import write_atomic
 from llava.eval.models.llava_checkpoint import load_checkpoint
-from llava.eval.models.reply import DTYPES
 from llava.eval.provenance import environment, fingerprint
-from llava.eval.questions import Question, questions_of
-from llava.given import told_in_one_line
-
-ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 def variants_of(args: argparse.Namespace) -> list[Variant]:
@@ -144,57 +180,26 @@ def report(
     }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "efficiency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model-path", default="playground/embedded", help="a LLaVA checkpoint (default: %(default)s)")
-    parser.add_argument("--model-base", help="base model of a LoRA adapter or a projector")
-    parser.add_argument("--conv-mode", help="prompt template (default: the checkpoint's own, else vicuna_v1)")
-    parser.add_argument("--question-file", type=Path, help="JSON lines (default: the embedded benchmark)")
-    parser.add_argument("--image-folder", type=Path, help="folder that the questions' image paths are relative to")
-    parser.add_argument(
-        "--pruner", action="append", help="compared with none; several times (default: flowcut:budget=64)"
-    )
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="questions at a time (default: 1)")
-    parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=["sdpa"], help="(default: sdpa)")
-    parser.add_argument(
-        "--questions", type=int, default=64, help="number of questions, spread evenly over the file (default: 64)"
-    )
-    parser.add_argument("--warm-up", type=int, default=20, help="warm-up questions per row (default: 20)")
-    parser.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--power", action="store_true", help="also measure the GPU's power, in separate loops")
-    parser.add_argument(
-        "--price-per-hour", type=float, help="of the machine, in any currency, for a price of 1000 questions"
-    )
-    parser.add_argument("--device", help="default: CUDA where there is one")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
-    parser.add_argument("--out", type=Path, help="JSON file for the report with every trial's times")
-    return parser
-
-
+@program
 def main(argv: list[str] | None = None) -> None:
     """Prints a table and, as the last line, the report as JSON."""
     args = build_parser().parse_args(argv)
     args.pruner = args.pruner or ["flowcut:budget=64"]
     command = "python -m llava.eval.efficiency " + shlex.join(sys.argv[1:] if argv is None else argv)
-    with told_in_one_line():
-        variants = variants_of(args)
-        if args.out is not None:
-            check_out(args.out)
-        questions, images, args.data_hash = data_of(args)
-        checkpoint = load_checkpoint(
-            args.model_path, args.model_base, args.conv_mode, args.device, args.dtype, "vicuna_v1"
-        )
-        device = checkpoint.model.device
-        check_attention(args.attention, device, checkpoint.model.dtype)
-        if args.power and device.type == "cuda":
-            check_power(device)
-        elif args.power:
-            print(f"power is not measured: a {device.type} does not report it", file=sys.stderr)
-        keep_freed_memory()
-        comparison = Comparison(checkpoint, questions, images, variants, args.max_new_tokens)
-        results = comparison.measure(args.warm_up, args.power and device.type == "cuda")
+    variants = variants_of(args)
+    if args.out is not None:
+        check_out(args.out)
+    questions, images, args.data_hash = data_of(args)
+    checkpoint = load_checkpoint(args.model_path, args.model_base, args.conv_mode, args.device, args.dtype, "vicuna_v1")
+    device = checkpoint.model.device
+    check_attention(args.attention, device, checkpoint.model.dtype)
+    if args.power and device.type == "cuda":
+        check_power(device)
+    elif args.power:
+        print(f"power is not measured: a {device.type} does not report it", file=sys.stderr)
+    keep_freed_memory()
+    comparison = Comparison(checkpoint, questions, images, variants, args.max_new_tokens)
+    results = comparison.measure(args.warm_up, args.power and device.type == "cuda")
     found = report(comparison, results, args, command)
     if args.out is not None:
         write_atomic(args.out, json.dumps(found, indent=1) + "\n")

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from flowcut.bench.memory import peak_memory_mb
+from flowcut.progress import progress_bar
 from llava.eval.efficiency.power import PowerMeter
 from llava.eval.efficiency.report import Power, Trial, Variant, VariantResult
 from llava.eval.media.reading import Picture, QuestionMedia
@@ -75,7 +76,9 @@ class Comparison:
     def bar(self, warm_up: int, power: bool) -> tqdm:
         counted = [len(firsts(variant, len(self.questions))) * variant.batch for variant in self.variants]
         others = [(len(self.warming(variant, warm_up)) + 1) * variant.batch for variant in self.variants]
-        return tqdm(total=sum(counted) * (2 if power else 1) + sum(others), desc="questions, all rows", unit="q")
+        return progress_bar(
+            total=sum(counted) * (2 if power else 1) + sum(others), desc="questions, all rows", unit="q"
+        )
 
     def warming(self, variant: Variant, questions: int) -> list[int]:
         """The first question of each warm-up batch; starts over if there are not enough questions."""

@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
+from flowcut.progress import progress_bar
 from llava.eval.judge.client import Client, Endpoint, Unanswered
 from llava.eval.judge.protocol import Ask, JudgeProtocol, Prompts, body_of, load_prompts
 from llava.eval.judge.replies import Filed, Online, ReplyJournal, read_replies, write_requests
@@ -100,7 +99,7 @@ class _Review:
     def _ask(self, waiting: Sequence[Place], source: Online, progress: bool) -> None:
         with (
             _pool(self.settings.workers, source.client) as pool,
-            tqdm(
+            progress_bar(
                 total=len(self.places), initial=self.kept, desc=self.model, unit="verdict", disable=not progress
             ) as bar,
         ):

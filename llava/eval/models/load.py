@@ -7,11 +7,9 @@ from llava.eval.models.hf_answerer import HFAnswerer
 from llava.eval.models.hf_checkpoint import load_hf_checkpoint
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.llava_checkpoint import load_checkpoint
-from llava.eval.models.reply import Generation
+from llava.eval.models.reply import BACKENDS, Generation
 from llava.model.checkpoint import local_folder, read_config, refuse_unfinished
 from llava.model.transformers_layout import is_transformers_layout, llava_fields
-
-BACKENDS = ("auto", "llava", "transformers")
 
 
 def fits_llava_classes(model_path: str) -> bool:

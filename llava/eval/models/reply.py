@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-
 DTYPES = ("float32", "float16", "bfloat16")
+BACKENDS = ("auto", "llava", "transformers")
 LARGEST_SEED = 2**32  # a question's number is added, and torch takes 64 bits
 
 
 def check_device(name: str | None) -> None:
     """Raise ValueError, one line, for a device that does not exist; None is the default one."""
+    import torch  # not before the flags are read
+
     try:
         device = torch.device(name or "cpu")
     except (RuntimeError, TypeError, ValueError):

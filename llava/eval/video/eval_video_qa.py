@@ -18,17 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flowcut.command_line import Parser, program
 from llava.eval.benchmarks import video_qa
 from llava.eval.benchmarks.score_report import shown
 from llava.eval.files import field_of, read_rows, write_json
 from llava.eval.judge import review
 from llava.eval.judge import settings as judge_settings
 from llava.eval.sample import Sample
-from llava.given import home_path, told_in_one_line
+from llava.given import home_path
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--pred_path", type=Path, required=True, help="JSON lines of id, question, answer, pred")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the judge's replies")
     parser.add_argument("--output_json", type=Path, required=True, help="verdicts to write: id -> [verdict, question]")
@@ -82,14 +83,14 @@ def combined(samples: Sequence[Sample]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    with told_in_one_line():
-        settings = settings_of(args)
-        truths = video_qa.truths(home_path(args.gt_file_answers)) if args.gt_file_answers else None
-        samples = samples_of(read_rows(home_path(args.pred_path), "answers"), truths)
-        journal = home_path(args.output_dir) / "judge.jsonl"
-        judged = review.apply(video_qa.JUDGE, samples, settings, journal, progress=True)
+    settings = settings_of(args)
+    truths = video_qa.truths(home_path(args.gt_file_answers)) if args.gt_file_answers else None
+    samples = samples_of(read_rows(home_path(args.pred_path), "answers"), truths)
+    journal = home_path(args.output_dir) / "judge.jsonl"
+    judged = review.apply(video_qa.JUDGE, samples, settings, journal, progress=True)
     summary = video_qa.aggregate([video_qa.score(sample) for sample in judged.samples])
     labels = summary["labels"] + judged.labels
     if judged.record:

@@ -17,21 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answering.answer_run import AnswerRun
+from flowcut.command_line import Parser, parse_first, program
 from llava.eval.answering.journal import Journal
-from llava.eval.answering.program import answer_all, default_workers
 from llava.eval.files import write_atomic
 from llava.eval.media.frames import is_video
-from llava.eval.models.hf_answerer import HFAnswerer
-from llava.eval.models.hf_checkpoint import load_hf_checkpoint
 from llava.eval.models.reply import DTYPES, Generation
-from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
-from llava.given import home_path, read_json, told_in_one_line
+from llava.given import home_path, read_json
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument(
         "--model_path", required=True, help="folder or Hub name, such as LanguageBind/Video-LLaVA-7B-hf"
     )
@@ -60,6 +56,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fresh", action="store_true", help="start over instead of continuing")
     return parser
+
+
+parse_first(__name__, build_parser)
+
+from llava.eval.answering.answer_run import AnswerRun
+from llava.eval.answering.program import answer_all, default_workers
+from llava.eval.models.hf_answerer import HFAnswerer
+from llava.eval.models.hf_checkpoint import load_hf_checkpoint
+from llava.eval.provenance import fingerprint
 
 
 def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
@@ -142,10 +147,10 @@ def run_inference(args: argparse.Namespace) -> int:
     return failures
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    with told_in_one_line():
-        failures = run_inference(args)
+    failures = run_inference(args)
     if failures and not args.skip_bad:
         sys.exit(1)
 

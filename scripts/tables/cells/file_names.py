@@ -1,6 +1,9 @@
-"""Names of cells' files, which follow from the text form of a pruner."""
+"""Names of cells' files, which follow from the text form of a pruner, and of folders of evaluation scripts."""
 
 from __future__ import annotations
+
+FAMILIES: dict[str, str | None] = {"v1_5": "vicuna_v1", "v1_6": "vicuna_v1", "qwen2_vl": None, "video": None}
+"""Folder of `scripts/` with evaluation scripts -> their conversation mode; None for the checkpoint's own."""
 
 
 def method_of(pruner: str) -> str:

@@ -14,8 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from flowcut.progress import progress_bar
 from llava.eval.answering.answer_run import AnswerRun
 from llava.eval.answering.journal import Journal
 from llava.eval.benchmarks import embedded
@@ -206,7 +205,9 @@ def measure(plans: Sequence[Plan]) -> tuple[list[dict[str, Any]], list[Problem]]
         run.warm_up()
     total = sum(len(run.questions) for run in runs)
     waiting = sum(run.remaining for run in runs)
-    with tqdm(total=total, initial=total - waiting, desc="questions, all rows", unit="q", disable=not total) as bar:
+    with progress_bar(
+        total=total, initial=total - waiting, desc="questions, all rows", unit="q", disable=not total
+    ) as bar:
         while any(run.remaining for run in runs):
             bar.update(sum(run.step() for run in runs if run.remaining))
     problems = [problem for run in runs for problem in run.finish()]

@@ -52,6 +52,23 @@ class Shared:
         scores = tuple(tuple(100 * float(one[question]) for question in questions) for one in numbers)
         return cls(tuple(questions), scenes, types, scores)
 
+    def without(self, kind: str) -> Shared:
+        """The same cells on the questions that are not of this type.
+
+        Raises:
+            ValueError: all of them are.
+        """
+        left = [place for place, own in enumerate(self.types) if own != kind]
+        if not left:
+            raise ValueError(f"all questions are of type {kind}")
+
+        def pick(values: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(values[place] for place in left)
+
+        return Shared(
+            pick(self.questions), pick(self.scenes), pick(self.types), tuple(pick(scores) for scores in self.scores)
+        )
+
     def accuracy(self, cell: int) -> Mean:
         return self._mean(self.scores[cell])
 

@@ -11,11 +11,9 @@ from llava.eval import launch
 from llava.eval.answering.evaluate import EvaluationSpec
 from llava.eval.benchmarks.registry import DATA, benchmark
 from llava.mm_utils import get_model_name_from_path
-from scripts.tables.cells.file_names import cell_name
+from scripts.tables.cells.file_names import FAMILIES, cell_name
 
 SCRIPTS = Path(__file__).parents[2]
-FAMILIES: dict[str, str | None] = {"v1_5": "vicuna_v1", "v1_6": "vicuna_v1", "qwen2_vl": None, "video": None}
-"""Folder of `scripts/` with evaluation scripts -> their conversation mode; None for the checkpoint's own."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from scripts.tables.paper.spec import Table
+if TYPE_CHECKING:
+    from scripts.tables.paper.spec import Table
 
 NUMBERS = range(1, 12)
 

@@ -41,9 +41,19 @@ def grid(table: Table, measured: MeasuredTable, model: str) -> Grid:
     header = ["tokens", "method", "", *(column.name for column in table.columns)]
     for name in table.averages:
         header += [name, f"{name}, paper's bound"]
-    made = Grid(f"Table {table.number}: {table.title} ({model})", header, left=3)
-    for number in range(len(table.rows)):
-        made.lines += _lines(made, table, number, measured)
+    made = Grid(f"{model}, measured, and the paper's table {table.number} ({table.title})", header, left=3)
+    made.better = {at: 1 for at in range(3, len(header))}
+    for at, column in enumerate(table.columns, 3):
+        if column.source != "cell":  # times and FLOPs, of which less is better, stand beside ratios
+            del made.better[at]
+    for number, row in enumerate(table.rows):
+        lines = _lines(made, table, number, measured)
+        places = range(len(made.lines), len(made.lines) + len(lines))
+        made.unranked |= {
+            at for at, line in zip(places, lines, strict=True) if line[2] != "ours" or row.pruner == "none"
+        }
+        made.groups += [row.section] * len(lines)
+        made.lines += lines
     made.notes += table.notes
     return made
 

@@ -35,12 +35,17 @@ def accuracy(table: Table, cells: Mapping[str, CellDocument]) -> Grid:
     unpruned = texts.index("none")
     types = list(shared.by_type(unpruned))
     made = _empty(table, ["all", "95 %", "vs. unpruned", "share, %", *types, "GFLOPs"])
+    made.better = {2: 1, 5: 1, 6 + len(types): -1}
     for one in table.rows:
         text = pruner_of(table, one)
         if text is None:
             made.lines.append(_not_run(made, one, len(made.header) - 4, _paper(table, one)))
+            made.groups.append(one.section)
             continue
         own = texts.index(text)
+        if own == unpruned:
+            made.unranked.add(len(made.lines))
+        made.groups.append(one.section)
         mean, whole = shared.accuracy(own), shared.accuracy(unpruned)
         made.lines.append(
             [
@@ -70,9 +75,13 @@ def efficiency(
     """
     made = _empty(table, ["ms a question", "speed-up", "paper's", "prefill ms", "speed-up", "paper's", "GFLOPs"])
     made.header[-1] = "paper's TFLOPs"
+    made.better = {2: -1, 3: 1, 5: -1, 6: 1, 8: -1}
     for one in table.rows:
         text = pruner_of(table, one)
         assert text is not None, "every row of this table can be run"
+        if text == "none":
+            made.unranked.add(len(made.lines))
+        made.groups.append(one.section)
         own = times[text]
         made.lines.append(
             [
@@ -98,8 +107,10 @@ def training(table: Table, cells: Mapping[str, CellDocument], runs: Mapping[str,
     """
     made = accuracy(table, cells)
     made.notes.pop(0)
-    seconds = {run["tokens"]: run["seconds"] for run in runs["rows"]}
+    # Runs of other methods come after those of the table.
+    seconds = {run["tokens"]: run["seconds"] for run in reversed(runs["rows"])}
     made.header[2:2] = ["minutes", "speed-up", "paper's"]
+    made.better = {}  # each row has another model
     for line, one in zip(made.lines, table.rows, strict=True):
         own = seconds[int(one.section.split()[0])]
         line[2:2] = [f"{own / 60:.1f}", f"{seconds[PATCHES] / own:.2f}", f"{one.printed[1]:.1f}"]
@@ -112,7 +123,7 @@ def training(table: Table, cells: Mapping[str, CellDocument], runs: Mapping[str,
 
 
 def _empty(table: Table, columns: Sequence[str]) -> Grid:
-    title = f"Table {table.number}: {table.title} (the paper's layout, on the embedded model)"
+    title = f"The embedded model, in the layout of the paper's table {table.number} ({table.title})"
     printed = table.averages[0] if table.averages else table.columns[-1].name
     made = Grid(title, ["tokens", "method", *columns, f"paper's {printed}"], left=2)
     if table.number in SHAPE:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from flowcut.command_line import Parser, refuse
 from llava.eval.files import write_atomic
-from llava.given import told_in_one_line
 
 
 def fill(text: str, marker: str, table: str) -> str:
@@ -24,6 +22,14 @@ def fill(text: str, marker: str, table: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text)
 
 
+def build_parser(about: str | None) -> Parser:
+    """The flags of every program that calls `keep_pages`."""
+    parser = Parser(about)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where cells are (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file is out of date")
+    return parser
+
+
 def keep_pages(
     module: str, about: str | None, texts: Callable[[Path], Mapping[Path, str]], argv: list[str] | None
 ) -> None:
@@ -32,13 +38,8 @@ def keep_pages(
     module: of the program. about: its help. texts: from the folder of results to each file's whole text; its ValueError
     becomes one line.
     """
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where cells are (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if a file is out of date")
-    args = parser.parse_args(argv)
-    with told_in_one_line():
-        wanted = texts(args.results)
-    keep(wanted, args.check, module)
+    args = build_parser(about).parse_args(argv)
+    keep(texts(args.results), args.check, module)
 
 
 def keep(wanted: Mapping[Path, str], check: bool, module: str) -> None:
@@ -48,7 +49,7 @@ def keep(wanted: Mapping[Path, str], check: bool, module: str) -> None:
     }
     names = ", ".join(str(file) for file in stale)
     if stale and check:
-        sys.exit(f"error: out of date: {names}; run python -m {module}")
+        refuse(f"error: out of date: {names}; run python -m {module}", status=1)
     for file, text in stale.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, text)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("matplotlib")
 
@@ -63,6 +64,8 @@ def test_the_page_stands_alone_and_describes_its_images(report):
     assert "<script" not in text
     assert all(len(image["alt"]) > 40 for image in page.images)
     assert all((report / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in FIGURES)
+    assert all(Image.open(report / f"{name}.png").mode == "RGB" for name in FIGURES)  # no palette that loses colours
+    assert all("</text>" in (report / f"{name}.svg").read_text("utf-8") for name in FIGURES)
     assert text.count("<h2>") == len(FIGURES) + 1
     assert "a.png, b.jpg" in text
 

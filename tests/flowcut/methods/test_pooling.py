@@ -44,3 +44,13 @@ def test_uneven_cells_are_means_of_their_patches(host):
 def test_refused_where_the_model_merges():
     with pytest.raises(ValueError, match=r"Pooling cannot merge patches where the model joins several"):
         attach(HFQwen2VL().build(), Pooling(10))
+
+
+def test_the_trace_tells_the_cell_of_each_patch(host):
+    model = host.build()
+    with torch.no_grad(), attach(model, Pooling(10), signals=True) as handle:
+        host.outputs(model, host.samples(), handle)
+    for token, (top, bottom, left, right) in enumerate(cells(6, 6, 10).tolist()):
+        inside = [y * 6 + x for y in range(top, bottom) for x in range(left, right)]
+        assert handle.trace.members(0)[token].tolist() == inside
+    assert not handle.trace.mixed

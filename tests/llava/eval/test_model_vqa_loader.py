@@ -147,7 +147,7 @@ def test_bad_images_and_rows_are_reported_and_may_be_mended(flags, question_fold
 def test_bad_input_is_one_line_and_status_1(flags, more, said):
     with pytest.raises(SystemExit) as end:
         main(flags("answers.jsonl", *more))
-    message = str(end.value.code)  # Python prints it to stderr and exits with 1
+    message = str(end.value)  # Python prints it to stderr and exits with 1
     assert message.startswith("error: ")
     assert said in message
     assert "\n" not in message

@@ -70,7 +70,7 @@ def test_bad_input_is_one_line(llava_folder, picture, flag, value, said):
     given = {"--model-path": str(llava_folder), "--image-file": picture, "--query": "why?", flag: value}
     with pytest.raises(SystemExit) as end:
         main([part for pair in given.items() for part in pair])
-    message = str(end.value.code)
+    message = str(end.value)
     assert message.startswith("error: ")
     assert said in message
     assert "\n" not in message

@@ -114,7 +114,7 @@ def test_errors_are_one_line(data, tmp_path):
     def message(*command):
         with pytest.raises(SystemExit) as stop:
             score.main([*command, "--data", str(data)])
-        return str(stop.value.code)
+        return str(stop.value)
 
     assert "answers file" in message("gqa", "--answers-file", str(tmp_path / "none.jsonl"))
     (tmp_path / "a.jsonl").write_text(

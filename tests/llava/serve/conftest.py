@@ -45,6 +45,35 @@ def ask_about(checkpoint):
     return prompt
 
 
+@pytest.fixture(scope="session")
+def controller(engine):
+    """A controller with a worker that serves `engine` as "tiny"."""
+    pytest.importorskip("fastapi")
+    from llava.serve.client import ControllerClient
+    from llava.serve.controller import Controller, build_app
+    from llava.serve.model_worker import ModelWorker
+    from llava.serve.server import LocalServer
+    from llava.serve.worker import Place
+
+    known = Controller()
+
+    def make(url):
+        worker = ModelWorker(engine, Place(url), "tiny")
+        known.register(url, False, worker.status())
+        return worker.build_app()
+
+    with LocalServer(build_app(known)) as front, LocalServer(make):
+        yield ControllerClient(front.url)
+
+
+@pytest.fixture
+def files(pictures, tmp_path):
+    """The paths of both pictures."""
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+    return [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     before = torch.get_num_threads()

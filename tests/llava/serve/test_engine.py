@@ -168,31 +168,35 @@ def test_no_new_tokens_and_texts_that_cannot_fit_are_answered_while_the_model_is
 
 def test_a_comparison_is_made_of_rounds_in_turns(engine, checkpoint, pictures, ask_about, monkeypatch):
     seen = []
-    monkeypatch.setattr(runs, "attach", lambda *given: seen.append("pruned") or attach(*given))
-    handle = checkpoint.model.register_forward_pre_hook(lambda *_: seen.append("pass"))
+    monkeypatch.setattr(runs, "attach", lambda *given, **more: seen.append(given[1].budget) or attach(*given, **more))
     question = ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, None, 1, pruner="fastervlm:budget=5", rounds=3)
-    try:
-        comparison = engine.answer(question).figures.comparison
-    finally:
-        handle.remove()
-    assert seen == ["pruned", "pass"] + ["pruned", "pass", "pass"] * 4  # the answer, one warm-up, three rounds
+    comparison = engine.answer(replace(question, against="random:budget=7")).figures.comparison
+    assert seen == [5, *[7, 5], *[5, 7], *[7, 5], *[5, 7]]  # the answer, one warm-up, three rounds
     assert comparison["rounds"] == 3
-    assert (comparison["pruned"]["visual_tokens"], comparison["none"]["visual_tokens"]) == (5, 16)
-    for found in (comparison["pruned"], comparison["none"]):
-        assert 0 < found["encode_ms"] + found["prefill_ms"] <= found["ttft_ms"]
+    assert [run["pruner"] for run in comparison["runs"]] == ["fastervlm:budget=5", "random:budget=7"]
+    assert [run["visual_tokens"] for run in comparison["runs"]] == [5, 7]
+    for run in comparison["runs"]:
+        assert 0 < run["encode_ms"] + run["prefill_ms"] <= run["ttft_ms"]
+    for pruner, tokens in ((question.pruner, 5), ("none", 16)):
+        [run] = engine.answer(replace(question, pruner=pruner)).figures.comparison["runs"]
+        assert (run["pruner"], run["visual_tokens"]) == (pruner, tokens)
 
 
 def test_a_comparison_has_medians_without_the_first_round(engine, pictures, ask_about, monkeypatch):
-    times = iter([900.0, 1.0, 700.0, 10.0, 2.0, 50.0, 60.0, 20.0, 3.0, 30.0])  # the answer; pruned and none in turns
+    # the answer; none and pruned to warm up; then pruned, none, none, pruned, pruned, none
+    times = iter([900.0, 700.0, 1.0, 10.0, 2.0, 60.0, 50.0, 20.0, 3.0])
 
     def stop(watch):
         watch.encode_ms = watch.prefill_ms = watch.ttft_ms = next(times)
         return 1.0
 
     monkeypatch.setattr(runs.Stopwatch, "stop", stop)
-    question = ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, None, 1, pruner="fastervlm:budget=5", rounds=3)
-    comparison = engine.answer(question).figures.comparison
-    assert (comparison["pruned"]["ttft_ms"], comparison["none"]["ttft_ms"]) == (20.0, 3.0)
+    question = ChatPrompt(
+        ask_about(TEXT), pictures[:1], 0.0, None, 1, pruner="fastervlm:budget=5", rounds=3, against="none"
+    )
+    pruned, none = engine.answer(question).figures.comparison["runs"]
+    assert (pruned["ttft_ms"], pruned["ttft_range_ms"]) == (20.0, [10.0, 50.0])
+    assert (none["ttft_ms"], none["ttft_range_ms"]) == (3.0, [2.0, 60.0])
 
 
 def test_a_failed_comparison_leaves_the_answer(engine, pictures, ask_about, monkeypatch):
@@ -204,13 +208,40 @@ def test_a_failed_comparison_leaves_the_answer(engine, pictures, ask_about, monk
     answer = engine.answer(question)
     assert answer.text
     assert answer.figures.comparison == {"rounds": 0, "problem": "OutOfMemoryError: CUDA out of memory. Tried"}
-    for changes in ({"pruner": "none"}, {"prompt": ask_about(TEXT, 0), "images": ()}):
-        assert engine.answer(replace(question, **changes)).figures.comparison is None
+    assert engine.answer(replace(question, prompt=ask_about(TEXT, 0), images=())).figures.comparison is None
 
 
 def test_methods_that_need_a_question_or_more_layers_are_not_offered(engine):
-    assert {"fastervlm", "random"} <= set(engine.methods)
-    assert not {"cdpruner", "rcom", "sparsevlm", "flowcut"} & set(engine.methods)
+    assert {"fastervlm", "random"} <= set(engine.budgets)
+    assert not {"cdpruner", "rcom", "sparsevlm", "flowcut"} & set(engine.budgets)
+
+
+def test_the_least_budgets_offered_can_be_asked_for(engine, pictures, ask_about):
+    """Also those that a method's own declaration puts above 1; a smaller one is refused there."""
+    above = {name: least for name, least in engine.budgets.items() if least > 1}
+    assert above.keys() >= {"tome"}
+    question = ChatPrompt(ask_about(TEXT), pictures[:1], 0.0, None, 1)
+    for name, least in above.items():
+        engine.answer(replace(question, pruner=f"{name}:budget={least}"))
+    with pytest.raises(ValueError, match="use a larger budget"):
+        engine.answer(replace(question, pruner=f"tome:budget={engine.budgets['tome'] - 1}"))
+
+
+def test_a_model_that_needs_a_picture_says_so(checkpoint, ask_about):
+    with pytest.raises(ValueError, match="about pictures only; add a picture to the question"):
+        Engine(checkpoint, needs_picture=True).answer(ChatPrompt(ask_about(TEXT, 0)))
+
+
+@pytest.mark.parametrize("pruner", ["pooling:budget=5", "visionzip:budget=5", "prumerge:budget=5"])
+def test_where_merged_patches_went_is_sent_along(engine, pictures, ask_about, pruner):
+    question = ChatPrompt(ask_about(TEXT, 2), pictures, 0.0, None, 1, pruner=pruner, trace=True)
+    kept = engine.answer(question).kept
+    assert kept["mixed"] == (kept["sources"] is None) == pruner.startswith("prumerge")
+    assert kept["others"] == (0 if pruner.startswith("pooling") else 2)  # CLS, or a summary, of each picture
+    if kept["sources"]:
+        patches = 5 if pruner.startswith("pooling") else 4  # the fifth is CLS
+        assert [len({*row}) for row in kept["sources"]] == [patches] * 2
+        assert [len(row) for row in kept["sources"]] == [16] * 2
 
 
 class TestContext:

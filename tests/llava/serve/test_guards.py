@@ -18,10 +18,11 @@ from PIL import Image
 from llava.serve import guards
 from llava.serve.client import stream
 from llava.serve.controller import Controller, build_app
+from llava.serve.flags import port_number
 from llava.serve.guards import SendTimeout, known_hosts
 from llava.serve.model_worker import ModelWorker
 from llava.serve.protocol import WorkerStatus
-from llava.serve.server import LocalServer, port_number
+from llava.serve.server import LocalServer
 from llava.serve.worker import Place, Worker
 
 CLIENT = httpx.Client(trust_env=False, timeout=20)  # one, because each costs a TLS context

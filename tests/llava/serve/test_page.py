@@ -1,8 +1,8 @@
 """The page's programs, without a browser; test_browser.py has one."""
 
-from pathlib import Path
-
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("gradio")
 
@@ -13,15 +13,21 @@ from llava.serve import demo, gradio_web_server
 from llava.serve.chatlog import ChatLog
 from llava.serve.client import ControllerClient
 from llava.serve.controller import Controller, build_app
+from llava.serve.examples import EXAMPLES
 from llava.serve.gradio_web_server import build_parser, launch, settings_of
+from llava.serve.layout import OFF, example
 from llava.serve.page import Handlers, PageSettings, build_page
 from llava.serve.protocol import WorkerStatus
 from llava.serve.server import LocalServer
 from llava.serve.session import Session
+from llava.serve.side_by_side import SideBySide
 from llava.utils import moderation_msg
 
 # The workers below do not exist, and the page says so in a corner.
 pytestmark = pytest.mark.filterwarnings("ignore:no proper answer", "ignore:no worker serves")
+
+
+VALUES = ["a", 0.0, 1.0, 4, "Default", False, "none", 64, "", OFF, 64, ""]  # of `Widgets.wish`
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,7 @@ class Visit:
 def test_the_address_chooses_the_model(controller, tmp_path):
     handlers = Handlers(settings(controller[0], tmp_path))
     for parameters, expected in (({}, "a"), ({"model": "b"}, "b"), ({"model": "c"}, "a")):
-        models, _, _ = handlers.load(Visit(**parameters))
+        models, *_ = handlers.load(Visit(**parameters))
         assert (models.value, [name for name, _ in models.choices]) == (expected, ["a", "b"])
 
 
@@ -87,20 +93,42 @@ def test_only_methods_that_the_worker_can_run_are_offered(tmp_path, monkeypatch)
         handlers = Handlers(settings(server.url, tmp_path))
         for methods, offered, value in (
             (["random", "flowcut"], ["none", "random", "flowcut"], "flowcut"),
-            (["random"], ["none", "random"], "none"),
-            ([], ["none"], "none"),
-            (None, ["none", *METHODS], "flowcut"),
+            (["random"], ["none", "random"], OFF),
+            ([], ["none"], OFF),
+            (None, ["none", *METHODS], OFF),  # LLaVA's own worker prunes nothing
         ):
             status = WorkerStatus(model_names=["a"], methods=methods, visual_tokens=16)
             monkeypatch.setattr("llava.serve.page.status_of", lambda worker, status=status: status)
-            method, budget = handlers.of_model("a")
-            assert ([name for name, _ in method.choices], method.value) == (offered, value)
-            assert (budget.maximum, budget.value) == (16, 16)
+            first, hidden, _, second, budget, _, column = handlers.of_model("a")
+            assert ([name for name, _ in first.choices], first.value, hidden.visible) == (offered, "none", False)
+            assert ([name for name, _ in second.choices], second.value) == ([OFF, *offered], value)
+            assert budget.visible is column.visible is (value != OFF)
+            assert value == OFF or (budget.maximum, budget.value) == (16, 16)
+
+
+def test_a_slider_has_the_range_that_the_method_declares(controller, tmp_path, monkeypatch):
+    handlers = Handlers(settings(controller[0], tmp_path))
+    status = WorkerStatus(model_names=["a"], methods=["fastv"], visual_tokens=576, budgets={"fastv": 37})
+    monkeypatch.setattr("llava.serve.page.status_of", lambda worker: status)
+    monkeypatch.setattr(handlers.controller, "worker", lambda model: "")
+    for budget, written, expected in (
+        (20, "", (37, 37)),
+        (64, "", (37, 64)),
+        (20, "layer=1", (1, 20)),
+        (999, "", (37, 576)),
+    ):
+        slider, text = handlers.limits("a", "fastv", budget, written)
+        assert (slider.minimum, slider.value, slider.maximum) == (*expected, 576)
+        assert slider.label == f"Budget ({expected[0]} to 576)"
+        assert text.placeholder == "for example layer=2"
+    slider, text = handlers.limits("a", "none", 64, "layer=1")
+    assert not slider.visible
+    assert text.value == ""
 
 
 def test_an_upload_is_not_opened_before_its_format_is_checked(controller, tmp_path, monkeypatch):
     page = build_page(settings(controller[0], tmp_path))
-    [image] = [block for block in page.blocks.values() if isinstance(block, gr.Image)]
+    [image] = [block for block in page.blocks.values() if block.elem_id == "picture"]
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("it was opened"))
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     payload = gr.image_utils.ImageData(path=str(tmp_path / "a.jpg"), orig_name="a.jpg")
@@ -114,15 +142,47 @@ def test_a_broken_picture_is_told_in_one_line(controller, tmp_path):
     handlers = Handlers(settings(controller[0], tmp_path))
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     with pytest.raises(gr.Error, match="the picture cannot be read") as error:
-        handlers.ask(Session(), "what is this", str(tmp_path / "a.png"), "a")
+        handlers.ask(SideBySide(), "what is this", str(tmp_path / "a.png"), *VALUES)
     assert "\n" not in error.value.message
+    with pytest.warns(UserWarning, match="the picture cannot be read"):
+        assert handlers.uploaded(str(tmp_path / "a.png")) is None
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    assert handlers.uploaded(str(tmp_path / "b.png")) == str(tmp_path / "b.png")
+    assert handlers.uploaded(None) is None
 
 
-def test_visitors_files_do_not_go_into_the_working_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert build_parser().parse_args([]).log_dir == str(tmp_path / "llava" / "serve")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert demo.build_parser().parse_args([]).log_dir == str(Path.home() / ".cache" / "llava" / "serve")
+def test_a_missing_picture_is_told_where_the_model_needs_one(controller, tmp_path, monkeypatch):
+    handlers, session = Handlers(settings(controller[0], tmp_path)), SideBySide()
+    status = WorkerStatus(model_names=["a"], needs_picture=True)
+    monkeypatch.setattr("llava.serve.session.status_of", lambda worker: status)
+    with pytest.raises(gr.Error, match="answers questions about pictures only; upload one, or take an example"):
+        handlers.ask(session, "what is this", None, *VALUES)
+    picture, question = example(0)
+    assert handlers.ask(session, question, picture, *VALUES) is session
+    assert [[turn["content"] for turn in side.shown()] for side in session.sides] == [[question, "…"], []]
+
+
+def test_examples_are_small_pictures_that_the_script_draws(tmp_path):
+    from scripts import serve_examples
+
+    serve_examples.main(["--out", str(tmp_path)])
+    for drawn in EXAMPLES:
+        assert drawn.picture.stat().st_size < 50_000
+        fresh = np.asarray(Image.open(tmp_path / drawn.picture.name), dtype=int)
+        assert abs(fresh - np.asarray(Image.open(drawn.picture))).mean() < 3  # decoders differ a little
+
+
+def test_nothing_is_logged_without_a_folder(controller, tmp_path):
+    assert build_parser().parse_args([]).log_dir is None
+    assert demo.build_parser().parse_args([]).log_dir is None
+    for folder, likes in ((None, 0), (str(tmp_path), 2)):
+        args = build_parser().parse_args(["--log-dir", folder] if folder else [])
+        page = build_page(settings_of(args, controller[0], reload=False))
+        assert len([one for one in page.fns.values() if ("like" in {event for _, event in one.targets})]) == likes
+        assert any("logged" in str(block.value) for block in titles(page)) == bool(likes)
+    handlers = Handlers(PageSettings(ControllerClient(controller[0])))
+    handlers._log((Session(), Session()), [], Visit())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("program", [demo, gradio_web_server])
@@ -135,17 +195,17 @@ def test_ports_are_checked(program, capsys):
 def test_a_flagged_question_is_not_asked(controller, tmp_path, monkeypatch):
     handlers = Handlers(settings(controller[0], tmp_path, moderate=True))
     monkeypatch.setattr("llava.serve.page.violates_moderation", lambda text: text == "bad")
-    session = Session()
+    session = SideBySide()
     with pytest.raises(gr.Error) as error:
-        handlers.ask(session, "bad", None, "a")
+        handlers.ask(session, "bad", None, *VALUES)
     assert error.value.message == moderation_msg
-    assert session.conversation is None
+    assert session.sides[0].conversation is None
     with pytest.raises(gr.Error, match="there is no question"):
-        handlers.ask(session, "", None, "a")
+        handlers.ask(session, "", None, *VALUES)
     with pytest.raises(gr.Error, match="no answer to judge"):
-        handlers.vote("upvote", session, Visit())
+        handlers.vote(0, session, True, Visit())
     with pytest.raises(gr.Error, match="nothing to ask again"):
-        handlers.again(session)
+        handlers.again(session, *VALUES)
 
 
 def test_it_listens_on_this_machine_alone_and_embeds_without_title(controller, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import pytest
 
 from llava.serve.client import status_of, stream
-from llava.serve.kept_pictures import figure_table
 from llava.serve.model_worker import ModelWorker
 from llava.serve.server import LocalServer
 from llava.serve.vllm_worker import build_parser, worker_of
@@ -65,7 +64,7 @@ def test_answers_are_those_of_a_worker_with_the_model(vllm, model, request_for, 
     for name in ("visual_tokens", "text_tokens", "patches", "new_tokens", "finish"):
         assert figures[name] == expected["figures"][name], name
     assert (figures["visual_tokens"], figures["prefill_ms"]) == (kept, None)
-    assert "no time to compare with" in figure_table(figures)
+    assert "no time to compare with" in figures["comparison"]["problem"]
     assert found[0]["text"].startswith(request["prompt"])
 
 

@@ -206,7 +206,7 @@ def test_lengths_are_those_of_training(run, folder, tokenizer_folder):
 
 def rules(folder):
     arguments = ["--data_path", "x", "--image_folder", str(folder), "--image_tokens", "16"]
-    return check_data.rules_of(check_data.parser().parse_args(arguments))
+    return check_data.rules_of(check_data.build_parser().parse_args(arguments))
 
 
 def test_anyres_and_pruners_change_the_length(run, folder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowcut import attach, parse_pruner
-from llava.train.bench import RUNS, TrainingBench, check, main, parser
+from llava.train.bench import RUNS, TrainingBench, build_parser, check, main
 
 QUICK = ["--warmup", "1", "--repeats", "2", "--text-tokens", "8", "--threads", "1", "--device", "cpu"]
 PRUNER = "flowcut:budget=5,last_layer=-2"  # the tiny tower has two layers
@@ -69,7 +69,7 @@ def test_activations_of_dropped_tokens_take_no_memory(capsys):
 
 
 def test_steps_leave_the_weights_and_need_every_gradient(llava_folder):
-    args = parser().parse_args([*QUICK, "--model", str(llava_folder), "--pruner", PRUNER])
+    args = build_parser().parse_args([*QUICK, "--model", str(llava_folder), "--pruner", PRUNER])
     bench = TrainingBench(args)
     before = {name: value.clone() for name, value in bench.model.state_dict().items()}
     losses = [float(bench.step()) for _ in range(2)]
@@ -103,6 +103,6 @@ def test_what_cannot_be_used_is_one_line(capsys, more, reason):
 
 
 def test_defaults_are_the_papers(llava_folder):
-    args = parser().parse_args([])
+    args = build_parser().parse_args([])
     assert check(args).budget == 192
     assert (args.stage, args.model) == (2, "playground/embedded")

@@ -10,7 +10,7 @@ from flowcut.registry import METHODS
 from llava.eval.metrics.bootstrap import bootstrap_interval
 from llava.eval.provenance import model_fingerprint
 from scripts.embedded.rows import BUDGETS, transferred
-from scripts.tables import embed, methods, page
+from scripts.tables import embed, methods, page, readme
 from scripts.tables.cells.file_names import cell_name
 from scripts.tables.make import table_of
 
@@ -61,7 +61,7 @@ def test_the_cells_are_of_the_weights_that_ship(cells):
     assert {cell["identity"]["model_hash"] for cell in cells.values()} == {shipped}
 
 
-@pytest.mark.parametrize("program", [embed, methods, page])
+@pytest.mark.parametrize("program", [embed, methods, page, readme])
 def test_pages_are_those_of_the_cells(program, monkeypatch):
     monkeypatch.chdir(ROOT)
     program.main(["--check"])
@@ -95,7 +95,8 @@ def test_all_cells_are_of_the_same_weights_data_and_settings():
 def test_trained_models_are_asked_as_they_were_trained():
     record = json.loads((ROOT / "results/embedded/training.json").read_text())
     for run in record["rows"]:
-        [file] = (ROOT / f"results/trained_{run['tokens']}/embedded").glob("*.json")
+        folder = run.get("run", f"trained_{run['tokens']}")
+        [file] = (ROOT / "results" / folder / "embedded").glob("*.json")
         cell = json.loads(file.read_text())
         assert cell["tokens"]["llm"] == run["tokens"]
         assert cell["budget"] == run["tokens"]

@@ -100,6 +100,6 @@ def test_bad_files_are_one_line(benchmark_folder, video_model, name, content, me
         (benchmark_folder / name).write_text(content)
     with pytest.raises(SystemExit) as end:
         run(benchmark_folder, video_model, "bad")
-    assert str(end.value.code).startswith("error: ")
-    assert message in str(end.value.code)
-    assert "\n" not in str(end.value.code)
+    assert str(end.value).startswith("error: ")
+    assert message in str(end.value)
+    assert "\n" not in str(end.value)

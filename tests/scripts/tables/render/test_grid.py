@@ -4,7 +4,7 @@ import csv
 import io
 from html.parser import HTMLParser
 
-from scripts.tables.render.grid import Grid
+from scripts.tables.render.grid import Grid, latex_text
 
 
 class _Cells(HTMLParser):
@@ -40,3 +40,35 @@ def test_the_three_forms_say_the_same(tmp_path):
     assert [line.strip("| ").split(" | ") for line in markdown if "---" not in line] == expected
     assert "[1] why" in files[0].read_text()
     assert "note" in files[2].read_text()
+
+
+def test_the_best_of_each_group_is_bold_in_html_markdown_and_latex():
+    made = Grid("T_1", ["tokens", "method", "acc %", "ms"], left=2)
+    made.lines = [
+        ["576", "none", "99.0", "9"],
+        ["64", "a_b", "80.0 [1]", "3"],
+        ["64", "c", "81.5", "2"],
+        ["64", "d", "-", "2"],
+        ["32", "e", "70.0", "1"],
+    ]
+    made.groups = ["576 tokens", *["64 tokens"] * 3, "32 tokens"]
+    made.better, made.unranked = {2: 1, 3: -1}, {0}
+    assert made.best() == {(2, 2), (2, 3), (3, 3)}  # ties are both best; a single row is not
+    page = made.html()
+    assert page.count("<b>") == 3
+    assert "<b>81.5</b>" in page
+    assert page.index("64 tokens") < page.index("a_b") < page.index("32 tokens") < page.index(">e<")
+    assert "| 64 | c | **81.5** | **2** |" in made.markdown()
+    text = made.latex()
+    assert r"\begin{tabular}{llrr}" in text
+    assert r"64 & c & \textbf{81.5} & \textbf{2} \\" in text
+    assert r"64 & a\_b & 80.0 [1] & 3 \\" in text
+    assert r"tokens & method & acc \% & ms \\" in text
+    assert text.count(r"\midrule") == text.count(r"\multicolumn") == 3
+    assert "**" not in made.csv()
+
+
+def test_latex_writes_special_characters_out():
+    assert latex_text("a\\b~c^d&e%f$g#h_i{j}") == (
+        r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\&e\%f\$g\#h\_i\{j\}"
+    )

@@ -1,0 +1,87 @@
+"""FlowCut+ against every method that works in the encoder alone: renders a part of docs/flowcut_plus.md.
+
+    python -m scripts.tables.flowcut_plus            (--check: change nothing, fail if the page is out of date)
+
+From the committed cells of the embedded benchmark. Each difference is taken question by question on the questions that
+both methods answered, its interval bootstrapped over scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowcut.command_line import parse_first, program
+from scripts.tables.render.marked_files import build_parser, fill, keep_pages
+
+parse_first(__name__, lambda: build_parser(__doc__))
+
+from flowcut.pruner import Pruner
+from flowcut.registry import METHODS
+from scripts.embedded.rows import BUDGETS
+from scripts.tables.cells.paired import Shared
+from scripts.tables.methods import read_cells
+
+PAGE = Path("docs/flowcut_plus.md")
+METHOD = "flowcut_plus"
+BACKGROUND = "background"
+"""The type of question that asks about the color between the shapes, for which any token of the background will do."""
+
+Cell = Mapping[str, Any]
+
+
+def in_encoder_alone(method: str) -> bool:
+    """Whether the method leaves the language model alone on the embedded model."""
+    return method == "none" or METHODS[method].cls.language is Pruner.language or method.startswith("flowcut")
+
+
+def line(cell: Cell, own: Cell, unpruned: Cell) -> str:
+    shared = Shared.of([own, cell])
+    parts = [
+        "unpruned" if cell is unpruned else f"`{cell['pruner']}`",
+        str(len(shared.questions)),
+        f"{shared.accuracy(1).value:.1f}",
+        "-" if cell is own else shared.difference(0, 1).signed,
+        "-" if cell is own else shared.without(BACKGROUND).difference(0, 1).signed,
+        f"{cell['gflops']['encoder'] / unpruned['gflops']['encoder']:.2f}",
+    ]
+    return "| " + " | ".join(parts) + " |"
+
+
+def table(own: Cell, others: Sequence[Cell], unpruned: Cell) -> str:
+    """FlowCut+ first, then the others of its budget, those with the highest accuracy first."""
+    head = "| method | questions | accuracy | FlowCut+ less this | without background questions | encoder FLOPs |"
+    cells = [own, unpruned, *sorted(others, key=lambda cell: -cell["accuracy"])]
+    return "\n".join([head, "|---|---:|---:|---|---|---:|", *(line(cell, own, unpruned) for cell in cells)])
+
+
+def render(cells: Sequence[Cell]) -> str:
+    """A section for each budget.
+
+    Raises:
+        ValueError: FlowCut+ has no cell at one of them.
+    """
+    unpruned = next(cell for cell in cells if cell["pruner"] == "none")
+    parts = []
+    for budget in BUDGETS:
+        group = [cell for cell in cells if cell["pruner"] != "none" and cell["budget"] == budget]
+        own = next((cell for cell in group if cell["method"] == METHOD), None)
+        if own is None:
+            raise ValueError(f"there is no cell of {METHOD} at {budget}; make it with scripts/embedded/evaluate.sh")
+        others = [cell for cell in group if cell is not own and in_encoder_alone(cell["method"])]
+        parts += [f"### {budget} of {unpruned['budget']} tokens", table(own, others, unpruned)]
+    return "\n\n".join(parts)
+
+
+def texts(results: Path) -> dict[Path, str]:
+    return {PAGE: fill(PAGE.read_text("utf-8"), "embedded", render(read_cells(results / "embedded")))}
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    keep_pages("scripts.tables.flowcut_plus", __doc__, texts, argv)
+
+
+if __name__ == "__main__":
+    main()
