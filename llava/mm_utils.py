@@ -103,14 +103,18 @@ def process_images(images: Sequence[Image.Image], image_processor: Any, model_cf
     if aspect == "anyres":
         pixels = [process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images]
     else:
-        if aspect == "pad":
-            mean_colour = tuple(int(channel * 255) for channel in image_processor.image_mean)
-            images = [expand2square(small_enough_for_a_square(image), mean_colour) for image in images]
-        else:
-            images = [middle_of_a_thin_one(image) for image in images]
+        images = [before_the_processor(image, aspect, image_processor.image_mean) for image in images]
         pixels = [image_processor.preprocess(image, return_tensors="pt")["pixel_values"][0] for image in images]
     same_shape = len({one.shape for one in pixels}) == 1
     return torch.stack(pixels) if same_shape else pixels
+
+
+def before_the_processor(image: Image.Image, aspect: str | None, image_mean: Sequence[float]) -> Image.Image:
+    """A picture (RGB) as CLIP's processor gets it for an `image_aspect_ratio` other than "anyres", see
+    `process_images`."""
+    if aspect == "pad":
+        return expand2square(small_enough_for_a_square(image), tuple(int(channel * 255) for channel in image_mean))
+    return middle_of_a_thin_one(image)
 
 
 def picture_of(pixels: Tensor, image_processor: Any) -> np.ndarray:

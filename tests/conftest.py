@@ -191,6 +191,16 @@ def llava_folder(make_tiny_llava, llama_folder, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def hub_folder(llava_folder, tmp_path_factory) -> str:
+    """The same checkpoint in transformers' layout, which vLLM reads."""
+    from llava.convert import convert
+
+    folder = tmp_path_factory.mktemp("served") / "tiny-hf"
+    convert(str(llava_folder), None, "hf", str(folder))
+    return str(folder)
+
+
 QUERIES = ("what is in this image", "how many cats", "red star yes no", "hello world two cats in this image")
 
 

@@ -1,15 +1,19 @@
 """Requests a second, time to first token and KV blocks a request, for several budgets, with one engine.
 
-    python integrations/vllm/bench.py --model FOLDER [--budgets 576 192 128 64 32] [--at-once 1 4 16] [--requests 64]
+    python integrations/vllm/bench.py --model FOLDER [--budgets 576 192 128 64 32] [--at-once 1 4 16] [--requests 16]
 
-Pictures of noise, all different, so that no cache helps; the budgets take turns, and each number is the median of the
-rounds. Run it on a machine that does nothing else: it prints the machine's load before it starts.
+Pictures of noise, all different, so that no cache helps. Budgets and numbers of requests in flight take turns within a
+round; each printed number is the median of the rounds. No round begins after --limit seconds, so that a run ends soon
+after them. --random-llm 6 768 replaces the language model by one of so many layers and that width with random weights,
+where the prompt's length costs more. Run it on a machine that does nothing else: it prints the machine's load before it
+starts.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import statistics
@@ -19,14 +23,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+HEAD = 64  # the width of a head of a random language model
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="checkpoint in transformers' layout")
     parser.add_argument("--budgets", type=int, nargs="+", default=[576, 192, 128, 64, 32])
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16], help="requests in flight")
-    parser.add_argument("--requests", type=int, default=64, help="requests of each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=16, help="requests of each budget in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="at most so many, after one to warm up")
+    parser.add_argument("--limit", type=float, default=360, help="seconds after which no round begins (%(default)g)")
+    parser.add_argument(
+        "--random-llm", type=int, nargs=2, metavar=("LAYERS", "WIDTH"), help="random weights of this size"
+    )
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--prompt", default="USER: <image>\nDescribe the image. ASSISTANT:")
@@ -50,9 +60,9 @@ async def measure(engine: Any, args: argparse.Namespace, budget: int, at_once: i
             "mm_processor_kwargs": {"flowcut": {"budget": budget}},
         }
         async with door:
-            begin, first = time.perf_counter(), None
+            begin, first = time.perf_counter(), 0.0
             async for output in engine.generate(prompt, settings, request_id=f"{seed}-{number}"):
-                if first is None:
+                if not first:
                     first = time.perf_counter() - begin
                     lengths.append(len(output.prompt_token_ids))
             firsts.append(first)
@@ -69,35 +79,53 @@ async def measure(engine: Any, args: argparse.Namespace, budget: int, at_once: i
     }
 
 
+def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of vLLM's engine."""
+    overrides: dict[str, Any] = {"flowcut": {"budget": max(args.budgets)}}
+    more = {}
+    if args.random_llm is not None:
+        layers, width = args.random_llm
+        heads = {"num_attention_heads": width // HEAD, "num_key_value_heads": width // HEAD, "head_dim": HEAD}
+        overrides["text_config"] = {
+            "num_hidden_layers": layers,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            **heads,
+        }
+        more["load_format"] = "dummy"
+    return {
+        "model": args.model,
+        "dtype": args.dtype,
+        "hf_overrides": overrides,
+        "max_model_len": args.max_model_len,
+        "block_size": args.block_size,
+        "max_num_seqs": max(args.at_once),
+        **more,
+    }
+
+
 async def run(args: argparse.Namespace) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    engine = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=args.model,
-            dtype=args.dtype,
-            hf_overrides={"flowcut": {"budget": max(args.budgets)}},
-            max_model_len=args.max_model_len,
-            block_size=args.block_size,
-            max_num_seqs=max(args.at_once),
-        )
-    )
-    print(json.dumps({"load_before": os.getloadavg(), "cores": os.cpu_count(), **vars(args)}))
+    print(json.dumps({"load_before": os.getloadavg(), "cores": os.cpu_count(), **vars(args)}), flush=True)
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(args)))
+    found: dict[tuple[int, int], list[dict[str, float]]] = {}
+    begin = time.perf_counter()
     try:
-        for at_once in args.at_once:
-            found: dict[int, list[dict[str, float]]] = {budget: [] for budget in args.budgets}
-            for round_number in range(-1, args.rounds):  # the first one warms up
-                for budget in args.budgets:
-                    seed = 1000 * at_once + 10 * budget + round_number + 1
-                    row = await measure(engine, args, budget, at_once, seed)
-                    if round_number >= 0:
-                        found[budget].append(row)
-            for budget, rows in found.items():
-                medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-                print(json.dumps({"at_once": at_once, "budget": budget, **medians}), flush=True)
+        for number in range(args.rounds + 1):
+            if number > 1 and time.perf_counter() - begin > args.limit:
+                break
+            for at_once, budget in itertools.product(args.at_once, args.budgets):
+                seed = (1000 * at_once + budget) * 100 + number
+                row = await measure(engine, args, budget, at_once, seed)
+                if number:  # the first round warms up
+                    found.setdefault((at_once, budget), []).append(row)
     finally:
         engine.shutdown()
+    for (at_once, budget), rows in found.items():
+        medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+        print(json.dumps({"at_once": at_once, "budget": budget, "rounds": len(rows), **medians}), flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,7 +24,8 @@ class AnswerStats:
     pruner: as text. patches: visual tokens before the encoder's first layer, all images and tiles together.
     visual_tokens, text_tokens: tokens that the language model read. encoder: visual tokens before the first encoder
     layer and after each. language: visual tokens that enter each decoder layer, for pruners that cut there; else None.
-    encode_ms: vision tower and projector; prefill_ms: the language model's first pass; total_ms: until the last token.
+    encode_ms: vision tower and projector; prefill_ms: the language model's first pass; None for both where another
+    server answers; total_ms: until the last token.
     tokens_per_second: of those after the first; None if there was one only. finish: "stop", "length", "cancelled",
     or "context" when the prompt fills the context. comparison: for a question with `rounds`, see `Run.compare`.
 
@@ -36,8 +37,8 @@ class AnswerStats:
     visual_tokens: int = 0
     text_tokens: int = 0
     new_tokens: int = 0
-    encode_ms: float = 0.0
-    prefill_ms: float = 0.0
+    encode_ms: float | None = 0.0
+    prefill_ms: float | None = 0.0
     total_ms: float = 0.0
     tokens_per_second: float | None = None
     encoder: list[int] = field(default_factory=list)

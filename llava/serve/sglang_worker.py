@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -28,29 +27,30 @@ def build_parser() -> argparse.ArgumentParser:
 parse_first(__name__, build_parser)
 
 with needs(__name__):
-    import httpx
-
     from flowcut.registry import parse_pruner
-    from llava.serve.client import QUICK, get
+    from llava.serve.client import get
     from llava.serve.engine import EXCEEDS, GREEDY_BELOW
-    from llava.serve.limits import PATIENCE, decode_images
-    from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerLostError, WorkerStatus
+    from llava.serve.forwarding import ForwardingWorker
+    from llava.serve.limits import decode_images
+    from llava.serve.protocol import MAX_NEW_TOKENS, GenerateRequest, WorkerStatus
     from llava.serve.server import serve
-    from llava.serve.worker import Place, Worker, place_of
+    from llava.serve.worker import Place, place_of
     from llava.utils import build_logger
 
 
-class SGLangWorker(Worker):
+class SGLangWorker(ForwardingWorker):
     """A worker that passes questions to SGLang's `/generate`.
 
     interval: new tokens between two updates. Raises ValueError, one line, when SGLang does not respond.
     """
 
+    server = "SGLang"
+
     def __init__(self, endpoint: str, place: Place, name: str | None = None, interval: int = 1) -> None:
-        self.endpoint = endpoint.rstrip("/")
+        endpoint = endpoint.rstrip("/")
         self.interval = max(interval, 1)
-        path = get(f"{self.endpoint}/get_model_info").get("model_path", "")
-        super().__init__(name or path.rstrip("/").split("/")[-1], place)
+        path = get(f"{endpoint}/get_model_info").get("model_path", "")
+        super().__init__(name or path.rstrip("/").split("/")[-1], place, endpoint)
 
     def status(self) -> WorkerStatus:
         return super().status().model_copy(update={"methods": []})
@@ -60,23 +60,8 @@ class SGLangWorker(Worker):
         if request.max_new_tokens == 0:
             yield {"text": request.prompt + EXCEEDS, "error_code": 0}
             return
-        text, body = "", await asyncio.to_thread(self._body, request)
-        timeout = httpx.Timeout(PATIENCE, connect=QUICK)
-        async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
-            try:
-                async with client.stream("POST", f"{self.endpoint}/generate", json=body) as answer:
-                    if answer.is_error:
-                        reason = " ".join((await answer.aread()).decode(errors="replace").split())
-                        raise ValueError(f"SGLang said {answer.status_code}: {reason}")
-                    async for line in answer.aiter_lines():
-                        event = _event(line)
-                        if event is not None:
-                            text = event["text"]
-                            yield {"text": request.prompt + text, "error_code": 0}
-            except httpx.TimeoutException as error:
-                raise TimeoutError(f"SGLang at {self.endpoint} said nothing for {PATIENCE:g} s") from error
-            except httpx.HTTPError as error:
-                raise WorkerLostError(f"SGLang at {self.endpoint} is gone ({type(error).__name__}: {error})") from error
+        async for event in self.events("/generate", await asyncio.to_thread(self._body, request)):
+            yield {"text": request.prompt + event["text"], "error_code": 0}
 
     def _body(self, request: GenerateRequest) -> dict[str, Any]:
         images = request.images or []
@@ -96,16 +81,6 @@ class SGLangWorker(Worker):
             },
             "stream": True,
         }
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    """A server-sent event's document, None for other lines. Raises RuntimeError for SGLang's own error."""
-    if not line.startswith("data:") or line.strip() == "data: [DONE]":
-        return None
-    document = json.loads(line.removeprefix("data:"))
-    if "error" in document:
-        raise RuntimeError(f"SGLang: {document['error']}")
-    return document
 
 
 @program

@@ -84,6 +84,7 @@ class PrunedLlava(PrunedImages, LlavaForConditionalGeneration):
             self.images_at_once = self.batch_limit(vllm_config, self.vision_tower.vision_model.embeddings.num_patches)
 
     def encode(self, pruner: Pruner, images: Sequence[Tensor]) -> list[Tensor]:
+        assert self.pruned is not None
         pixels = torch.stack(list(images))
         rows, _ = self.pruned.run(pruner, lambda: self.vision_tower(pixels, feature_select_strategy="full"))
         features = self.multi_modal_projector(torch.cat(rows))

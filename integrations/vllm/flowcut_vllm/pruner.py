@@ -8,7 +8,7 @@ from typing import Any
 
 from flowcut.attach import check_pruner
 from flowcut.pruner import Budget, EncoderShape, ModelShape, Pruner
-from flowcut.registry import pruner_from_config
+from flowcut.registry import pruner_from_config, pruner_to_text
 
 FIELD = "flowcut"
 """The field of a model's config, and of a request's `mm_processor_kwargs`."""
@@ -34,19 +34,27 @@ def server_pruner(config: Any) -> Pruner | None:
 def request_pruner(pruner: Pruner, given: object) -> Pruner:
     """The server's pruner with the budget that a request asks for.
 
-    given: the field of the request's `mm_processor_kwargs`, {"budget": 64}; None for a request without one.
+    given: the field of the request's `mm_processor_kwargs`, {"budget": 64}; None for a request without one. It may name
+        method and fields too, as a client does that must not be answered with another pruner: {"method": "flowcut",
+        "budget": 64}. They have to be the server's.
 
     Raises:
         ValueError: anything else.
     """
     if given is None:
         return pruner
-    if not isinstance(given, Mapping) or set(given) != {"budget"}:
-        raise ValueError(f'"{FIELD}" of a request takes a budget alone, {{"budget": 64}}, not {_shown(given)}')
+    if not isinstance(given, Mapping) or "budget" not in given:
+        raise ValueError(f'"{FIELD}" of a request takes a budget, {{"budget": 64}}, not {_shown(given)}')
     budget: Any = given["budget"]
     if not isinstance(budget, int | float):
         raise ValueError(f"budget={_shown(budget)} is not a number; give a number of tokens, or a share such as 0.333")
-    return replace(pruner, budget=budget)
+    asked = replace(pruner, budget=budget)
+    if set(given) != {"budget"} and pruner_from_config(dict(given)) != asked:
+        raise ValueError(
+            f"this server prunes with {pruner_to_text(pruner)}, and a request may change the budget alone, not to "
+            f"{_shown(given)}"
+        )
+    return asked
 
 
 def number_of(budget: Budget) -> float:

@@ -38,7 +38,8 @@ class QwenForward(WindowedForward):
         bounds = kwargs["cu_seqlens"]
         left = torch.searchsorted(self.flat, bounds.to(self.flat)).unique_consecutive().to(bounds)
         tower = self.encoder.model
-        longest = self.encoder.attentions[0].attn.compute_max_seqlen(tower.attn_backend, np.asarray(left.tolist()))
+        attention: Any = self.encoder.attentions[0].attn
+        longest = attention.compute_max_seqlen(tower.attn_backend, np.asarray(left.tolist()))
         shorter = {"cu_seqlens": left, "max_seqlen": torch.tensor(longest, dtype=torch.int32)}
         return args, {**kwargs, **dict(zip(names, self.rope, strict=True)), **shorter}
 

@@ -1,4 +1,4 @@
-"""Architectures that the library prunes and this plug-in does not yet: refused where the config names a pruner.
+"""Architectures that the library prunes and this plug-in does not: refused where the config names a pruner.
 
 Without that, a checkpoint that was trained with one, or a flag that asks for one, would be served unpruned in silence.
 Each class is vLLM's own, and everything is stock while the config has no field `flowcut`.
@@ -12,7 +12,7 @@ from typing import Any
 from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from flowcut_vllm import MODELS, REFUSED
+from flowcut_vllm import REFUSED
 from flowcut_vllm.pruner import server_pruner
 
 
@@ -28,8 +28,8 @@ def __getattr__(name: str) -> Any:
     def info(ctx: Any) -> Any:
         if server_pruner(ctx.model_config.hf_config) is not None:
             raise ValueError(
-                f"{name} is not served pruned yet, only {' and '.join(MODELS)} are; run it with transformers, or serve "
-                "it unpruned with --hf-overrides '{\"flowcut\": null}'"
+                f"{name} is not served pruned: {REFUSED[name]}. Run it with transformers, or serve it unpruned with "
+                "--hf-overrides '{\"flowcut\": null}'"
             )
         return factories.info(ctx)
 

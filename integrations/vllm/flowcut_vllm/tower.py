@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.distributed import tensor_model_parallel_all_gather
 
 from flowcut.hooks.attention import VISION, Segments
@@ -42,7 +42,7 @@ class TowerForward(EncoderForward):
         self.encoder.layers[number].forward(hidden)
 
 
-def tap(attentions: Sequence[nn.Module]) -> Callable[[], None]:
+def tap(attentions: Sequence[Any]) -> Callable[[], None]:
     """Make vLLM's attention modules show q, k and v to the forward under way. Returns what undoes it."""
     undo = [
         module.attn.register_forward_pre_hook(partial(_show, module), with_kwargs=True).remove for module in attentions

@@ -1,13 +1,26 @@
 """Placeholders, keys and refusals of the processor, without an engine: from a model's config alone."""
 
+import importlib
+import pkgutil
+import re
+
 import pytest
 from conftest import prompt_about
 from vllm.config import ModelConfig
+from vllm.model_executor.models.registry import _MULTIMODAL_MODELS
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.plugins import load_general_plugins
 
+from flowcut import anatomy
+from flowcut_vllm import MODELS, REFUSED
 from llava.model.remembered_pruner import FIELD
 from tests.llava.eval.models.tiny import write_tiny_checkpoint
+
+
+def families():
+    """The modules of the library's model families."""
+    modules = [importlib.import_module(f"flowcut.anatomy.{one.name}") for one in pkgutil.iter_modules(anatomy.__path__)]
+    return [module for module in modules if hasattr(module, "FAMILY")]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +59,12 @@ def test_a_key_tells_pictures_pruners_and_budgets_apart(processor, scenes):
     assert len(set(keys)) == len(keys) - 1
 
 
+def test_a_stock_model_does_not_heed_a_budget(processor, scenes):
+    """By the number of tokens a client sees that such a server does not prune."""
+    result = processed(processor(None), scenes, 32)
+    assert [place.length for place in result["mm_placeholders"]["image"]] == [576]
+
+
 @pytest.mark.parametrize("given", [{"budget": 0}, {"budget": "all"}, {"method": "random"}, 64])
 def test_a_bad_request_is_refused_in_one_line(processor, scenes, given):
     with pytest.raises(ValueError, match="budget") as error:
@@ -72,12 +91,21 @@ def test_a_server_with_such_a_pruner_does_not_start(processor, pruner, message):
         processor(pruner)
 
 
-@pytest.mark.parametrize("family", ["llava_next_hf", "qwen2_vl"])
-def test_other_families_are_refused_with_a_pruner_and_stock_without(tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [("llava_next_hf", "takes an image's padding off after the encoder"), ("qwen2_vl", "no pruned class here yet")],
+)
+def test_other_families_are_refused_with_a_pruner_and_stock_without(tmp_path, family, message):
     load_general_plugins()
     folder = str(write_tiny_checkpoint(tmp_path, family))
     plain = ModelConfig(folder, dtype="float32", limit_mm_per_prompt={"image": 1})
     assert MULTIMODAL_REGISTRY.create_processor(plain).info.supported_mm_limits["image"] is None
     pruned = ModelConfig(folder, hf_overrides={FIELD: {"budget": 4}}, dtype="float32")
-    with pytest.raises(ValueError, match="is not served pruned yet, only LlavaForConditionalGeneration and Qwen2_5"):
+    with pytest.raises(ValueError, match=f"is not served pruned: .*{message}"):
         MULTIMODAL_REGISTRY.create_processor(pruned)
+
+
+def test_every_family_of_the_library_is_served_or_refused():
+    """None is served unpruned in silence."""
+    known = {name for module in families() for name in re.findall(r"\w+ForConditionalGeneration", module.FAMILY)}
+    assert {name for name in known if name in _MULTIMODAL_MODELS} == {*MODELS, *REFUSED}

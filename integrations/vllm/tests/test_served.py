@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from flowcut.pruner import EncoderShape
-from flowcut.registry import parse_pruner
+from flowcut.registry import parse_pruner, pruner_to_config
 from flowcut_vllm import VLLM, check_version
 from flowcut_vllm.pruner import budget_of, check_served, number_of, request_pruner, server_pruner, tokens_of
 
@@ -31,9 +31,12 @@ def test_the_server_s_pruner():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "takes a budget alone"),
-        (32, "takes a budget alone"),
-        ({"budget": 32, "method": "random"}, "takes a budget alone"),
+        ({}, "takes a budget, "),
+        (32, "takes a budget, "),
+        ({"budget": 32, "method": "random"}, "this server prunes with flowcut:budget=64, and a request may change"),
+        ({"budget": 32, "method": "flowcut", "interval": 3}, "this server prunes with flowcut:budget=64"),
+        ({"budget": 32, "method": "nothing"}, "unknown pruner method 'nothing'"),
+        ({"method": "flowcut"}, "takes a budget, "),
         ({"budget": "32"}, "budget='32' is not a number"),
         ({"budget": None}, "budget=None is not a number"),
         ({"budget": 0}, "budget=0 is not a whole number"),
@@ -47,6 +50,12 @@ def test_what_a_request_may_not_say(given, message):
     with pytest.raises(ValueError, match=message) as error:
         request_pruner(parse_pruner("flowcut:budget=64"), given)
     assert "\n" not in str(error.value)
+
+
+def test_a_request_may_name_the_server_s_pruner():
+    pruner = parse_pruner("visionzip:budget=64")
+    for given in (pruner_to_config(pruner), {**pruner_to_config(pruner), "budget": 32}):
+        assert request_pruner(pruner, given) == parse_pruner(f"visionzip:budget={given['budget']}")
 
 
 @pytest.mark.parametrize("budget", [1, 64, 100000, 0.25, 0.999])

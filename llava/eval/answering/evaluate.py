@@ -61,6 +61,8 @@ class EvaluationSpec:
     def __post_init__(self) -> None:
         if self.pruner is not None:
             parse_pruner(self.pruner)
+        elif self.answering.server is not None:
+            raise ValueError("a server does not tell its pruner; give --pruner, such as flowcut:budget=64, or none")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} leaves no question; give a number >= 1, or none for all")
         share_of(self.devices, self.nodes, self.node)
@@ -76,8 +78,9 @@ class EvaluationSpec:
 
     @property
     def share(self) -> Share:
-        """This node's devices and chunks."""
-        return share_of(self.devices, self.nodes, self.node)
+        """This node's devices and chunks; one chunk where a server answers, whose devices are not here."""
+        devices = "cpu" if self.devices is None and self.answering.server is not None else self.devices
+        return share_of(devices, self.nodes, self.node)
 
     @property
     def folder(self) -> Path:

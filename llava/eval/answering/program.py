@@ -12,16 +12,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from flowcut.command_line import program, told_in_one_line
 from flowcut.progress import progress_bar
-from llava.eval.answering.answer_run import AnswerRun
+from llava.eval.answering.answer_run import AnswerRun, QuestionRun
 from llava.eval.answering.chunks import end_with_parent
 from llava.eval.answering.journal import Journal
+from llava.eval.answering.served_run import ServedRun
+from llava.eval.answering.settings import SERVED, check_server
 from llava.eval.models.load import load_answerer
 from llava.eval.models.reply import Generation, check_device
+from llava.eval.models.served_answerer import ServedAnswerer, manner_of
 from llava.eval.provenance import fingerprint
 from llava.eval.questions import Problem, Question, chunk, subset
 from llava.given import home_path
@@ -55,16 +59,24 @@ class AnsweringProgram:
             sys.exit(1)
 
 
-def start_run(args: argparse.Namespace, read: QuestionReader) -> AnswerRun:
+def start_run(args: argparse.Namespace, read: QuestionReader) -> QuestionRun:
     """Everything up to the first answer. Raises ValueError, one line, for invalid flags and files."""
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size} is no number of questions; give 1 or more")
     if args.workers is not None and args.workers < 0:
         raise ValueError(f"--workers {args.workers} is no number of processes; give 0 or more")
     check_device(args.device)
+    check_server(args)
     generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)
     rows, problems = read(args)
     questions = chunk(subset(rows, args.limit), args.num_chunks, args.chunk_idx)
+    return (_served if args.backend == SERVED else _loaded)(args, generation, questions, problems)
+
+
+def _loaded(
+    args: argparse.Namespace, generation: Generation, questions: list[Question], problems: list[Problem]
+) -> AnswerRun:
+    """A run with a model in this process."""
     answerer = load_answerer(
         args.model_path,
         pruner=args.pruner,
@@ -78,17 +90,30 @@ def start_run(args: argparse.Namespace, read: QuestionReader) -> AnswerRun:
         device=args.device,
         dtype=args.dtype,
     )
-    settings = {
-        **answerer.settings(),
+    journal = _journal(args, answerer.settings())
+    workers = default_workers(answerer.checkpoint.model.device) if args.workers is None else args.workers
+    return AnswerRun(answerer, questions, args.image_folder, journal, args.batch_size, problems, workers)
+
+
+def _served(
+    args: argparse.Namespace, generation: Generation, questions: list[Question], problems: list[Problem]
+) -> ServedRun:
+    """A run with a server's model."""
+    manner = manner_of(args.model_path, args.conv_mode, args.default_mode)
+    answerer = ServedAnswerer(args.server, args.model_path, args.pruner, generation, manner, args.in_flight)
+    return ServedRun(answerer, questions, args.image_folder, _journal(args, answerer.settings()), problems)
+
+
+def _journal(args: argparse.Namespace, settings: dict[str, Any]) -> Journal:
+    """The answers file, with everything that determines its answers. settings: those of the answerer."""
+    more = {
         "questions": fingerprint([home_path(args.question_file)]),
         # relative, so that data and answers may be moved together
         "image_folder": os.path.relpath(home_path(args.image_folder), home_path(args.answers_file).parent),
         "chunk": [args.chunk_idx, args.num_chunks],
         **_prompt_flags(args),
     }
-    journal = Journal(args.answers_file, settings, fresh=args.fresh)
-    workers = default_workers(answerer.checkpoint.model.device) if args.workers is None else args.workers
-    return AnswerRun(answerer, questions, args.image_folder, journal, args.batch_size, problems, workers)
+    return Journal(args.answers_file, settings | more, fresh=args.fresh)
 
 
 def _prompt_flags(args: argparse.Namespace) -> dict[str, object]:
@@ -104,7 +129,7 @@ def default_workers(device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
 
 
-def answer_all(run: AnswerRun, line: int = 0) -> int:
+def answer_all(run: QuestionRun, line: int = 0) -> int:
     """Finish a run with a progress bar and report its problems; returns their number.
 
     line: the bar's line on the screen, so that the bars of several processes do not overwrite each other.
@@ -116,7 +141,7 @@ def answer_all(run: AnswerRun, line: int = 0) -> int:
             while run.remaining:
                 bar.update(run.step())
         except BaseException:  # the disk is full, Ctrl-C: the answers so far stay, and the file is free again
-            run.journal.close()
+            run.close()
             raise
     problems = run.finish()
     for problem in problems:

@@ -5,12 +5,33 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from flowcut.command_line import Parser
 from llava.eval.models.reply import BACKENDS, DTYPES, Generation, check_device
 
 # Where a field's flag is not --name with dashes. LLaVA writes some of its flags with underscores.
 _FLAGS = {"backend": "--host"} | {name: f"--{name}" for name in ("top_p", "num_beams", "max_new_tokens")}
+
+SERVED = "vllm"
+"""The backend that loads nothing: a server answers, see `llava.eval.models.served_answerer`."""
+# What a server decides when it is started.
+_OF_THE_SERVER = ("model_base", "dtype", "max_pixels")
+
+
+def check_server(settings: Any) -> None:
+    """Raise ValueError, one line, where the flags for a server are not given together, or others contradict them."""
+    if (settings.backend == SERVED) != (settings.server is not None):
+        raise ValueError("--backend vllm and --server URL belong together; give both or neither")
+    if settings.server is None:
+        return
+    if settings.in_flight < 1:
+        raise ValueError(f"--in-flight {settings.in_flight} is no number of requests; give 1 or more")
+    for name in _OF_THE_SERVER:
+        if getattr(settings, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is the server's to decide; leave it out with --backend vllm")
+    if settings.num_beams > 1:
+        raise ValueError(f"--num_beams {settings.num_beams} is not possible with --backend vllm; leave it out")
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,8 @@ class AnswerSettings:
     backend: str = "auto"
     frames: int = 8
     max_pixels: int | None = None
+    server: str | None = None
+    in_flight: int = 16
     more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -48,6 +71,7 @@ class AnswerSettings:
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} is not possible; give {least} or more")
         check_device(self.device)
+        check_server(self)
 
     @classmethod
     def parse(cls, flags: Sequence[str], temperature: float = 0.0) -> AnswerSettings:
@@ -97,11 +121,14 @@ def add_answer_flags(
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, on a CPU float32")
     parser.add_argument(
         "--host",
+        "--backend",
         dest="backend",
-        choices=BACKENDS,
+        choices=(*BACKENDS, SERVED),
         default="auto",
-        help="which classes to use (default: LLaVA's if they fit)",
+        help="which classes to use (default: LLaVA's if they fit), or vllm for a server that answers",
     )
+    parser.add_argument("--server", help="address of a vLLM server, with --backend vllm, such as http://localhost:8000")
+    parser.add_argument("--in-flight", type=int, default=16, help="requests to it at a time (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=8, help="of each video, for transformers' video models")
     parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")
 

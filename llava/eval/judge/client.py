@@ -1,4 +1,4 @@
-"""Client of a judge: any server with OpenAI's chat-completions protocol.
+"""Client of a server with OpenAI's chat-completions protocol: a judge, or vLLM with the model that is evaluated.
 
 Retries temporary errors (no connection, timeout, 408, 409, 425, 429, 5xx, malformed bodies) with growing pauses, waits
 as long as the server requests, in all threads, and stops at once at permanent errors (a rejected key, an unknown
@@ -12,11 +12,11 @@ import random
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from llava.eval.sample import JudgeReply
@@ -27,11 +27,20 @@ _PASSING = frozenset({408, 409, 425, 429})
 _HOPELESS = frozenset({401, 403, 404})
 _SHOWN = 200  # characters of a server's message
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+Answer = TypeVar("Answer")
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Unanswered(Exception):
     """This request got no answer; other requests may."""
+
+
+class Refused(ValueError):
+    """The server would refuse every request; one line."""
+
+
+class Unreachable(Unanswered):
+    """No attempt got any response: nothing listens there, or not any more."""
 
 
 class Stopped(Exception):
@@ -40,11 +49,12 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The judge's address, timeouts and retries.
+    """The server's address, timeouts and retries.
 
     base_url: up to and without `/chat/completions`. key: sent as a bearer token, None for servers without keys.
     timeout: seconds without data before an attempt counts as failed. retries: number of retries. pause: seconds before
-    the first retry, doubled each time up to LONGEST_PAUSE. connections: maximal number at a time.
+    the first retry, doubled each time up to LONGEST_PAUSE. connections: maximal number at a time. name, advice: what
+    the server is called in messages, and what to correct where it refuses every request.
     Raises ValueError when base_url is not an http(s) address.
     """
 
@@ -54,12 +64,14 @@ class Endpoint:
     retries: int = 6
     pause: float = 1.0
     connections: int = 8
+    name: str = "judge"
+    advice: str = "correct the judge's address, model, key (--judge-key-env) or credit"
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(
-                f"judge address {self.base_url!r} is no http(s) address; give one like https://api.openai.com/v1"
+                f"{self.name} address {self.base_url!r} is no http(s) address; give one like https://api.openai.com/v1"
             )
 
     @property
@@ -103,7 +115,7 @@ class Pace:
 
 
 class Client:
-    """The client of one judge, for several threads. Close it, or use it in a `with` block.
+    """The client of one server, for several threads. Close it, or use it in a `with` block.
 
     Raises ValueError when httpx is not installed.
     """
@@ -112,7 +124,7 @@ class Client:
         try:
             import httpx
         except ImportError:
-            raise ValueError("asking a judge needs httpx; pip install 'llava-flowcut[eval]'") from None
+            raise ValueError(f"asking a {endpoint.name} needs httpx; pip install 'llava-flowcut[eval]'") from None
         self.endpoint = endpoint
         self.pace = Pace()
         self._network_error = httpx.TransportError
@@ -134,12 +146,16 @@ class Client:
         self.pace.stopping.set()
 
     def ask(self, body: Mapping[str, Any]) -> JudgeReply:
-        """The judge's reply to one request body.
+        """The judge's reply to one request body. Raises as `post` does."""
+        return self.post(body, lambda document: reply_of(document, str(body.get("model", ""))))
 
-        Raises Unanswered when all attempts failed or this request was rejected, ValueError (one line) when all
-        requests would fail, Stopped after `stop`.
+    def post(self, body: Mapping[str, Any], read: Callable[[Any], Answer]) -> Answer:
+        """What `read` makes of the response to one request body; where it raises ValueError, another attempt is made.
+
+        Raises Unanswered when all attempts failed or this request was rejected, Refused (one line) when all requests
+        would fail, Stopped after `stop`.
         """
-        pause = 0.0
+        pause, heard = 0.0, False
         for trial in range(self.endpoint.retries + 1):
             self.pace.wait(pause)
             pause = min(LONGEST_PAUSE, self.endpoint.pause * 2**trial) * random.uniform(0.5, 1.0)
@@ -148,17 +164,18 @@ class Client:
             except (self._network_error, self._bad_body) as error:
                 problem = f"{type(error).__name__} {error}".strip()
                 continue
+            heard = True
             self._heed(response.headers, response.status_code)
             if response.status_code == 200:
                 try:
-                    return reply_of(response.json(), str(body.get("model", "")))
+                    return read(response.json())
                 except ValueError as error:
                     problem = str(error)
                     continue
             problem = self._refusal(response.status_code, response.text)
             if response.status_code not in _PASSING and response.status_code < 500:
                 raise Unanswered(problem)
-        raise Unanswered(f"{problem} ({self.endpoint.retries + 1} tries)")
+        raise (Unanswered if heard else Unreachable)(f"{problem} ({self.endpoint.retries + 1} tries)")
 
     def _heed(self, headers: Mapping[str, str], status: int) -> None:
         wait = announced_wait(headers, status)
@@ -167,13 +184,13 @@ class Client:
         self.pace.hold(min(wait, LONGEST_WAIT))
 
     def _refusal(self, status: int, text: str) -> str:
-        """The meaning of a status other than 200, in a line. Raises ValueError where it applies to every request."""
+        """The meaning of a status other than 200, in a line. Raises Refused where it applies to every request."""
         message, code = _error_of(text)
         if self.endpoint.key:
             message = message.replace(self.endpoint.key, "***")
         problem = f"{self.endpoint.host} said {status}: {message}"
         if status in _HOPELESS or code == "insufficient_quota":
-            raise ValueError(f"{problem}; correct the judge's address, model, key (--judge-key-env) or credit")
+            raise Refused(f"{problem}; {self.endpoint.advice}")
         return problem
 
 

@@ -61,14 +61,7 @@ class LlavaAnswerer(PrunedAnswerer):
         token = DEFAULT_IMAGE_TOKEN
         if getattr(self.checkpoint.model.config, "mm_use_im_start_end", False):
             token = DEFAULT_IM_START_TOKEN + token + DEFAULT_IM_END_TOKEN
-        if IMAGE_PLACEHOLDER in text:
-            text = text.replace(IMAGE_PLACEHOLDER, token)
-        else:
-            text = (token + "\n") * images + text
-        conversation = conv_templates[self.checkpoint.mode].copy()
-        conversation.append_message(conversation.roles[0], text)
-        conversation.append_message(conversation.roles[1], None)
-        return conversation.get_prompt()
+        return llava_prompt(self.checkpoint.mode, text, images, token)
 
     def __call__(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[Reply]:
         """Answer a batch: one text and its pictures (RGB) each. A question's answer does not depend on its batch."""
@@ -135,3 +128,17 @@ class LlavaAnswerer(PrunedAnswerer):
         ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id, padding_side="left")
         ones = [torch.ones_like(row) for row in rows]
         return ids.to(device), pad_sequence(ones, batch_first=True, padding_side="left").to(device)
+
+
+def llava_prompt(mode: str, text: str, images: int, token: str = DEFAULT_IMAGE_TOKEN) -> str:
+    """The whole prompt of a question in one of LLaVA's templates. `<image-placeholder>` marks the positions of the
+    pictures; else they come first.
+    """
+    if IMAGE_PLACEHOLDER in text:
+        text = text.replace(IMAGE_PLACEHOLDER, token)
+    else:
+        text = (token + "\n") * images + text
+    conversation = conv_templates[mode].copy()
+    conversation.append_message(conversation.roles[0], text)
+    conversation.append_message(conversation.roles[1], None)
+    return conversation.get_prompt()

@@ -31,6 +31,7 @@ from llava.serve.protocol import GenerateRequest, WorkerStatus
 from llava.serve.server import LocalServer
 from llava.serve.sglang_worker import SGLangWorker
 from llava.serve.sglang_worker import build_parser as sglang_parser
+from llava.serve.vllm_worker import build_parser as vllm_parser
 from llava.serve.worker import Place, place_of
 
 TEXT = "what is in this image"
@@ -421,7 +422,11 @@ class TestSGLang:
 class TestCommands:
     def test_prefixes_of_flags_are_part_of_the_interface(self):
         given = ["--controller", "http://c:1/", "--worker", "http://w:2", "--port", "2"]
-        for parser, more in ((build_parser(), ["--model-path", "m"]), (sglang_parser(), ["--sgl", "http://s"])):
+        for parser, more in (
+            (build_parser(), ["--model-path", "m"]),
+            (sglang_parser(), ["--sgl", "http://s"]),
+            (vllm_parser(), ["--server", "http://v"]),
+        ):
             args = parser.parse_args([*given, *more])
             assert place_of(args) == Place("http://w:2", "http://c:1", 5)
             assert (args.host, args.port, args.stream_interval) == ("localhost", 2, 1)

@@ -23,17 +23,21 @@ OTHERS = {
     "backend": "transformers",
     "frames": 4,
     "max_pixels": 1003520,
+    "in_flight": 64,
 }
+SERVED = {"backend": "vllm", "server": "http://localhost:8000"}
 
 
 def test_every_setting_goes_there_and_back():
-    assert set(OTHERS) | {"more"} == {field.name for field in fields(AnswerSettings)}
+    assert set(OTHERS) | {"more", "server"} == {field.name for field in fields(AnswerSettings)}
     assert AnswerSettings.parse([]) == AnswerSettings()
     for name, value in OTHERS.items():
         settings = replace(AnswerSettings(), **{name: value})
         assert AnswerSettings.parse(settings.flags()) == settings
     everything = AnswerSettings(**OTHERS, more=("--lang", "cn"))
     assert AnswerSettings.parse(everything.flags()) == everything
+    served = AnswerSettings(**SERVED, in_flight=64)
+    assert AnswerSettings.parse(served.flags()) == served
 
 
 def test_the_programs_know_the_flags():
