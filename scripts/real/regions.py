@@ -71,7 +71,7 @@ def draw(subject: Subject, images: Sequence[tuple[str, Image.Image]], pruners: S
             ax.plot((places % across + 0.5) * size, (places // across + 0.5) * size, "k.", markersize=2.5)
             ax.set_title(f"{text}: {len(places)} of {down * across}", fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110, **({"pil_kwargs": {"quality": 88}} if file.suffix == ".jpg" else {}))
+    figure.savefig(file, dpi=110, pil_kwargs={"quality": 88} if file.suffix == ".jpg" else None)
 
 
 @program
