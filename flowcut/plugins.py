@@ -11,7 +11,6 @@ the file itself, never for the text form of a pruner, which may come from a chec
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import sys
 from functools import cache
@@ -93,11 +92,11 @@ def load_file(text: str) -> type[Pruner]:
 
 def check_class(cls: Any) -> None:
     """Raise ValueError, one line, for what cannot be a method: no pruner, no dataclass, no name of its own."""
+    name = vars(cls).get("name") if _is_pruner(cls) else None
     if not _is_pruner(cls):
         raise ValueError(f"{getattr(cls, '__name__', cls)} is no class derived from flowcut.Pruner (or Scorer, OneCut)")
-    if not dataclasses.is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
+    if "__dataclass_params__" not in vars(cls):  # of the class itself, not of one that it derives from
         raise ValueError(f"{cls.__name__} is no dataclass; write @dataclass(frozen=True) above it")
-    name = vars(cls).get("name")
     if not isinstance(name, str) or not name or set(name) & set(":,= /"):
         raise ValueError(f'{cls.__name__} has no name; add `name: ClassVar[str] = "keynorm"`, without : , = and /')
 
