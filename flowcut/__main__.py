@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from flowcut.command_tree import Command, spoken, walk
+from flowcut.cli.command_tree import Command, spoken, walk
 from flowcut.version import __version__
 
 COMMANDS = {
-    "list": Command("list the methods with their settings and papers", "flowcut.listing"),
-    "show": Command("draw which patches of a picture stay", "flowcut.show"),
-    "compare": Command("ask one question with several methods and budgets, side by side", "flowcut.compare"),
+    "list": Command("list the methods with their settings and papers", "flowcut.commands.listing"),
+    "show": Command("draw which patches of a picture stay", "flowcut.commands.show"),
+    "compare": Command("ask one question with several methods and budgets, side by side", "flowcut.commands.compare"),
     "flow": Command("draw how information flows through a vision encoder", "flowcut.flow.__main__"),
     "bench": Command("time what pruning saves, with random weights of published sizes", "flowcut.bench.__main__"),
     "evaluate": Command(

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, parse_first, program
-from flowcut.progress import progress_bar
+from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.progress import progress_bar
 
 
 def build_parser() -> Parser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from flowcut.command_tree import Command, spoken, walk
+from flowcut.cli.command_tree import Command, spoken, walk
 from flowcut.version import __version__
 
 EVAL = {

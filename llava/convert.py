@@ -20,7 +20,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from llava.chat_template import chat_template
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conversation_mode

@@ -20,7 +20,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import NamedTuple
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 
 # Package on the index, module to import, purpose.
 PACKAGES = (

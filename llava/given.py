@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowcut.command_line import one_line as one_line
+from flowcut.cli.command_line import one_line as one_line
 
 BOM = b"\xef\xbb\xbf"
 _DATA_URL = re.compile(r"data:[^,]{0,200},")

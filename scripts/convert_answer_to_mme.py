@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks.mme import BENCHMARK, TEST, write_results
 from llava.eval.benchmarks.score_report import warnings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowcut.command_line import program
+from flowcut.cli.command_line import program
 from llava.eval.benchmarks.convert import convert
 from llava.eval.benchmarks.gqa import predictions
 

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks import seed
 from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import join, read_answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks import vizwiz
 from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import join, read_answers

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from flowcut.plots import kept_patches
 from llava.eval.media.images import load_image
 from llava.eval.models.reply import DTYPES

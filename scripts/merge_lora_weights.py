@@ -5,7 +5,7 @@ python scripts/merge_lora_weights.py --model-path LORA --model-base BASE --save-
 
 from __future__ import annotations
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 
 def build_parser() -> Parser:

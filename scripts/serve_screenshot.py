@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SECONDS = 180.0  # at most, for each step

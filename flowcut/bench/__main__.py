@@ -41,8 +41,8 @@ from functools import partial
 from typing import Any
 
 from flowcut.bench.geometries import COMMANDS, GEOMETRIES, OPS
-from flowcut.command_line import Parser, parse_first, program
-from flowcut.progress import progress_bar
+from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.progress import progress_bar
 
 
 def _at_least(least: int) -> Callable[[str], int]:

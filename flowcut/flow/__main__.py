@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def look(args: argparse.Namespace) -> Study:
     """Load the model, and record the pictures."""
+    from flowcut.cli.progress import progress_bar
     from flowcut.flow.study import compared_with, make_study, pruner_for_encoders
     from flowcut.flow.subject import load_subject
-    from flowcut.progress import progress_bar
 
     pruner = pruner_for_encoders(args.pruner)
     images = read_pictures(args.images)

@@ -19,8 +19,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from flowcut.command_line import Parser, parse_first, program
-from flowcut.progress import progress_bar
+from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.progress import progress_bar
 from llava.eval.answering.journal import Journal
 from llava.eval.models.reply import DTYPES, Generation
 from llava.eval.questions import Question, questions_of

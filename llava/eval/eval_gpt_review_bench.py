@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks import llavabench
 from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import join, read_answers

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks import mme
 from llava.eval.benchmarks.score_report import shown
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks import pope
 from llava.eval.benchmarks.join import join, read_answers
 from llava.eval.benchmarks.score_report import shown, warnings

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks import textvqa
 from llava.eval.benchmarks.join import join, read_answers
 

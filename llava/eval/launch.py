@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from llava.eval import score
 from llava.eval.answering.settings import AnswerSettings
 from llava.eval.benchmarks.registry import DATA, MODULES

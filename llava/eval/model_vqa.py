@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flowcut.command_line import parse_first
+from flowcut.cli.command_line import parse_first
 from llava.eval.answering import settings
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 
-from flowcut.command_line import parse_first
+from flowcut.cli.command_line import parse_first
 from llava.eval.answering import settings
 from llava.eval.benchmarks.answer_formats import OPTION_LETTER, with_options
 from llava.eval.benchmarks.mmbench import options_of

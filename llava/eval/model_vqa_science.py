@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import parse_first
+from flowcut.cli.command_line import parse_first
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.answering import settings
 from llava.eval.benchmarks.answer_formats import OPTION_LETTER

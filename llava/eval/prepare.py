@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Prepared, Split
 from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.files import absent

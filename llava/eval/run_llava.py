@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from llava.eval.media.images import load_image
 from llava.eval.models.reply import DTYPES, Generation
 from llava.pictures import picture_names

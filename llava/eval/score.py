@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.benchmarks.scoring import Scored, score_answers
 from llava.eval.judge import settings as judge_settings

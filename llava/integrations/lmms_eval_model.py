@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from flowcut.progress import progress_bar
+from flowcut.cli.progress import progress_bar
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.eval.models.load import load_answerer
 from llava.eval.models.reply import Generation

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from llava.eval.media.images import load_image
 from llava.eval.models.reply import BACKENDS, DTYPES, Generation
 from llava.given import home_path

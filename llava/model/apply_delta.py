@@ -5,7 +5,7 @@ python -m llava.model.apply_delta --base-model-path LLAMA --target-model-path NE
 
 from __future__ import annotations
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 
 def build_parser() -> Parser:

@@ -6,7 +6,7 @@ source. A frozen vision tower is left out and named in the config; a trained one
 
 from __future__ import annotations
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 
 def build_parser() -> Parser:

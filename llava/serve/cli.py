@@ -16,7 +16,7 @@ from typing import TextIO
 
 from PIL import Image
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from llava import pictures
 from llava.conversation import conv_templates
 from llava.eval.media.images import load_image

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from flowcut.command_line import Parser, needs, parse_first, program
+from flowcut.cli.command_line import Parser, needs, parse_first, program
 from llava.serve.flags import add_server_flags
 
 DISPATCH = ("lottery", "shortest_queue")

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flowcut.command_line import Parser, needs, parse_first, program
+from flowcut.cli.command_line import Parser, needs, parse_first, program
 from llava.serve.flags import add_model_flags, add_page_flags
 
 

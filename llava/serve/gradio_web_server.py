@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flowcut.command_line import Parser, needs, parse_first, program
+from flowcut.cli.command_line import Parser, needs, parse_first, program
 from llava.serve.flags import add_page_flags
 
 

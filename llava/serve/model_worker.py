@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flowcut.command_line import Parser, needs, parse_first, program
+from flowcut.cli.command_line import Parser, needs, parse_first, program
 from llava.serve.flags import add_model_flags, add_worker_flags
 from llava.serve.limits import MOST_PICTURES, PATIENCE, PictureLimits, decode_images
 

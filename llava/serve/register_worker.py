@@ -5,7 +5,7 @@ python -m llava.serve.register_worker --controller http://localhost:21001 --work
 
 from __future__ import annotations
 
-from flowcut.command_line import Parser, needs, parse_first, program
+from flowcut.cli.command_line import Parser, needs, parse_first, program
 
 
 def build_parser() -> Parser:

@@ -10,7 +10,7 @@ import base64
 import sys
 from pathlib import Path
 
-from flowcut.command_line import Parser, needs, parse_first, program
+from flowcut.cli.command_line import Parser, needs, parse_first, program
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Any
 
-from flowcut.command_line import Parser, needs, parse_first, program
+from flowcut.cli.command_line import Parser, needs, parse_first, program
 from llava.serve.flags import add_worker_flags
 
 

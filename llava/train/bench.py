@@ -27,8 +27,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from flowcut.bench.geometries import GEOMETRIES, VOCABULARY
-from flowcut.command_line import Parser, parse_first, program
-from flowcut.progress import progress_bar
+from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.progress import progress_bar
 
 SIZES = [name for name, geometry in GEOMETRIES.items() if geometry.family == "Llava"]
 

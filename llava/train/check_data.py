@@ -19,8 +19,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, parse_first, program
-from flowcut.progress import progress_bar
+from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.progress import progress_bar
 from llava.model.fields import GRIDS as PUBLISHED_GRIDS
 
 MERGES = ("flat", "spatial", "spatial_unpad")

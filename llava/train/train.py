@@ -19,7 +19,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from flowcut import Pruner, attach
-from flowcut.command_line import program, refuse, typed
+from flowcut.cli.command_line import program, refuse, typed
 from flowcut.registry import parse_pruner, pruner_to_text
 from llava.conversation import Conversation, conv_templates
 from llava.model.builder import load_tokenizer

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flowcut.command_line import Parser, parse_first, program
-from flowcut.progress import progress_bar
+from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.progress import progress_bar
 from scripts.embedded.scenes import compose, draw, label_patches
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flowcut.command_line import Parser, program
-from flowcut.progress import progress_bar
+from flowcut.cli.command_line import Parser, program
+from flowcut.cli.progress import progress_bar
 from scripts.embedded.questions import MAKERS, ask, caption
 from scripts.embedded.scenes import Scene, compose, draw
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from llava.constants import IGNORE_INDEX
 from llava.conversation import conv_templates
 from scripts.embedded.questions import ask, caption

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from scripts.embedded.scenes import (
     COLOUR_CLASSES,
     LETTERS,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from flowcut.methods import FlowCut
 from flowcut.pruner import EncoderShape, Pruner
 from flowcut.pruner.view import Rows

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 
 def build_parser() -> Parser:

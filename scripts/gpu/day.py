@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 
 
 @dataclass(frozen=True)

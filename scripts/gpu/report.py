@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from scripts.gpu.day import PARTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpu_results.md"

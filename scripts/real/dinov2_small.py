@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 
 def build_parser() -> Parser:

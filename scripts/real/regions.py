@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 PRUNERS = ("flowcut:budget=64", "tome:budget=64", "flowcut_plus:budget=64")
 

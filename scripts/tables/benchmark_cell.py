@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from llava.eval.benchmarks.registry import MODULES
 from llava.eval.prepare import DATA
 from scripts.tables.cells.file_names import FAMILIES

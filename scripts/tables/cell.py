@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from llava.eval.models.reply import DTYPES
 
 

@@ -13,7 +13,7 @@ import io
 import sys
 from pathlib import Path
 
-from flowcut.command_line import parse_first, program
+from flowcut.cli.command_line import parse_first, program
 from scripts.tables.render.marked_files import build_parser, keep
 
 parse_first(__name__, lambda: build_parser(__doc__))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import parse_first, program
+from flowcut.cli.command_line import parse_first, program
 from scripts.tables.render.grid import NOTHING
 from scripts.tables.render.marked_files import build_parser, fill, keep_pages
 

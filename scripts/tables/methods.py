@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import parse_first, program
+from flowcut.cli.command_line import parse_first, program
 from scripts.tables.cells.file_names import cell_name
 from scripts.tables.render.grid import NOTHING, Grid
 from scripts.tables.render.marked_files import build_parser, fill, keep_pages

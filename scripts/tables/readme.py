@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import parse_first, program
+from flowcut.cli.command_line import parse_first, program
 from scripts.tables.render.marked_files import build_parser, fill, keep_pages
 
 parse_first(__name__, lambda: build_parser(__doc__))

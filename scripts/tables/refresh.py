@@ -5,7 +5,7 @@ python -m scripts.tables.refresh            (--check: change nothing, fail if so
 
 from __future__ import annotations
 
-from flowcut.command_line import parse_first, program
+from flowcut.cli.command_line import parse_first, program
 from scripts.tables.render.marked_files import build_parser
 
 parse_first(__name__, lambda: build_parser(__doc__))

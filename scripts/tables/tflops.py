@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from flowcut.cost import Cost
 from scripts.tables.render.grid import NOTHING, Grid
 from scripts.tables.render.marked_files import fill

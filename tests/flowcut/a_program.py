@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 
 
 @program

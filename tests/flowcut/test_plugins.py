@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 from flowcut import FlowCut, Scorer, View, parse_pruner, plugins
-from flowcut.listing import main as list_methods
+from flowcut.commands.listing import main as list_methods
 from flowcut.plugins import load_file
 from flowcut.registry import METHODS, all_names, pruner_from_config, pruner_to_config, pruner_to_text, register
 

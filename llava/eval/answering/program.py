@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from flowcut.command_line import program, told_in_one_line
-from flowcut.progress import progress_bar
+from flowcut.cli.command_line import program, told_in_one_line
+from flowcut.cli.progress import progress_bar
 from llava.eval.answering.answer_run import AnswerRun, QuestionRun
 from llava.eval.answering.chunks import end_with_parent
 from llava.eval.answering.journal import Journal

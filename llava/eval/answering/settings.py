@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from flowcut.command_line import Parser
+from flowcut.cli.command_line import Parser
 from llava.eval.models.reply import BACKENDS, DTYPES, Generation, check_device
 
 # Where a field's flag is not --name with dashes. LLaVA writes some of its flags with underscores.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser
+from flowcut.cli.command_line import Parser
 from llava.eval.benchmarks.join import read_answers
 from llava.eval.files import Row, write_json
 

@@ -33,7 +33,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 from llava.eval.files import write_atomic
 from llava.eval.models.reply import DTYPES
 from llava.eval.questions import Question, questions_of

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from flowcut.bench.memory import peak_memory_mb
-from flowcut.progress import progress_bar
+from flowcut.cli.progress import progress_bar
 from llava.eval.efficiency.power import PowerMeter
 from llava.eval.efficiency.report import Power, Trial, Variant, VariantResult
 from llava.eval.media.reading import Picture, QuestionMedia

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowcut.progress import progress_bar
+from flowcut.cli.progress import progress_bar
 from llava.eval.judge.client import Client, Endpoint, Unanswered
 from llava.eval.judge.protocol import Ask, JudgeProtocol, Prompts, body_of, load_prompts
 from llava.eval.judge.replies import Filed, Online, ReplyJournal, read_replies, write_requests

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, program
+from flowcut.cli.command_line import Parser, program
 from llava.eval.benchmarks import video_qa
 from llava.eval.benchmarks.score_report import shown
 from llava.eval.files import field_of, read_rows, write_json

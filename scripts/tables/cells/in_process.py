@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flowcut.progress import progress_bar
+from flowcut.cli.progress import progress_bar
 from llava.eval.answering.answer_run import AnswerRun
 from llava.eval.answering.journal import Journal
 from llava.eval.benchmarks import embedded

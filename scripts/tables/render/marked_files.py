@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flowcut.command_line import Parser, refuse
+from flowcut.cli.command_line import Parser, refuse
 from llava.eval.files import write_atomic
 
 

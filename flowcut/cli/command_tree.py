@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flowcut.command_line import WRONG_USE, program, refuse, run
+from flowcut.cli.command_line import WRONG_USE, program, refuse, run
 
 HELP = ("-h", "--help")
 

@@ -45,7 +45,7 @@ def extras() -> dict[str, set[str]]:
 
 def _written() -> dict[str, set[str]]:
     try:
-        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     except (OSError, KeyError, tomllib.TOMLDecodeError):
         return {}
     return {extra: set(map(_project, lines)) for extra, lines in project.get("optional-dependencies", {}).items()}

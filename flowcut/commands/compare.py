@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 
 def build_parser() -> Parser:
@@ -36,8 +36,8 @@ def build_parser() -> Parser:
 parse_first(__name__, build_parser)
 
 from flowcut.checkpoints import answerers_of, load_image, load_reader, pruned_picture
+from flowcut.cli.progress import progress_bar
 from flowcut.plots import kept_patches
-from flowcut.progress import progress_bar
 from flowcut.registry import parse_pruner
 
 

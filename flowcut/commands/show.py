@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 
 def build_parser() -> Parser:

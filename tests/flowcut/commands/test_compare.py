@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowcut.compare import main
+from flowcut.commands.compare import main
 from flowcut.plots import CAPTION, PANEL
 from tests.ending import ending
 

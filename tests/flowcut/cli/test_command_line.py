@@ -7,10 +7,11 @@ import sys
 import pytest
 
 import flowcut.api
-from flowcut import FUNCTIONS, attach, command_line
-from flowcut.command_line import Parser, program, refuse, run, told_in_one_line
-from flowcut.extras import extra_of, extras
-from flowcut.progress import progress_bar
+from flowcut import FUNCTIONS, attach
+from flowcut.cli import command_line
+from flowcut.cli.command_line import Parser, program, refuse, run, told_in_one_line
+from flowcut.cli.extras import extra_of, extras
+from flowcut.cli.progress import progress_bar
 
 
 def parser():

@@ -6,7 +6,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from flowcut.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, program
 
 
 def build_parser() -> Parser:

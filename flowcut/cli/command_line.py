@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, Never, ParamSpec, TypeVar
 
-from flowcut.extras import extra_of
+from flowcut.cli.extras import extra_of
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

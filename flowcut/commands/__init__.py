@@ -1,0 +1,1 @@
+"""The commands of `flowcut` that have no room of their own: list, show, compare."""
