@@ -7,12 +7,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
+from flowcut.cli.command_line import Parser, parse_first, program
 from flowcut.registered import TABLE
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if the table is out of date")
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 from flowcut.registry import METHODS, settings_of
 
 
@@ -29,11 +39,10 @@ def table() -> str:
     return json.dumps(methods, indent=1, ensure_ascii=False) + "\n"
 
 
+@program
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 where --check finds another table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, fail if the table is out of date")
-    args, text = parser.parse_args(argv), table()
+    args, text = build_parser().parse_args(argv), table()
     if not args.check:
         TABLE.write_text(text, encoding="utf-8")
     elif not TABLE.is_file() or TABLE.read_text(encoding="utf-8") != text:

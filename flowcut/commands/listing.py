@@ -26,7 +26,7 @@ from flowcut.registered import Registered, registered
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0."""
     args = build_parser().parse_args(argv)
-    methods = known_methods()
+    methods = known_methods(args.method)
     if unknown := sorted(set(args.method) - set(methods)):
         raise ValueError(f"there is no method {unknown[0]}; choose from {', '.join(methods)}")
     describe(methods, args.method or list(methods))
@@ -35,15 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def known_methods() -> dict[str, Registered]:
-    """Every method by name, those of installed packages last. Only the classes of these need torch."""
+def known_methods(asked: Sequence[str]) -> dict[str, Registered]:
+    """Every method by name, those of other packages last. Only the classes of these need torch.
+
+    asked: names; a method that cannot be loaded is an error if it is one of them, and else shown with the reason.
+    """
     found = dict(registered())
-    if entry_points(group="flowcut.pruners"):
+    if "flowcut.registry" in sys.modules or entry_points(group="flowcut.pruners"):
         from flowcut.registry import all_names, method_named, settings_of
 
-        for name in all_names():
-            method = method_named(name)
-            if name not in found and method is not None:
+        for name in [name for name in all_names() if name not in found]:
+            try:
+                method = method_named(name)
+            except ValueError as error:
+                if name in asked:
+                    raise
+                found[name] = Registered(name, f"not usable: {error}", [])
+            else:
+                assert method is not None, "it is one of all names"
                 found[name] = Registered(method.cls.__name__, method.paper, settings_of(name))
     return found
 

@@ -124,7 +124,8 @@ def merge_of(cut: Cut, sizes: Tensor, prefix: int, before: Sequence[int], after:
     share = pad(sizes if cut.weights is None else sizes * cut.weights, (prefix, 0), value=1.0)
     target, share = (_flat(tensor, lengths) for tensor in (target, share))
     sums = share.new_zeros(sum(left) + 1).index_add(0, target, share)
-    return Merge(_flat(place, left), target, share / sums[target])
+    # Padding counts 0 and goes nowhere; 0 / 0 there would turn gradients into NaN.
+    return Merge(_flat(place, left), target, share / sums.clamp_min(torch.finfo(sums.dtype).tiny)[target])
 
 
 def _merge_of_batch(keep: Tensor, into: Tensor, sizes: Tensor, prefix: int) -> Merge:

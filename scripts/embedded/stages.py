@@ -11,7 +11,6 @@ equal the unpruned ones.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,24 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flowcut.cli.command_line import Parser, program
+from flowcut.cli.command_line import Parser, parse_first, program
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--model-path", also=["--model"], dest="model", default="playground/embedded")
+    parser.add_argument(
+        "--data", type=Path, default=Path("playground/data/embedded"), help="the embedded benchmark's folder"
+    )
+    parser.add_argument("--limit", type=int, default=200, help="number of questions, spread evenly")
+    parser.add_argument(
+        "--budget", type=int, action="append", help="tokens of a picture; may be repeated (default: 96, 48)"
+    )
+    return parser
+
+
+parse_first(__name__, build_parser)
+
 from flowcut.methods import FlowCut
 from flowcut.pruner import EncoderShape, Pruner
 from flowcut.pruner.view import Rows
@@ -28,7 +44,7 @@ from llava.eval.media.images import load_image
 from llava.eval.models.llava_answerer import LlavaAnswerer
 from llava.eval.models.llava_checkpoint import load_checkpoint
 from llava.eval.models.reply import Generation, Reply
-from llava.eval.questions import EMBEDDED, questions_of
+from llava.eval.questions import questions_of
 from llava.eval.sample import Sample
 
 CANVASES = [[336, 672], [672, 336]]
@@ -43,17 +59,6 @@ class OneStage(FlowCut):
 
     def targets(self, rows: Rows, shape: EncoderShape) -> list[int]:
         return Pruner.targets(self, rows, shape)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(__doc__)
-    parser.add_argument("--model", default="playground/embedded")
-    parser.add_argument("--data", type=Path, default=EMBEDDED, help="the embedded benchmark's folder")
-    parser.add_argument("--limit", type=int, default=200, help="number of questions, spread evenly")
-    parser.add_argument(
-        "--budget", type=int, action="append", help="tokens of a picture; may be repeated (default: 96, 48)"
-    )
-    return parser
 
 
 def row_of(replies: list[Reply], samples: list[Sample], plain: list[Reply]) -> dict[str, Any]:

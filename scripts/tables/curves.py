@@ -18,8 +18,8 @@ from scripts.tables.render.marked_files import build_parser, keep
 
 parse_first(__name__, lambda: build_parser(__doc__))
 
+from scripts.tables.cells.points import as_csv, points_of
 from scripts.tables.methods import read_cells
-from scripts.tables.points import as_csv, points_of
 
 FIGURES = (Path("docs/images/curves.svg"), Path("docs/images/curves.png"))
 MODULE = "scripts.tables.curves"

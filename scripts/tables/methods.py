@@ -22,8 +22,8 @@ parse_first(__name__, lambda: build_parser(__doc__))
 
 from scripts.embedded.rows import BUDGETS, all_rows
 from scripts.tables.cells.paired import Shared
+from scripts.tables.cells.points import label
 from scripts.tables.cells.times import EFFICIENCY, how_taken, times_of
-from scripts.tables.points import label
 
 PAGE = Path("docs/results.md")
 REFERENCE = "flowcut"

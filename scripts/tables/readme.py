@@ -18,8 +18,8 @@ parse_first(__name__, lambda: build_parser(__doc__))
 from flowcut.pruner import Pruner
 from flowcut.registry import METHODS
 from scripts.tables.cells.paired import Shared
+from scripts.tables.cells.points import label
 from scripts.tables.methods import read_cells
-from scripts.tables.points import label
 
 PAGE = Path("README.md")
 SHOWN = (64, 32)

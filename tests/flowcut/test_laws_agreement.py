@@ -61,7 +61,8 @@ def test_implementation(host, pruner):
 @some_pairs
 def test_bfloat16(host, pruner):
     """In bfloat16 a batch keeps what each of its rows keeps alone, unless rounding tips a choice: some processors round
-    a product differently where it has more rows. Where no choice tipped, outputs agree within 3 % (measured: 1 %).
+    a product differently where it has more rows. Where no choice of what is kept tipped, outputs agree within 5 %
+    (measured: 4 %, where rows are padded, or where what is merged into a token tipped).
 
     Between implementations rounding may tip a choice (of ten tokens six or more stayed the same, measured); where none
     was tipped, outputs agree within 25 % (worst measured: 11 %, with VTW, which leaves no image to agree on, 22 %).
@@ -79,7 +80,7 @@ def test_bfloat16(host, pruner):
         # Clusters hang on the order of nearly equal distances, which rounding turns (SparseVLM).
         if not merges_in_language(pruner):
             assert kept == sorted(each) or min(best_overlap(tokens, kept) for tokens in each) >= 0.6
-        assert kept != sorted(each) or far(together, alone) < 0.03
+        assert kept != sorted(each) or far(together, alone) < 0.05
         outputs[implementation], found[implementation] = together, kept
     # What PruMerge merges into each token may be tipped as well, and is in no trace.
     if found["sdpa"] == found["eager"] and not isinstance(pruner, PruMerge):

@@ -106,7 +106,9 @@ class Stranger(Pruner):
 
 
 def test_a_method_that_is_registered_by_a_preset_alone_is_written_in_full(monkeypatch):
-    with pytest.raises(ValueError, match=r"a Stranger has no name in .*; register it, or use FlowCut"):
+    with pytest.raises(
+        ValueError, match=r"a Stranger has no name in .*; call flowcut.registry.register on its class, or use FlowCut"
+    ):
         pruner_to_config(Stranger(5))
     preset = Method(Stranger, lambda budget, **fields: Stranger(budget, **{"depth": 9, **fields}), "none")
     monkeypatch.setitem(METHODS, "deep", preset)

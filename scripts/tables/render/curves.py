@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scripts.tables.points import Point, label
+from scripts.tables.cells.points import Point, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

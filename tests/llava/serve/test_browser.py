@@ -55,7 +55,7 @@ def test_a_visit(visitor, logs, tmp_path):
     assert "576 → 64 576 → 32" in visitor.again()
     assert "576 patches became 64 tokens" in visitor.text("#kept-1")
     visitor.choose("#second-method", "no second method")
-    visitor.until(lambda: not visitor.find("#side-2")[0].is_displayed())
+    visitor.until(lambda: not any(side.is_displayed() for side in visitor.find("#side-2")))
     assert "in turns" not in visitor.ask("What shape is in the middle?")
     assert len(visitor.answers()) == 2
     assert [line.split()[0] for line in visitor.history()] == ["4", "3", "3", "2", "2", "1", "1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.tables import curves, methods
-from scripts.tables.points import as_csv, label, points_of
+from scripts.tables.cells.points import as_csv, label, points_of
 from scripts.tables.render.curves import by_method, spaced
 
 ROOT = Path(__file__).parents[3]
