@@ -10,9 +10,9 @@ from scripts.tables.render.marked_files import build_parser
 
 parse_first(__name__, lambda: build_parser(__doc__))
 
-from scripts.tables import curves, embed, methods, page, readme
+from scripts.tables import curves, embed, flowcut_plus, methods, page, readme
 
-PROGRAMS = (embed, readme, methods, page, curves)
+PROGRAMS = (embed, readme, methods, flowcut_plus, page, curves)
 
 
 @program
