@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 LIMIT ?=
-WORKERS ?= auto
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1)))
 IMAGE ?= docs/images/scene.png
 QUERY ?= What color is the star?
 # One environment that grows; each stamp says what is in it.
