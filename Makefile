@@ -12,6 +12,7 @@ BASE := $(VENV)/.llava-flowcut
 DEMO := $(VENV)/.llava-flowcut-demo
 DEV := $(VENV)/.llava-flowcut-dev
 DECLARED := pyproject.toml constraints.txt
+EVERYTHING := .[demo,dev]
 install = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)'
 
 .DEFAULT_GOAL := help
@@ -44,7 +45,7 @@ $(DEMO): $(DECLARED) | $(PY)
 	@touch $@ $(BASE)
 
 $(DEV): $(DECLARED) | $(PY)
-	$(call install,.[demo,dev])
+	$(call install,$(EVERYTHING))
 	@touch $@ $(DEMO) $(BASE)
 
 setup: $(DEV)
