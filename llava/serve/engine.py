@@ -40,7 +40,8 @@ class ChatPrompt:
     pruner: text such as "flowcut:budget=64", or "none"; None uses the engine's default. stop: texts that end the answer
     and are not part of it. seed: for temperatures above 0; None keeps the generator's state. trace: also return
     the kept patches. rounds: after the answer, time the first token that often, see `Engine`. against: the pruner that
-    it is compared with, as text; None to time this question's alone.
+    it is compared with, as text; None to time this question's alone. cancelled: set from any thread, it ends the
+    generation, as closing the iterator of `Engine.ask` does.
     """
 
     prompt: str
@@ -54,6 +55,7 @@ class ChatPrompt:
     trace: bool = False
     rounds: int = 0
     against: str | None = None
+    cancelled: threading.Event | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Engine:
             yield _no_room(pruner)
             return
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        cancelled = threading.Event()
+        cancelled = question.cancelled or threading.Event()
         threading.Thread(target=self._work, args=(question, pruner, news, cancelled), daemon=True).start()
         text, since = "", None
         try:

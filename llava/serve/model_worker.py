@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -105,6 +105,7 @@ class ModelWorker(Worker):
             trace=request.trace,
             rounds=request.rounds,
             against=request.against,
+            cancelled=(cancelled := threading.Event()),
         )
         news = self.engine.ask(question, self.limits.patience)
         try:
@@ -116,10 +117,8 @@ class ModelWorker(Worker):
                     document["kept"] = progress.kept
                 yield document
         finally:
-            # When the server shuts down, a thread may still wait for the next part; a generator then refuses to close,
-            # and ends with its last reference, when the thread comes back.
-            with suppress(ValueError):
-                news.close()  # type: ignore[attr-defined]
+            # Not by closing the generator: when the server shuts down, a thread may still wait for its next part.
+            cancelled.set()
 
 
 @program
