@@ -99,7 +99,8 @@ class Visitor:
         return self.browser.find_elements("css selector", selector)
 
     def text(self, selector: str) -> str:
-        return self.find(selector)[0].text
+        """The text of the element; "" as long as it is not on the page."""
+        return next((one.text for one in self.find(selector)), "")
 
     def upload(self, picture: Path) -> None:
         self.until(lambda: self.find("#picture input[type=file]"))[0].send_keys(str(picture.resolve()))
