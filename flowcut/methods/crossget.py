@@ -106,6 +106,10 @@ class CrossGET(BlockMerging):
     proportional: bool = True
     cross_tokens: str | None = None
 
+    @property
+    def reads_file(self) -> bool:
+        return self.cross_tokens not in (None, NEW)
+
     def check(self, shape: ModelShape) -> None:
         super().check(shape)
         if self.cross_tokens is not None and len(shape.encoders) > 1:

@@ -69,6 +69,11 @@ class Pruner:
         return False
 
     @property
+    def reads_file(self) -> bool:
+        """Whether a field names a file, so that a service must not take such a pruner from anybody who asks."""
+        return False
+
+    @property
     def keeps_groups(self) -> bool:
         """Whether patches that the model merges into one token stay or go together; see `View.best`."""
         return True

@@ -163,8 +163,17 @@ class Engine:
         if question.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens={question.max_new_tokens} is below 0; give 1 or more")
         if question.against is not None:
-            _blind(parse_pruner(question.against))
-        return self.pruner if question.pruner is None else _blind(parse_pruner(question.pruner))
+            self._asked_for(question.against)
+        return self.pruner if question.pruner is None else self._asked_for(question.pruner)
+
+    def _asked_for(self, text: str) -> Pruner | None:
+        """A pruner that a question names. Raises ValueError, one line, if this service does not take it."""
+        pruner = _blind(parse_pruner(text))
+        if pruner is not None and pruner.reads_file and pruner != self.pruner:
+            raise ValueError(
+                f"{pruner.name} with a file on the server is for the server's own pruner; leave the file out"
+            )
+        return pruner
 
     def _work(
         self, question: ChatPrompt, pruner: Pruner | None, news: queue.SimpleQueue, cancelled: threading.Event

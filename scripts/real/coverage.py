@@ -17,11 +17,11 @@ Writes OUT.json and journals each picture in OUT.jsonl, so an interrupted run go
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from flowcut.cli.command_line import Parser, parse_first, program
 
@@ -42,21 +42,25 @@ def build_parser() -> Parser:
 parse_first(__name__, build_parser)
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from flowcut import attach, parse_pruner
+from flowcut.cli.progress import progress_bar
 from flowcut.cost import encoder_flops
 from flowcut.flow.__main__ import read_pictures
 from flowcut.flow.study import pruner_for_encoders
 from flowcut.flow.subject import Subject, load_subject
 from flowcut.pruner import Pruner
 from flowcut.registry import METHODS
-from llava.eval.files import write_atomic
+from llava.eval.files import drop_half_line, read_rows, write_atomic
 
 WITHOUT_QUESTION = {"cdpruner": "condition=false", "rcom": "condition=false"}
 DIGITS = 6
+
+Picture = tuple[str, Image.Image]
+"""File name and picture."""
 
 
 def coverage_error(tokens: Tensor, remaining: Tensor) -> float:
@@ -132,6 +136,14 @@ class Comparison:
         return {name: round(value, DIGITS) for name, value in numbers.items()}
 
 
+def weights_digest(subject: Subject) -> str:
+    """Of the encoder's weights; two models of one name differ in it."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(subject.encoder.model.state_dict().items()):
+        digest.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 def read_journal(file: Path, model: str) -> dict[tuple[str, str], dict[str, float]]:
     """{(picture, pruner): numbers} of an interrupted run.
 
@@ -139,44 +151,64 @@ def read_journal(file: Path, model: str) -> dict[tuple[str, str], dict[str, floa
         ValueError: it is of another model.
     """
     done = {}
-    for line in file.read_text("utf-8").splitlines() if file.is_file() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that was being written
+    drop_half_line(file)
+    for row in read_rows(file, "measurement") if file.is_file() and file.stat().st_size else ():
         if row.pop("model") != model:
             raise ValueError(f"{file} is about another model than {model}; give another --out, or remove it")
         done[row.pop("picture"), row.pop("pruner")] = row
     return done
 
 
-def measure_all(subject: Subject, pictures: Sequence[tuple[str, Any]], texts: Sequence[str], journal: Path) -> None:
-    done = read_journal(journal, subject.name)
+class Journal:
+    """The numbers of all pictures, written one by one, so that an interrupted run goes on.
+
+    Args:
+        file: JSON lines.
+        subject: whose weights a journal must be of.
+
+    Raises:
+        ValueError: it is of another model, or damaged.
+    """
+
+    def __init__(self, file: Path, subject: Subject):
+        self.file, self.model = file, f"{subject.name} {weights_digest(subject)}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.done = read_journal(file, self.model)
+
+    def write(self, picture: str, pruner: str, numbers: dict[str, float]) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"model": self.model, "picture": picture, "pruner": pruner, **numbers}) + "\n")
+        self.done[picture, pruner] = numbers
+
+
+def key_of(name: str, image: Image.Image) -> str:
+    """A picture's name in the journal; another picture of the same file name has another."""
+    return f"{name} {hashlib.sha256(image.tobytes()).hexdigest()[:12]}"
+
+
+def measure_all(subject: Subject, pictures: Sequence[Picture], texts: Sequence[str], journal: Journal) -> None:
     pruners = {text: pruner_for_encoders(text) for text in texts}
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("a", encoding="utf-8") as file:
-        for name, image in tqdm(pictures, desc="pictures", unit="picture"):
-            missing = [text for text in texts if (name, text) not in done]
-            if not missing:
-                continue
+    for name, image in progress_bar(pictures, desc="pictures", unit="picture"):
+        key = key_of(name, image)
+        missing = [text for text in texts if (key, text) not in journal.done]
+        if missing:
             comparison = Comparison(subject, subject.pixels(image))
             for text in missing:
-                row = {"model": subject.name, "picture": name, "pruner": text, **comparison.measure(pruners[text])}
-                file.write(json.dumps(row) + "\n")
-            file.flush()
+                journal.write(key, text, comparison.measure(pruners[text]))
 
 
 def document(
-    subject: Subject, names: Sequence[str], texts: Sequence[str], journal: Path, refused: dict[str, str]
+    subject: Subject, pictures: Sequence[Picture], texts: Sequence[str], journal: Journal, refused: dict[str, str]
 ) -> str:
-    done = read_journal(journal, subject.name)
+    """The numbers of all pictures as JSON, a line for each pruner."""
     rows = []
     for text in texts:
-        own = [done[name, text] for name in names]
+        own = [journal.done[key_of(name, image), text] for name, image in pictures]
         pruner = parse_pruner(text)
         assert pruner is not None
         values = {key: [row[key] for row in own] for key in own[0]}
         rows.append({"pruner": text, "method": text.partition(":")[0], "budget": pruner.budget, **values})
+    names = [name for name, _ in pictures]
     whole = {"model": subject.name, "layer": subject.feature_layer, "pictures": names, "refused": refused, "rows": rows}
     return json.dumps(whole, indent=None, separators=(",", ":")).replace('{"pruner"', '\n{"pruner"') + "\n"
 
@@ -187,9 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = read_pictures([*args.images, *args.image])
     subject = load_subject(args.model_path)
     texts, refused = (args.pruner, {}) if args.pruner else default_pruners(args.budget, subject)
-    journal, out = args.out.with_suffix(".jsonl"), args.out.with_suffix(".json")
+    out = args.out.with_suffix(".json")
+    journal = Journal(args.out.with_suffix(".jsonl"), subject)
     measure_all(subject, pictures, texts, journal)
-    write_atomic(out, document(subject, [name for name, _ in pictures], texts, journal, refused))
+    write_atomic(out, document(subject, pictures, texts, journal, refused))
     print(json.dumps({"file": str(out), "pictures": len(pictures), "pruners": len(texts), "refused": len(refused)}))
     return 0
 

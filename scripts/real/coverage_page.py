@@ -46,7 +46,7 @@ def with_interval(values: Sequence[float], sign: str = "") -> str:
 def table(rows: Sequence[Row]) -> str:
     """The rows of one budget, the lowest coverage error first."""
     reference = next((row for row in rows if row["method"] == REFERENCE), None)
-    head = ["method", "encoder FLOPs", "coverage error (95 %)", "less that of FlowCut+", "drift of CLS"]
+    head = ["method", "encoder FLOPs", "coverage error (95 %)", "difference to FlowCut+", "drift of CLS"]
     lines = ["| " + " | ".join(head) + " |", "|---|---:|---|---|---:|"]
     for row in sorted(rows, key=lambda row: mean(row["error"])):
         difference = "-"

@@ -44,7 +44,7 @@ from flowcut.plugins import load_file
 from flowcut.registry import parse_pruner, register
 from llava.eval.models.llava_checkpoint import load_checkpoint
 from scripts.embedded import data
-from scripts.embedded.rows import MAIN, OTHERS, fitted
+from scripts.embedded.rows import all_rows
 from scripts.tables.cells.file_names import cell_name
 from scripts.tables.cells.in_process import Cell, Plan, Setup, measure, report
 from scripts.tables.cells.paired import Shared
@@ -93,7 +93,7 @@ def text_of(method: str, budget: int) -> str:
 
 def committed(plan: Plan, budget: int) -> list[dict[str, Any]]:
     """The committed cells of a budget, and the unpruned one, that are of the same weights and data."""
-    names = ["none", *(cell_name(fitted(method, budget)) for method in (*MAIN, *OTHERS))]
+    names = ["none", *(cell_name(text) for text in all_rows(budget))]
     found = [read_json(file) for name in names if (file := COMMITTED / f"{name}.json").is_file()]
     origins = {limit: plan.origin(limit) for limit in {one["limit"] for one in found}}
     return [one for one in found if origins[one["limit"]].items() <= one["identity"].items()]

@@ -17,10 +17,9 @@ from scripts.tables.render.marked_files import build_parser, fill, keep_pages
 
 parse_first(__name__, lambda: build_parser(__doc__))
 
-from flowcut.pruner import Pruner
-from flowcut.registry import METHODS
 from scripts.embedded.rows import BUDGETS
 from scripts.tables.cells.paired import Shared
+from scripts.tables.cells.points import cuts_inside
 from scripts.tables.methods import read_cells
 
 PAGE = Path("docs/flowcut_plus.md")
@@ -29,11 +28,6 @@ BACKGROUND = "background"
 """The type of question that asks about the color between the shapes, for which any token of the background will do."""
 
 Cell = Mapping[str, Any]
-
-
-def in_encoder_alone(method: str) -> bool:
-    """Whether the method leaves the language model alone on the embedded model."""
-    return method == "none" or METHODS[method].cls.language is Pruner.language or method.startswith("flowcut")
 
 
 def line(cell: Cell, own: Cell, unpruned: Cell) -> str:
@@ -51,7 +45,7 @@ def line(cell: Cell, own: Cell, unpruned: Cell) -> str:
 
 def table(own: Cell, others: Sequence[Cell], unpruned: Cell) -> str:
     """FlowCut+ first, then the others of its budget, those with the highest accuracy first."""
-    head = "| method | questions | accuracy | FlowCut+ less this | without background questions | encoder FLOPs |"
+    head = "| method | questions | accuracy | lead of FlowCut+ | lead without background questions | encoder FLOPs |"
     cells = [own, unpruned, *sorted(others, key=lambda cell: -cell["accuracy"])]
     return "\n".join([head, "|---|---:|---:|---|---|---:|", *(line(cell, own, unpruned) for cell in cells)])
 
@@ -69,7 +63,7 @@ def render(cells: Sequence[Cell]) -> str:
         own = next((cell for cell in group if cell["method"] == METHOD), None)
         if own is None:
             raise ValueError(f"there is no cell of {METHOD} at {budget}; make it with scripts/embedded/evaluate.sh")
-        others = [cell for cell in group if cell is not own and in_encoder_alone(cell["method"])]
+        others = [cell for cell in group if cell is not own and not cuts_inside(cell)]
         parts += [f"### {budget} of {unpruned['budget']} tokens", table(own, others, unpruned)]
     return "\n\n".join(parts)
 

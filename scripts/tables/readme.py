@@ -18,7 +18,7 @@ parse_first(__name__, lambda: build_parser(__doc__))
 from flowcut.pruner import Pruner
 from flowcut.registry import METHODS
 from scripts.tables.cells.paired import Shared
-from scripts.tables.cells.points import label
+from scripts.tables.cells.points import cuts_inside, label
 from scripts.tables.methods import read_cells
 
 PAGE = Path("README.md")
@@ -67,9 +67,8 @@ def _sentence(cells: Sequence[dict[str, Any]], reference: str, budget: int) -> s
     worse = []
     for number, cell in enumerate(row):
         difference = shared.difference(number, own)
-        inside = cell["tokens"]["llm"] != cell["tokens"]["llm_inputs"]
         if number != own and difference.low > 0:
-            better[inside].append(f"{label(names[number])} ({difference.value:+.1f})")
+            better[cuts_inside(cell)].append(f"{label(names[number])} ({difference.value:+.1f})")
         elif number != own and difference.high < 0:
             worse.append(f"{label(names[number])} ({difference.value:+.1f})")
     return (

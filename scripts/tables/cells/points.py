@@ -55,6 +55,11 @@ def points_of(cells: Sequence[Mapping[str, Any]]) -> list[Point]:
     return found
 
 
+def cuts_inside(cell: Mapping[str, Any]) -> bool:
+    """Whether the cell's method drops tokens inside the language model."""
+    return cell["tokens"]["llm_inputs"] != cell["tokens"]["llm"]
+
+
 def _point(cell: Mapping[str, Any], budget: int, shared: Shared, number: int) -> Point:
     mean, tokens = shared.accuracy(number), cell["tokens"]
     return Point(
@@ -66,7 +71,7 @@ def _point(cell: Mapping[str, Any], budget: int, shared: Shared, number: int) ->
         mean.low,
         mean.high,
         len(shared.questions),
-        tokens["llm_inputs"] != tokens["llm"],
+        cuts_inside(cell),
     )
 
 

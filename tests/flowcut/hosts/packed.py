@@ -41,6 +41,17 @@ from .base import (
 )
 from .llava_hf import HFLlava
 
+PACKED_VISION = {
+    "depth": DEPTH,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 4,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+"""What the packed towers after Qwen2-VL's share."""
+
 
 class HFQwen2VL(HFLlava):
     """transformers' Qwen2VLForConditionalGeneration: images and videos of several sizes."""
@@ -128,13 +139,7 @@ class HFQwen25VL(HFQwen2VL):
 
     def vision(self) -> dict[str, Any]:
         return {
-            "depth": DEPTH,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 4,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
+            **PACKED_VISION,
             "window_size": 24,
             "fullatt_block_indexes": [3, 7],
             "out_hidden_size": 32,
@@ -154,13 +159,7 @@ class HFQwen3VL(HFQwen2VL):
 
     def vision(self) -> dict[str, Any]:
         return {
-            "depth": DEPTH,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 4,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
+            **PACKED_VISION,
             "out_hidden_size": 32,
             "num_position_embeddings": 36,
             "deepstack_visual_indexes": [1, 4, 6],
@@ -243,14 +242,8 @@ class HFGlm4v(HFQwen2VL):
 
     def vision(self) -> dict[str, Any]:
         return {
-            "depth": DEPTH,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 4,
+            **PACKED_VISION,
             "image_size": 24,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
             "out_hidden_size": 32,
         }
 

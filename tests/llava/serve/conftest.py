@@ -80,3 +80,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+TEXT = "what is in this image"
+
+
+@pytest.fixture
+def request_for(ask_about, pictures, as_base64):
+    def make(count=1, **more):
+        images = [as_base64(picture) for picture in pictures[:count]]
+        prompt = ask_about(TEXT, count)
+        return {"model": "tiny", "prompt": prompt, "temperature": 0, "max_new_tokens": 6, "images": images, **more}
+
+    return make

@@ -29,7 +29,6 @@ from llava.serve.limits import PATIENCE
 from llava.serve.model_worker import Limits, ModelWorker, build_parser
 from llava.serve.protocol import GenerateRequest, WorkerStatus
 from llava.serve.server import LocalServer
-from llava.serve.sglang_worker import SGLangWorker
 from llava.serve.sglang_worker import build_parser as sglang_parser
 from llava.serve.vllm_worker import build_parser as vllm_parser
 from llava.serve.worker import Place, place_of
@@ -71,16 +70,6 @@ def services(engine):
     with running_controller() as (front, controller), running_worker(engine, front.url) as (back, worker):
         until(controller.models)
         yield front, back, worker
-
-
-@pytest.fixture
-def request_for(ask_about, pictures, as_base64):
-    def make(count=1, **more):
-        images = [as_base64(picture) for picture in pictures[:count]]
-        prompt = ask_about(TEXT, count)
-        return {"model": "tiny", "prompt": prompt, "temperature": 0, "max_new_tokens": 6, "images": images, **more}
-
-    return make
 
 
 def last(address, request):
@@ -358,65 +347,6 @@ class TestManyAtATime:
         finally:
             handle.remove()
         assert len(passes) < 500
-
-
-class TestSGLang:
-    @pytest.fixture(scope="class")
-    def endpoint(self):
-        """What SGLang's server answers, as far as it is used."""
-        app = FastAPI()
-        app.state.asked = []
-
-        @app.get("/get_model_info")
-        def info():
-            return {"model_path": "somewhere/llava-v1.5-7b"}
-
-        @app.post("/generate")
-        async def generate(request: Request):
-            body = await request.json()
-            app.state.asked.append(body)
-            events = [{"text": "one"}, {"text": "one two"}]
-            if "break" in body["text"]:
-                events[1] = {"error": {"message": "out of slots"}}
-            lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"]
-            return StreamingResponse(iter(lines), media_type="text/event-stream")
-
-        with LocalServer(app) as server:
-            yield server.url, app.state.asked
-
-    @pytest.fixture(scope="class")
-    def sglang(self, endpoint):
-        with LocalServer(lambda url: SGLangWorker(endpoint[0], Place(url)).build_app()) as server:
-            yield server.url
-
-    def test_it_speaks_llavas_protocol(self, sglang, endpoint, request_for):
-        request = request_for(model="llava-v1.5-7b", temperature=0.0005, max_new_tokens=5000, stop="###")
-        documents = list(stream(sglang, request))
-        assert [document["text"] for document in documents] == [
-            request["prompt"] + "one",
-            request["prompt"] + "one two",
-        ]
-        body = endpoint[1][-1]
-        assert (body["text"], body["image_data"], body["stream"]) == (request["prompt"], request["images"], True)
-        parameters = body["sampling_params"]
-        assert (parameters["temperature"], parameters["max_new_tokens"], parameters["stop"]) == (0, 1024, ["###"])
-
-    @pytest.mark.parametrize(
-        ("changes", "said"),
-        [
-            ({"pruner": "flowcut:budget=64"}, "SGLang cannot prune"),
-            ({"images": []}, "0 images for 1 <image>"),
-            ({"prompt": "<image> break"}, "out of slots"),
-        ],
-    )
-    def test_what_it_cannot_do_is_said(self, sglang, request_for, changes, said):
-        document = last(sglang, request_for(model="llava-v1.5-7b", **changes))
-        assert document["error_code"] == 1
-        assert said in document["text"]
-
-    def test_without_a_server_it_does_not_start(self):
-        with pytest.raises(ValueError, match=r"no proper answer from http://127\.0\.0\.1:9/get_model_info"):
-            SGLangWorker("http://127.0.0.1:9", Place(""))
 
 
 class TestCommands:

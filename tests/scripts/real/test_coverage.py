@@ -62,8 +62,7 @@ def test_all_methods_and_an_interrupted_run(model, folder, tmp_path):
     assert shares["flowcut_plus:budget=4"] < shares["flowcut_plus:budget=9"] < 1 == shares["divprune:budget=4"]
     journal = out.with_suffix(".jsonl")
     lines = journal.read_text().splitlines()
-    journal.write_text("\n".join([*lines[: len(lines) // 2], lines[-1][:20]]))
-    journal.write_text(journal.read_text() + "\n")
+    journal.write_text("\n".join([*lines[: len(lines) // 2], lines[-1][:20]]))  # killed within a line
     assert run(model, folder, out, "--budget", "9", "4") == whole
 
 
@@ -71,6 +70,16 @@ def test_a_journal_of_another_model_is_refused(folder, model, tmp_path):
     (tmp_path / "out.jsonl").write_text('{"model": "other", "picture": "a", "pruner": "b"}\n')
     with pytest.raises(SystemExit, match="is about another model than host"):
         run(model, folder, tmp_path / "out", "--pruner", "random:budget=4")
+
+
+def test_pictures_of_one_name_are_two(model, folder, tmp_path):
+    more = tmp_path / "more"
+    more.mkdir()
+    pictures(3)[2].save(more / "0.png")
+    flags = ["--image", str(more), "--pruner", "fastervlm:budget=5"]
+    row = run(model, folder, tmp_path / "both", *flags)["rows"][0]
+    assert len(row["error"]) == 4
+    assert row["error"][3] == row["error"][2] != row["error"][0]
 
 
 def test_the_committed_page_says_what_the_numbers_say():

@@ -3,12 +3,14 @@
 import json
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flowcut.registry import METHODS
 from scripts.embedded.data import write_benchmark
 from scripts.embedded.questions import MAKERS
+from scripts.embedded.rows import BUDGETS
 from scripts.tables import cell, evaluate
 from tests.ending import ending
 
@@ -66,6 +68,14 @@ def test_rows_of_other_data_are_not_compared(folder, flags, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "is of this model and these questions" in out
     assert json.loads(out.splitlines()[-1])["rows"][0]["committed_rows"] == 0
+
+
+def test_every_committed_row_is_compared():
+    """A plan of whose origin nothing is known has no row refused."""
+    plan = SimpleNamespace(origin=lambda limit: {})
+    for budget in BUDGETS:
+        found = {one["method"] for one in evaluate.committed(plan, budget)}
+        assert found | {"vtw"} == set(METHODS) - {"flowcut-qwen2-vl-released"} | {"none"}
 
 
 @pytest.mark.parametrize(
