@@ -5,7 +5,7 @@
 #
 # VENV=/path puts the environment there (default .venv-vllm), PYTHON=python3.11 picks the interpreter, FIND_LINKS=/folder
 # is another place for wheels, such as that of torch for the CPU. An environment that is there already is used as it is.
-# With OPTIONAL=1 (as in CI) a registry without vLLM's CPU build is told in one line and is no failure.
+# With OPTIONAL=1 a registry without vLLM's CPU build is told in one line and is no failure.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
