@@ -27,7 +27,7 @@ help:
 	@echo "make test-vllm, make check, make clean-demo"
 	@echo
 	@echo "Each sets up $(VENV) with what it needs: quick torch, transformers and small packages, demo and test more."
-	@echo "On two cores quick takes one to two minutes with the installation, demo seven to ten, test fifteen."
+	@echo "On two cores quick takes one to two minutes with the installation, demo six to ten, test fourteen."
 	@echo "Settings: VENV=path PYTHON=python3.11 LIMIT=60 (demo) WORKERS=4 (test) IMAGE=file QUERY='...' (quick)"
 
 $(PY):
