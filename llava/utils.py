@@ -101,7 +101,7 @@ def moderation_key() -> str:
     """The key of OpenAI's moderation service, from OPENAI_API_KEY. Raises ValueError, one line, without one."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key:
-        raise ValueError("moderation asks OpenAI and needs a key; set OPENAI_API_KEY, or leave out --moderate")
+        raise ValueError("moderation uses OpenAI's server and needs a key; set OPENAI_API_KEY, or leave out --moderate")
     return key
 
 

@@ -63,16 +63,16 @@ def build_parser() -> Parser:
         add("--layers-slice", type=_at_least(1), help="decoder layers (default: all; on a CPU 2, two-stage 4)")
         add("--batch", type=_at_least(1), default=1, help="images or videos at once (default: %(default)s)")
         add("--budget", type=int, help="visual tokens to keep (default: the geometry's)")
-        add("--pruner", default="flowcut", help="as in flowcut:interval=3; `python -m flowcut list` has all")
-        add("--text-tokens", type=_at_least(2), default=64, help="prompt tokens not visual (default: %(default)s)")
+        add("--pruner", default="flowcut", help="such as flowcut:interval=3; `flowcut list` shows all")
+        add("--text-tokens", type=_at_least(2), default=64, help="text tokens of the prompt (default: %(default)s)")
         add("--new-tokens", type=_at_least(1), default=16, help="tokens to generate (default: %(default)s)")
         add("--threads", type=_at_least(1), help="CPU threads (default: torch's)")
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(default: %(default)s)")
         add("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
         add("--attention", default="sdpa", choices=("sdpa", "eager"), help="(default: %(default)s)")
-        add("--warmup", type=_at_least(0), default=2, help="rounds that do not count (default: %(default)s)")
-        add("--repeats", type=_at_least(1), default=9, help="rounds that count (default: %(default)s)")
-        add("--seed", type=_at_least(0), default=0, help="of weights, images and text (default: %(default)s)")
+        add("--warmup", type=_at_least(0), default=2, help="warm-up rounds, not counted (default: %(default)s)")
+        add("--repeats", type=_at_least(1), default=9, help="counted rounds (default: %(default)s)")
+        add("--seed", type=_at_least(0), default=0, help="seed of weights, images and text (default: %(default)s)")
     return parser
 
 

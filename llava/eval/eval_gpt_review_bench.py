@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--rule {args.rule} does not exist; leave --rule out for the project's own rules")
     settings = judge_settings.settings_of(args)
     if not settings.judges:
-        raise ValueError(f"no judge to ask; {judge_settings.HOW}")
+        raise ValueError(f"no judge was given; {judge_settings.HOW}")
     references, answers = (read_answers(path) for path in args.answer_list)
     contexts = read_rows(home_path(args.context), "context")
     samples = llavabench.samples_of(read_rows(home_path(args.question)), contexts, references)

@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     prepared = look(bench, folder, split) if args.check else bench.prepare(folder, split, args.limit, args.rebuild)
     report_absent(prepared)
     if not args.check:
-        print(f"{'built' if prepared.built else 'taken as it is'}: {prepared.question_file}")
+        print(f"{'built' if prepared.built else 'used unchanged'}: {prepared.question_file}")
     print(json.dumps(document(bench, split, prepared), ensure_ascii=False))
     if prepared.absent:
         sys.exit(1)

@@ -40,7 +40,7 @@ def check_pixels(images: Any) -> None:
             return
         given = f"{list(wrong[0].shape)}" if isinstance(wrong[0], Tensor) else type(wrong[0]).__name__
     raise ValueError(
-        f"images={given} are no pixels; give [B, 3, H, W], or a list with [3, H, W] for each image, as process_images "
+        f"images={given} are not pixels; give [B, 3, H, W], or a list with [3, H, W] for each image, as process_images "
         "does, and one image as image[None]"
     )
 

@@ -55,13 +55,13 @@ def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
-        raise ValueError(f"{name_or_path} is no folder; give a checkpoint's folder, or a Hub name such as org/model")
+        raise ValueError(f"{name_or_path} is not a folder; give a checkpoint's folder, or a Hub name such as org/model")
     try:
         return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, allow_patterns=patterns or _DOWNLOADS))
     except OSError as error:
         raise ValueError(
-            f"{name_or_path} is no folder here, and the Hugging Face Hub does not give it ({type(error).__name__}); "
-            f"check the path or the name, or the network"
+            f"{name_or_path} is not a folder here, and the Hugging Face Hub does not provide it "
+            f"({type(error).__name__}); check the path or the name, or the network"
         ) from error
 
 
@@ -114,7 +114,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} holds no weights; expected one of {', '.join(WEIGHTS)}")
     first, index = present[0], present[0].with_name(f"{present[0].name}.index.json")
     if index.is_file():
-        logger.warning("%s is read, not what %s beside it names; remove the stale one", first, index.name)
+        logger.warning("%s is read, not the files that %s next to it names; remove the outdated one", first, index.name)
     files = [first]
     if first.suffix == ".json":
         files = sorted({folder / name for name in _weight_map(first).values()})
@@ -320,7 +320,9 @@ def _listed_files(output: Path, complete: Path) -> list[str]:
         # A file in `output` may be a link, which is replaced; a folder that is one would lead elsewhere.
         inside = plain and (output / path).parent.resolve() == (root / path).parent
         if not inside or source != root / _COMPLETE or (complete / path).resolve() != source / path:
-            raise ValueError(f"{complete / _LIST} names {name!r}, which is no file inside {output}; remove {complete}")
+            raise ValueError(
+                f"{complete / _LIST} names {name!r}, which is not a file inside {output}; remove {complete}"
+            )
     return names
 
 

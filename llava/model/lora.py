@@ -123,7 +123,7 @@ def merge_adapter(model: Any, folder: Path, keep_apart: bool = False) -> Any:
         report: Any = set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": value for name, value in layers.items()})
         lost = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
         if lost:
-            raise ValueError(f"its file does not fill its layers: {listed(lost)}; copy the whole adapter")
+            raise ValueError(f"its file has no weights for these of its layers: {listed(lost)}; copy the whole adapter")
         if keep_apart:
             return wrapped.base_model.model
         merged = wrapped.merge_and_unload(safe_merge=True)
@@ -152,7 +152,7 @@ def _own_names(tensors: dict[str, Tensor], model: Any, folder: Path) -> dict[str
             found[own] = (_layer(bare), value)
     if lost or not found:
         raise ValueError(
-            f"{len(lost)} of {len(tensors)} tensors of the adapter in {folder} belong to no part of this "
+            f"{len(lost)} of {len(tensors)} tensors of the adapter in {folder} do not belong to this "
             f"{type(model).__name__}: {listed(lost)}; give the model that the adapter was trained on"
         )
     return found

@@ -242,7 +242,7 @@ def build_app(controller: Controller, hosts: Collection[str] = ()) -> FastAPI:
         body = parse(GenerateRequest, content)
         trail = [name for name in request.headers.get(TRAIL, "").split(",") if name]
         if identity in trail:
-            return Response(encode(failure(WorkerLostError("the question came back to its controller"))), LOOP)
+            return Response(encode(failure(WorkerLostError("the question was sent back to its own controller"))), LOOP)
         headers = {"content-type": "application/json", TRAIL: ",".join([*trail, identity])}
         return await respond(_forward(controller, app.state.client, body.model, content, headers))
 

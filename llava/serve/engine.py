@@ -129,7 +129,7 @@ class Engine:
                 except queue.Empty:
                     if since is not None and monotonic() - since > patience:
                         raise TimeoutError(
-                            f"no new token within {patience:g} s; allow more, or cut more tokens"
+                            f"no new token within {patience:g} s; allow more time, or prune more tokens"
                         ) from None
                     yield Progress(text)
                     continue
@@ -159,7 +159,7 @@ class Engine:
         if not question.temperature >= 0:
             raise ValueError(f"temperature={question.temperature} is below 0; give 0 (greedy) or more")
         if question.top_p is not None and not 0 <= question.top_p <= 1:
-            raise ValueError(f"top_p={question.top_p} is no probability; give 0 (the most likely token) to 1")
+            raise ValueError(f"top_p={question.top_p} is not a probability; give 0 (the most likely token) to 1")
         if question.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens={question.max_new_tokens} is below 0; give 1 or more")
         if question.against is not None:
@@ -236,5 +236,5 @@ def _no_room(pruner: Pruner | None) -> Progress:
 def _blind(pruner: Pruner | None) -> Pruner | None:
     """The pruner. Raises ValueError, one line, if it reads the question, of which only the whole prompt is known."""
     if pruner is not None and pruner.reads_question:
-        raise ValueError(f"{pruner.name} chooses by the question, which is unknown here; set condition=False")
+        raise ValueError(f"{pruner.name} needs the question, which is unknown here; set condition=False")
     return pruner

@@ -187,7 +187,7 @@ def choose_checkpoint(model_args: ModelArguments, training_args: TrainingArgumen
     if training_args.lora_enable and folder:
         check_lora_folder(Path(folder), model_args, training_args)
     if resumed and not training_args.lora_enable and is_lora_folder(Path(resumed)):
-        raise ValueError(f"{resumed} was trained with LoRA; add --lora_enable True, or begin in another --output_dir")
+        raise ValueError(f"{resumed} was trained with LoRA; add --lora_enable True, or start in another --output_dir")
 
 
 def summary(trainer: LLaVATrainer) -> str:
@@ -246,7 +246,7 @@ def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments, deep
         return
     if model.get_vision_tower() is None:
         raise ValueError(
-            f"there is no vision tower, hence nothing for {pruner_to_text(pruner)} to drop; give --vision_tower, or "
+            f"there is no vision tower, so {pruner_to_text(pruner)} has nothing to drop; give --vision_tower, or "
             f"--pruner none"
         )
     handle = attach(model, pruner)
@@ -280,7 +280,7 @@ def add_vision(
     config.tokenizer_model_max_length = tokenizer.model_max_length
     if model_args.vision_tower is None:
         if model_args.tune_mm_mlp_adapter or model_args.unfreeze_mm_vision_tower:
-            raise ValueError("there is no vision tower, hence no projector to train; give --vision_tower")
+            raise ValueError("there is no vision tower, so there is no projector to train; give --vision_tower")
         return
     adapter = model_args.pretrain_mm_mlp_adapter
     if adapter is not None and not Path(adapter).is_file():

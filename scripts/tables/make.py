@@ -118,7 +118,7 @@ def dry_run(args: argparse.Namespace) -> int:
 def refuse_absent(model: str) -> None:
     """Raise ValueError, one line, for a model that is neither a folder nor a name of the Hub."""
     if not home_path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ValueError(f"--model {model} is no folder; give a checkpoint's folder, a Hub name, or embedded")
+        raise ValueError(f"--model {model} is not a folder; give a checkpoint's folder, a Hub name, or embedded")
 
 
 def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Sequence[str]) -> Grid:

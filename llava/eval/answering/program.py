@@ -62,9 +62,9 @@ class AnsweringProgram:
 def start_run(args: argparse.Namespace, read: QuestionReader) -> QuestionRun:
     """Everything up to the first answer. Raises ValueError, one line, for invalid flags and files."""
     if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size} is no number of questions; give 1 or more")
+        raise ValueError(f"--batch-size {args.batch_size} is not a number of questions; give 1 or more")
     if args.workers is not None and args.workers < 0:
-        raise ValueError(f"--workers {args.workers} is no number of processes; give 0 or more")
+        raise ValueError(f"--workers {args.workers} is not a number of processes; give 0 or more")
     check_device(args.device)
     check_server(args)
     generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)

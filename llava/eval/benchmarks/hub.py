@@ -46,7 +46,7 @@ def _save(images: Path, name: str, picture: Any, file: Path) -> str:
     if not picture or not picture.get("bytes"):
         raise ValueError(f"{file} has no picture for {name}; download the data set with its images inside")
     if Path(name).name != name or "\0" in name:  # the data set must not choose where files are written
-        raise ValueError(f"{file} has the id {name!r}, which is no file name; download the official data set again")
+        raise ValueError(f"{file} has the id {name!r}, which is not a file name; download the official data set again")
     images.mkdir(exist_ok=True)
     ending = Path(picture.get("path") or "").suffix or ".png"
     (images / f"{name}{ending}").write_bytes(picture["bytes"])

@@ -52,7 +52,7 @@ def table(file: Path) -> Iterator[Row]:
     for row in read_table(file):
         index = field_of(row, "index", str(file))
         if not str(index).isdecimal():
-            raise ValueError(f"{file} has the index {index!r}, which is no number; download the table again")
+            raise ValueError(f"{file} has the index {index!r}, which is not a number; download the table again")
         yield {"question_id": int(index), **{name: cell for name, cell in row.items() if name != "image"}}
 
 

@@ -56,7 +56,7 @@ def fetch(
     for _ in range(redirects + 1):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url} is no http(s) address")
+            raise ValueError(f"{url} is not an http(s) address")
         content, location = _get(parts, largest, deadline, seconds, allow_private)
         if location is None:
             return content

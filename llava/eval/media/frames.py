@@ -50,7 +50,7 @@ def spread(total: int, count: int) -> list[int]:
     They repeat where the video has fewer frames than requested. Raises ValueError for a count below 1.
     """
     if count < 1:
-        raise ValueError(f"frames={count} is no number of frames; give 1 or more")
+        raise ValueError(f"frames={count} is not a number of frames; give 1 or more")
     return np.linspace(0, total - 1, count).astype(int).tolist()
 
 

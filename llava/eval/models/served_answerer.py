@@ -105,7 +105,7 @@ class ServedAnswerer:
         connections: int = 16,
     ) -> None:
         if pruner is None:
-            raise ValueError("a server does not tell its pruner; give --pruner, such as flowcut:budget=64, or none")
+            raise ValueError("a server does not report its pruner; give --pruner, such as flowcut:budget=64, or none")
         if generation.num_beams > 1:
             raise ValueError(f"num_beams={generation.num_beams} is not possible with a server; leave it out")
         self.pruner: Pruner | None = parse_pruner(pruner)

@@ -91,7 +91,7 @@ def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
 def _rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     rows = read_json(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(keys) <= set(row) for row in rows):
-        raise ValueError(f"{file} is no JSON list of {', '.join(keys)}; give the files of one benchmark")
+        raise ValueError(f"{file} is not a JSON list of {', '.join(keys)}; give the files of one benchmark")
     return rows
 
 

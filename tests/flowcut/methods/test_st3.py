@@ -298,7 +298,7 @@ def test_what_cannot_follow_is_refused_in_one_line():
         answers(host, model, SHORT, [sample])[1].crop(-4)
     cache = DynamicCache(config=model.config.text_config)
     cache.layers = [Foreign() for _ in cache.layers]
-    with pytest.raises(ValueError, match="ST3 takes entries out of the KV cache, which a Foreign does not give up"):
+    with pytest.raises(ValueError, match="ST3 removes entries from the KV cache, which a Foreign does not support"):
         answers(host, model, SHORT, [sample], **{CACHE: cache})
 
 

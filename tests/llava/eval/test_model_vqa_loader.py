@@ -138,7 +138,7 @@ def test_bad_images_and_rows_are_reported_and_may_be_mended(flags, question_fold
         (["--pruner", "flowcut"], "has no budget"),
         (["--conv-mode", "v7"], "conversation mode 'v7' is unknown"),
         (["--question-file", "/nowhere/q.jsonl"], "question file /nowhere/q.jsonl does not exist"),
-        (["--model-path", "/nowhere/model"], "/nowhere/model is no folder"),
+        (["--model-path", "/nowhere/model"], "/nowhere/model is not a folder"),
         (["--limit", "0"], "limit=0"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--num-chunks", "2", "--chunk-idx", "2"], "chunk 2 of 2"),

@@ -14,7 +14,7 @@ GOOD = {"question_id": 7, "image": "a.png", "text": "why?", "category": "x"}
     ("row", "reason"),
     [
         ("{broken", "Expecting"),
-        ("[1, 2]", "no JSON object"),
+        ("[1, 2]", "not a JSON object"),
         (json.dumps({"question_id": 1, "text": "why?"}), "no image"),
         (json.dumps(GOOD | {"text": 3}), "text=3 is not text"),
         (json.dumps(GOOD | {"image": ""}), "image='' is not text"),

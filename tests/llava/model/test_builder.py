@@ -280,5 +280,5 @@ def test_a_good_checkpoint_loads_without_a_word(inside, capfd, caplog):
 
 
 def test_no_such_model():
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         load("/no/such/model")

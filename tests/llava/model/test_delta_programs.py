@@ -67,7 +67,7 @@ def test_errors_are_one_line(llama_folder, target, tmp_path):
     with pytest.raises(SystemExit, match=r"error: .* is a language model without vision tower"):
         consolidate.main(["--src", str(llama_folder), "--dst", str(tmp_path / "x")])
     paths = ["--base-model-path", "/no/such", "--target-model-path", str(target)]
-    with pytest.raises(SystemExit, match="error: /no/such is no folder"):
+    with pytest.raises(SystemExit, match="error: /no/such is not a folder"):
         make_delta.main([*paths, "--delta-path", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
 

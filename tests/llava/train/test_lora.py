@@ -287,7 +287,7 @@ def test_quantised(bits, lora_flags, tmp_path):
         (("--deepspeed", "scripts/zero2.json"), "--deepspeed needs a launcher"),
         (("--lora_weight_path", "absent"), "absent holds no LoRA adapter"),
         (("--report_to", "wandb"), "--report_to wandb needs the wandb package"),
-        (("--version", "v9"), "--version v9 is no conversation template; use one of default, v0"),
+        (("--version", "v9"), "--version v9 is not a conversation template; use one of default, v0"),
     ],
 )
 def test_contradictions_are_one_line(more, reason, lora_flags, tmp_path, monkeypatch):

@@ -485,5 +485,5 @@ def test_a_remembered_field_that_cannot_be_read_is_one_line(pruned, flags, data_
 def test_a_pruner_without_a_tower_is_refused(flags, data_folder, tmp_path):
     blind = [flag for flag in flags(tmp_path) if flag != "--vision_tower"]
     blind.remove(blind[blind.index("--model_name_or_path") + 2])
-    with pytest.raises(ValueError, match="no vision tower, hence nothing for fastervlm:budget=5 to drop"):
+    with pytest.raises(ValueError, match="no vision tower, so fastervlm:budget=5 has nothing to drop"):
         prepare(argv=[*blind, "--data_path", str(data_folder / "dialogues.json"), "--pruner", "fastervlm:budget=5"])

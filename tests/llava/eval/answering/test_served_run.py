@@ -140,10 +140,10 @@ def test_a_benchmark_from_question_file_to_score(server, hub_folder, tmp_path, m
         ({}, ["--pruner", "fastervlm:budget=0"], "budget=0 is not a whole number"),
         ({"plug_in": False}, [], "does not prune: it read all 16 tokens with fastervlm:budget=5"),
         ({"trusts": False}, [], "Start vLLM with --trust-request-mm-kwargs --trust-request-chat-template"),
-        ({"details": False}, [], "does not tell a prompt's visual tokens; start it with"),
+        ({"details": False}, [], "does not report the visual tokens of a prompt; start it with"),
         ({}, ["--dtype", "float32"], "--dtype is the server's to decide"),
         ({}, ["--num_beams", "2"], "--num_beams 2 is not possible with --backend vllm"),
-        ({}, ["--in-flight", "0"], "--in-flight 0 is no number of requests"),
+        ({}, ["--in-flight", "0"], "--in-flight 0 is not a number of requests"),
     ],
 )
 def test_what_does_not_go_is_one_line(ask, engine, hub_folder, options, more, message):

@@ -379,7 +379,7 @@ def test_flags_that_do_not_go_together(given, complaint):
 def test_a_body_that_is_no_object(body, capsys):
     with pytest.raises(SystemExit):
         flags("--judge-body", body)
-    assert "is no JSON" in capsys.readouterr().err
+    assert "is not JSON" in capsys.readouterr().err
 
 
 def test_without_a_judge(tmp_path):
