@@ -32,7 +32,7 @@ def merge(model_path: str, model_base: str | None, output: str) -> None:
     """
     folder = local_folder(model_path)
     if not is_lora_folder(folder):
-        raise ValueError(f"{folder} holds no LoRA adapter (adapter_config.json); give the adapter's folder")
+        raise ValueError(f"{folder} has no LoRA adapter (adapter_config.json); give the adapter's folder")
     if is_untrained(folder):
         raise ValueError(f"merging the adapter in {folder} would change no weight: it was not trained; use the base")
     consolidate(model_path, output, model_base)

@@ -72,7 +72,7 @@ def _question(line: bytes) -> Question:
         if not isinstance(row[key], kinds) or isinstance(row[key], bool) or row[key] == "":
             raise ValueError(f"{key}={row[key]!r} is not {'a number or text' if len(kinds) == 2 else 'text'}")
     if DEFAULT_IMAGE_TOKEN in row["text"]:
-        raise ValueError(f"its text holds {DEFAULT_IMAGE_TOKEN}, which is added to every question automatically")
+        raise ValueError(f"its text contains {DEFAULT_IMAGE_TOKEN}, which is added to every question automatically")
     return Question(row["question_id"], image_names(row["image"]), row["text"])
 
 

@@ -107,7 +107,9 @@ def merge_tiles(
     across, down = grid
     side = int(patches**0.5)
     if tiles > 1 and (tiles != 1 + across * down or side * side != patches):
-        raise ValueError(f"{tiles} tiles of {patches} patches do not make up a whole and a grid of {across} x {down}")
+        raise ValueError(
+            f"{tiles} tiles of {patches} patches are not one whole picture and a grid of {across} x {down}"
+        )
     ids = torch.arange(tiles * patches, device=device)
     base, rest = ids[:patches], ids[patches:]
     ends = newline is not None and "unpad" in merge_type and kept is None

@@ -72,7 +72,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         partial = (folder / _PARTIAL).is_dir()
         hint = "its save was interrupted; save it again" if partial else "give the folder of a whole checkpoint"
-        raise ValueError(f"{folder} holds no config.json; {hint}")
+        raise ValueError(f"{folder} has no config.json; {hint}")
     return read_object(file)
 
 
@@ -110,8 +110,8 @@ def weight_files(folder: Path) -> list[Path]:
     present = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not present:
         if (folder / PROJECTOR).is_file():
-            raise ValueError(f"{folder} holds a projector only ({PROJECTOR}); give its base, and it beside the base")
-        raise ValueError(f"{folder} holds no weights; expected one of {', '.join(WEIGHTS)}")
+            raise ValueError(f"{folder} has only a projector ({PROJECTOR}); load it together with its base, model_base")
+        raise ValueError(f"{folder} has no weights; expected one of {', '.join(WEIGHTS)}")
     first, index = present[0], present[0].with_name(f"{present[0].name}.index.json")
     if index.is_file():
         logger.warning("%s is read, not the files that %s next to it names; remove the outdated one", first, index.name)
@@ -178,7 +178,7 @@ def read_bin(file: Path) -> dict[str, Tensor]:
     except (*DAMAGE, OSError) as error:
         raise ValueError(f"{file} is damaged ({one_line(error)}); copy the checkpoint again") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{file} holds no tensors by name; give a file of weights")
+        raise ValueError(f"{file} has no tensors by name; give a file of weights")
     return found
 
 

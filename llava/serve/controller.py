@@ -283,7 +283,7 @@ async def _forward(
             controller.drop(address, f"cannot be reached ({error})")
         except httpx.TimeoutException:
             controller.drop(address, "silent in the middle of an answer")
-            yield encode(failure(TimeoutError(f"worker {address} said nothing for {SILENCE:g} s")))
+            yield encode(failure(TimeoutError(f"worker {address} sent nothing for {SILENCE:g} s")))
             return
         except (httpx.HTTPError, WorkerLostError) as error:
             lost = WorkerLostError(f"worker {address} stopped answering ({type(error).__name__}: {error})")

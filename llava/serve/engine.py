@@ -170,9 +170,7 @@ class Engine:
         """A pruner that a question names. Raises ValueError, one line, if this service does not take it."""
         pruner = _blind(parse_pruner(text))
         if pruner is not None and pruner.reads_file and pruner != self.pruner:
-            raise ValueError(
-                f"{pruner.name} with a file on the server is for the server's own pruner; leave the file out"
-            )
+            raise ValueError(f"a question's {pruner.name} cannot name a file on the server; leave the file out")
         return pruner
 
     def _work(

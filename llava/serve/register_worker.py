@@ -26,7 +26,7 @@ with needs(__name__):
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if not ControllerClient(args.controller_address).register(args.worker_name, args.check_heart_beat):
-        raise ValueError(f"{args.worker_name} does not say what it serves; does a worker run there?")
+        raise ValueError(f"{args.worker_name} does not say what it serves; is a worker running there?")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _get(
         if response.status in _MOVED and (location := response.getheader("Location")):
             return b"", location
         if response.status != 200:
-            raise ValueError(f"the server said {response.status} {response.reason}")
+            raise ValueError(f"the server answered {response.status} {response.reason}")
         announced = response.getheader("Content-Length") or ""
         content = bytearray()
         too_large = announced.isdigit() and int(announced) > largest

@@ -80,13 +80,13 @@ def _with_pyav(file: Path, count: int) -> Clip:
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
-                raise ValueError(f"video {file} holds no pictures; give a file with a video stream")
+                raise ValueError(f"video {file} has no pictures; give a file with a video stream")
             stream = container.streams.video[0]
             claimed, rate = stream.frames, stream.average_rate
         wanted = spread(claimed, count) if claimed else []
         frames, total = _decode(file, wanted)
         if total == 0:
-            raise ValueError(f"video {file} holds no frame that can be decoded; copy it again")
+            raise ValueError(f"video {file} has no frame that can be decoded; copy it again")
         if total != claimed:
             wanted = spread(total, count)
             frames, total = _decode(file, wanted)

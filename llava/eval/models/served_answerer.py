@@ -160,7 +160,7 @@ def content_of(text: str, pictures: Sequence[Image.Image]) -> list[str | Image.I
         return [*pictures, text]
     parts = text.split(IMAGE_PLACEHOLDER)
     if len(parts) - 1 != len(pictures):
-        raise ValueError(f"the text has {len(parts) - 1} times {IMAGE_PLACEHOLDER}, and {len(pictures)} are shown")
+        raise ValueError(f"the text has {IMAGE_PLACEHOLDER} {len(parts) - 1} times for {len(pictures)} pictures")
     content: list[str | Image.Image] = [parts[0]] if parts[0] else []
     for picture, part in zip(pictures, parts[1:], strict=True):
         content += [picture, part] if part else [picture]

@@ -169,7 +169,7 @@ def _ask(method: str, url: str, body: dict[str, Any] | None, seconds: float) -> 
             raise ValueError(f"{url} refused a question: {error_of(answer.text)}")
         document = answer.raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"no proper answer from {url} ({one_line(error)}); does vLLM's server run there?") from error
+        raise ValueError(f"no valid answer from {url} ({one_line(error)}); is vLLM's server running there?") from error
     if not isinstance(document, dict):
-        raise ValueError(f"no proper answer from {url}; does vLLM's server run there?")
+        raise ValueError(f"no valid answer from {url}; is vLLM's server running there?")
     return document

@@ -185,7 +185,7 @@ def test_what_is_missing_is_a_dash():
     [
         ({"images": []}, "no picture is given"),
         ({"images": ["missing.png"]}, "image missing.png does not exist"),
-        ({"images": ["EMPTY"]}, "holds no picture"),
+        ({"images": ["EMPTY"]}, "contains no picture"),
         ({"--model": "nowhere"}, "nowhere is not a folder"),
         ({"--pruner": "none"}, "cuts nothing in the encoder"),
         ({"--pruner": "vtw:budget=5"}, "cuts nothing in the encoder"),

@@ -155,7 +155,7 @@ def test_bad_input_is_one_line_and_status_1(flags, more, said):
 
 def test_a_model_path_without_weights(flags, llava_folder, tmp_path):
     bare = shutil.copytree(llava_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(SystemExit, match=r"error: .* holds no weights"):
+    with pytest.raises(SystemExit, match=r"error: .* has no weights"):
         main(flags("answers.jsonl", "--model-path", str(bare)))
 
 

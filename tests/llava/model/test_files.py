@@ -106,11 +106,11 @@ CASES = {
     "index path": (lambda f: index(f, {"a": "../x.safetensors"}), 'has no "weight_map" from names to files'),
     "directory": (
         lambda f: ((f / "model.safetensors").unlink(), (f / "pytorch_model.bin").mkdir()),
-        "holds no weights",
+        "has no weights",
     ),
     "no dictionary": (
         lambda f: ((f / "model.safetensors").unlink(), torch.save([1], f / "pytorch_model.bin")),
-        "holds no tensors by name",
+        "has no tensors by name",
     ),
     "projector folder": (projector_only, r"projector( only)? .*\bbase"),
     "not a number": (lambda f: weights(f, nan), r"layers\.1\.mlp\.up_proj\.weight of .* infinite or no numbers"),

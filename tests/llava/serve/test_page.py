@@ -24,7 +24,7 @@ from llava.serve.side_by_side import SideBySide
 from llava.utils import moderation_msg
 
 # The workers below do not exist, and the page says so in a corner.
-pytestmark = pytest.mark.filterwarnings("ignore:no proper answer", "ignore:no worker serves")
+pytestmark = pytest.mark.filterwarnings("ignore:no valid answer", "ignore:no worker serves")
 
 
 VALUES = ["a", 0.0, 1.0, 4, "Default", False, "none", 64, "", OFF, 64, ""]  # of `Widgets.wish`
@@ -52,7 +52,7 @@ def test_without_key_or_controller_it_refuses_in_one_line(idle, monkeypatch, tmp
     flags = ["--log-dir", str(tmp_path), "--controller"]
     with pytest.raises(SystemExit, match=r"^error: moderation uses OpenAI's server and needs a key; set "):
         gradio_web_server.main([*flags, idle[0], "--moderate"])
-    with pytest.raises(SystemExit, match=r"^error: no proper answer from http://127\.0\.0\.1:9/list_models"):
+    with pytest.raises(SystemExit, match=r"^error: no valid answer from http://127\.0\.0\.1:9/list_models"):
         gradio_web_server.main([*flags, "http://127.0.0.1:9"])
 
 
@@ -86,7 +86,7 @@ def test_once_and_reload(tmp_path):
         assert reload.load(Visit())[0].choices == []
         known.register("http://127.0.0.1:9", False, WorkerStatus(model_names=["b"]))
         reload.models = ["b"]
-    with pytest.warns(UserWarning, match="no proper answer"):  # the controller is gone
+    with pytest.warns(UserWarning, match="no valid answer"):  # the controller is gone
         models, *_ = reload.load(Visit())
     assert [name for name, _ in models.choices] == ["b"]
 

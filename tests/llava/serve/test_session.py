@@ -107,7 +107,7 @@ def test_what_cannot_be_asked(controller, files, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match="cannot be read"):
         session.add(TEXT, str(tmp_path / "text.png"), WISH, controller)
-    with pytest.raises(ValueError, match="does it run"):
+    with pytest.raises(ValueError, match="is the server running"):
         Session().add(TEXT, None, WISH, ControllerClient("http://127.0.0.1:9"))
     assert not Session().reopen()
 

@@ -96,7 +96,7 @@ def test_an_error_of_the_server_is_one_line(vllm, endpoint, request_for):
 
 def test_it_does_not_start_with_a_wrong_server(endpoint, hub_folder):
     for address, flags, message in (
-        ("http://127.0.0.1:9", (), r"no proper answer from http://127\.0\.0\.1:9/v1/models"),
+        ("http://127.0.0.1:9", (), r"no valid answer from http://127\.0\.0\.1:9/v1/models"),
         (endpoint[0], ("--model-path", "other"), "serves served, not other; give its checkpoint"),
         (endpoint[0], ("--pruner", "flowcut:budget=4"), "this server prunes with fastervlm:budget=9"),
         (endpoint[0], ("--conv-mode", "none such"), "conversation mode 'none such' is unknown"),

@@ -154,7 +154,7 @@ def test_what_does_not_go_is_one_line(ask, engine, hub_folder, options, more, me
 
 
 def test_no_server_another_model_and_flags_that_belong_together(ask, server, llava_folder, engine):
-    with pytest.raises(SystemExit, match=r"no proper answer from http://127\.0\.0\.1:9/v1/models .*; does vLLM's"):
+    with pytest.raises(SystemExit, match=r"no valid answer from http://127\.0\.0\.1:9/v1/models .*; is vLLM's"):
         ask("none.jsonl", *through("http://127.0.0.1:9"))
     with pytest.raises(SystemExit, match="belong together"):
         ask("none.jsonl", "--backend", "vllm")

@@ -42,7 +42,7 @@ def test_the_host_may_be_chosen(hf_folder):
         load_answerer(str(hf_folder("qwen2_vl")), backend="llava", device="cpu")
     with pytest.raises(ValueError, match="host='vllm' is unknown; use auto, llava, transformers"):
         load_answerer(folder, backend="vllm")
-    with pytest.raises(ValueError, match="take whole checkpoints; merge"):
+    with pytest.raises(ValueError, match="need complete checkpoints; merge"):
         load_answerer(folder, model_base="base", backend="transformers")
 
 
