@@ -1,4 +1,4 @@
-"""Fix FlowCut's schedule beforehand: how many patches stay at each selection, as the mean over some images.
+"""Find a fixed schedule for FlowCut: the number of patches kept at each selection, as the mean over some images.
 
     python -m flowcut.calibrate --model-path liuhaotian/llava-v1.5-7b --image pictures/ --pruner flowcut:budget=64
 

@@ -1,8 +1,8 @@
 """Find the layer from which on a model can do without visual tokens: the search of VTW (see `flowcut.VTW`).
 
-For each candidate layer K the prompts are answered once more with all visual tokens withdrawn before it, and the
-next token's distribution is compared with the whole model's: KL(whole || withdrawn), mean over prompts. The first K at
-or under the threshold is taken. The paper uses about 20 prompts, candidates from layer 5 on, and a threshold of 0.003
+For each candidate layer K, all visual tokens are dropped before it, and the distribution of the next token is compared
+with that of the unchanged model: KL(unchanged || dropped), mean over prompts. The first K with at most the threshold is
+chosen. The paper uses about 20 prompts, candidates from layer 5 on, and a threshold of 0.003
 for LLaVA-1.5-7B (0.0005 for 13B, 0.0001 for LLaVA-1.6-7B).
 """
 

@@ -5,7 +5,7 @@ flowcut compare --image docs/images/scene.png --query "What color is the star?" 
     --pruner divprune:budget=64
 
 The model without pruning comes first. Times are from pixels to the end of the answer, medians over rounds in which the
-variants take turns, after one round that does not count. The last line is one JSON document.
+variants alternate, after one warm-up round. The last line is one JSON document.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Look at how information flows through a vision encoder: the paper's figures 2 to 4 and 6 to 11 for your own model.
+"""Show how information flows through a vision encoder: the paper's figures 2 to 4 and 6 to 11 for your own model.
 
     python -m flowcut.flow docs/images/scene.png --model-path playground/embedded --question "What color is the star?"
 
-Writes index.html, a page that needs nothing else, the figures as PNGs, their numbers as CSV and JSON, and arrays.npz
-with study.json, from which --from draws everything again without the model.
+Writes a page, index.html, that needs no other file; the figures as PNG and SVG; their numbers as CSV and JSON; and
+arrays.npz with study.json, from which --from draws everything again without the model.
 """
 
 from __future__ import annotations

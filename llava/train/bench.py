@@ -2,14 +2,14 @@
 
 The same model alternates training steps with all visual tokens and with the pruner attached, so that drift of the
 machine affects both alike. A step is forward, backward and AdamW at learning rate 0, so weights stay the same for both
-variants. Each sample has one image, in the middle of the text; the text after the image is learned.
+variants. Each sample has one image, in the middle of the text; the model is trained on the text after the image.
 
 The model is a LLaVA checkpoint (`--model`, default: the embedded one), or one of published sizes with random weights
 (`--geometry llava-1.5-7b`, `--layers-slice` decoder layers, a vocabulary of 1000; see `flowcut.bench.synthetic`), which
 needs no download. Stage 1 trains the projector, stage 2 the language model too; the tower is frozen in both, as in
 LLaVA-1.5.
 
-Weights are float32; --dtype bfloat16 is autocast over them, and on a GPU holds the frozen tower. Peak memory is what a
+Weights are float32; --dtype bfloat16 is autocast over them, and on a GPU the type of the frozen tower. Peak memory is what a
 step needs in addition to weights and optimizer state, measured in a separate step: on a GPU by the allocator, on a CPU
 from existing tensors. Data loading is not part of a step.
 """

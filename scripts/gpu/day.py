@@ -1,4 +1,4 @@
-"""Run the parts of a GPU day one after the other, each in a process of its own with a time limit; see day.sh."""
+"""Run the parts of a GPU day one after the other, each in its own process with a time limit; see day.sh."""
 
 from __future__ import annotations
 

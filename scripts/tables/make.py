@@ -1,10 +1,10 @@
 """Make a table of the paper: measure missing cells, then write it as Markdown, CSV and HTML.
 
-    python -m scripts.tables.make 1 --model liuhaotian/llava-v1.5-7b        (or: make table1 MODEL=...)
-    python -m scripts.tables.make 7 --model embedded                        (minutes to an hour on a laptop)
+    python -m scripts.tables.make 1 --model-path liuhaotian/llava-v1.5-7b   (or: make table1 MODEL=...)
+    python -m scripts.tables.make 7 --model-path embedded                   (minutes to an hour on a laptop)
 
 Every number is a cell, one JSON file under <results>/<model>/<benchmark>/ with its origin. Up-to-date cells
-are not made again; interrupted ones are continued; a benchmark whose files are missing is left out and named.
+are not measured again, and interrupted ones are continued. Benchmarks without files are left out and named.
 The table is in <results>/<model>/tables/. Paper, ours, difference and number of questions are consecutive lines;
 with the embedded model, which has its own benchmark, only the table's layout is the same.
 
