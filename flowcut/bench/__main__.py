@@ -13,8 +13,8 @@ method of encoding, with projector (and the hidden states that transformers keep
 model over text and one image or video per sample, encoded beforehand. `generate` runs everything.
 
 Two things differ from the published sizes: `--layers-slice` sets the number of decoder layers, and the vocabulary has
-1000 tokens, because embedding and head need memory but do not count in the FLOPs. LLaVA-NeXT gets images of 672 x 672 (five tiles), Video-LLaVA 8 frames, Qwen2-VL
-images of 672 x 672 (2304 patches, 576 tokens).
+1000 tokens, because embedding and head need memory but do not count in the FLOPs. LLaVA-NeXT gets images of 672 x 672
+(five tiles), Video-LLaVA 8 frames, Qwen2-VL images of 672 x 672 (2304 patches, 576 tokens).
 
 The weights are random but attend as sharply as trained ones (`flowcut.bench.synthetic`); `prefill` alone leaves this
 out.

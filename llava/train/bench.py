@@ -9,9 +9,9 @@ The model is a LLaVA checkpoint (`--model`, default: the embedded one), or one o
 needs no download. Stage 1 trains the projector, stage 2 the language model too; the tower is frozen in both, as in
 LLaVA-1.5.
 
-Weights are float32; --dtype bfloat16 is autocast over them, and on a GPU the type of the frozen tower. Peak memory is what a
-step needs in addition to weights and optimizer state, measured in a separate step: on a GPU by the allocator, on a CPU
-from existing tensors. Data loading is not part of a step.
+Weights are float32. --dtype bfloat16 is autocast over them, and on a GPU also the type of the frozen tower. Peak memory
+is what a step needs in addition to weights and optimizer state, measured in a separate step: on a GPU by the allocator,
+on a CPU from existing tensors. Data loading is not part of a step.
 """
 
 import argparse

@@ -65,7 +65,7 @@ def test_merged_patches_are_told_apart_from_kept_ones():
     assert caption.endswith("one token, pale patches were dropped; other tokens: 1")
     assert layer_pictures(kept(steps=steps, sources=[[0, 0, 1, 1]])) == []
     _, caption = final_picture(kept(steps=steps, mixed=True))
-    assert caption.startswith("2 of 4 patches; tokens also hold parts of other patches")
+    assert caption.startswith("2 of 4 patches; tokens also contain other patches")
 
 
 def test_a_token_of_several_patches_has_one_colour_and_its_border():
