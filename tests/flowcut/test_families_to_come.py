@@ -97,7 +97,7 @@ def test_uniform_chooses_whole_cells():
 
 
 def test_methods_that_merge_are_refused_where_the_model_merges():
-    with pytest.raises(ValueError, match="Pooling cannot merge patches where the model joins several"):
+    with pytest.raises(ValueError, match="Pooling cannot merge patches in a model that joins several"):
         Pooling(4).check(ModelShape((EncoderShape("", 4, 4, patches_per_token=4, cell=(2, 2)),)))
 
 

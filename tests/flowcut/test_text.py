@@ -114,7 +114,9 @@ def test_found_where_the_vision_tower_came_from(whole_clip, tmp_path):
 def test_what_is_no_text_tower(whole_clip, tmp_path, clip_folder):
     model = Clip().build()
     model.config._name_or_path = str(clip_folder)  # the vision half alone
-    with pytest.raises(ValueError, match=r"holds a clip_vision_model and no whole CLIP; .*; name a complete CLIP with"):
+    with pytest.raises(
+        ValueError, match=r"has a clip_vision_model, not a complete CLIP; .*; name a complete CLIP with"
+    ):
         TextTower.find(model)
     with pytest.raises(ValueError, match=r"no CLIP text tower at \S*nowhere") as error:
         TextTower.load(str(tmp_path / "nowhere"))

@@ -74,7 +74,7 @@ def test_the_papers_own_setting():
     [
         ({"layers": (8, 2)}, "layers=8/2 are not ascending layer numbers >= 1"),
         ({"layers": (0, 2)}, "layers=0/2 are not ascending"),
-        ({"layers": ()}, "layers= are no ascending"),
+        ({"layers": ()}, "layers= are not ascending"),
         ({"ratio": 1.0}, r"ratio=1\.0 is not a share between 0 and 1"),
         ({"keep": (3, 2)}, "keep=3/2 is not one number of tokens >= 1 for each of the 3 cuts"),
         ({"positions": "kept"}, "positions='kept' is not allowed; choose original or renumbered"),

@@ -178,7 +178,7 @@ def test_tiles(tower):
 
 def test_mistakes():
     host = Clip()
-    with pytest.raises(ValueError, match=r"RCom cannot merge patches where the model joins several"):
+    with pytest.raises(ValueError, match=r"RCom cannot merge patches in a model that joins several"):
         attach(HFQwen2VL().build(), RCom(10))
     model = host.build()
     with attach(model, RCom(10)), pytest.raises(ValueError, match="RCom chooses by the question: wrap"):

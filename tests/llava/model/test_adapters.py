@@ -136,7 +136,7 @@ def write_config(folder, **fields):
         ),
         (
             lambda folder: edit(folder, lambda all: {k.removeprefix("base_model.model."): v for k, v in all.items()}),
-            "8 of 8 tensors of the adapter in .* belong to no part",
+            "8 of 8 tensors of the adapter in .* do not belong to this",
         ),
         (lambda folder: write_config(folder, peft_type="IA3"), "peft_type IA3; this loader reads LORA"),
         (lambda folder: (folder / "adapter_config.json").write_text("[]"), "holds a JSON list, not an object"),

@@ -134,8 +134,8 @@ def test_seeds_repeat_an_answer(engine, pictures, ask_about):
         ({"top_p": 1.1}, "top_p=1.1 is not a probability"),
         ({"max_new_tokens": -1}, "max_new_tokens=-1 is below 0"),
         ({"pruner": "flowcat:budget=64"}, "unknown pruner"),
-        ({"pruner": "crossget:budget=6,cross_tokens=/etc/passwd"}, "crossget with a file on the server is for"),
-        ({"against": "crossget:budget=6,cross_tokens=/etc/passwd"}, "crossget with a file on the server is for"),
+        ({"pruner": "crossget:budget=6,cross_tokens=/etc/passwd"}, "crossget cannot name a file on the server"),
+        ({"against": "crossget:budget=6,cross_tokens=/etc/passwd"}, "crossget cannot name a file on the server"),
         (
             {"pruner": "cdpruner:budget=6"},
             "cdpruner needs the question, which is unknown here; set condition=False",

@@ -141,7 +141,7 @@ def test_a_benchmark_from_question_file_to_score(server, hub_folder, tmp_path, m
         ({"plug_in": False}, [], "does not prune: it read all 16 tokens with fastervlm:budget=5"),
         ({"trusts": False}, [], "Start vLLM with --trust-request-mm-kwargs --trust-request-chat-template"),
         ({"details": False}, [], "does not report the visual tokens of a prompt; start it with"),
-        ({}, ["--dtype", "float32"], "--dtype is the server's to decide"),
+        ({}, ["--dtype", "float32"], "--dtype is decided by the server"),
         ({}, ["--num_beams", "2"], "--num_beams 2 is not possible with --backend vllm"),
         ({}, ["--in-flight", "0"], "--in-flight 0 is not a number of requests"),
     ],

@@ -167,7 +167,7 @@ def test_prompts(hf_checkpoint, answerer):
 
 
 def test_a_placeholder_in_the_text_is_refused(answerer):
-    with pytest.raises(ValueError, match="names 2 pictures by <image>, and 1 are shown; leave <image> out"):
+    with pytest.raises(ValueError, match="has <image> 2 times for 1 pictures; leave <image> out"):
         answerer("llava_hf")(["what <image>"], [pictures(1)])
 
 
