@@ -133,7 +133,7 @@ def test_mistakes_are_told_in_one_line(tower, tmp_path):
     host, siglip = Clip(), Siglip()
     model = host.build()
     with attach(model, CDPruner(10)) as handle:
-        with pytest.raises(ValueError, match=r"CDPruner chooses by the question: .* or set condition=False"):
+        with pytest.raises(ValueError, match=r"CDPruner needs the question: .* or set condition=False"):
             host.outputs(model, host.samples())
         with asked(handle, ["a", "b"], tower), pytest.raises(ValueError, match="2 texts for 4 images; give one for"):
             host.outputs(model, host.samples())

@@ -181,5 +181,5 @@ def test_mistakes():
     with pytest.raises(ValueError, match=r"RCom cannot merge patches in a model that joins several"):
         attach(HFQwen2VL().build(), RCom(10))
     model = host.build()
-    with attach(model, RCom(10)), pytest.raises(ValueError, match="RCom chooses by the question: wrap"):
+    with attach(model, RCom(10)), pytest.raises(ValueError, match="RCom needs the question: wrap"):
         host.outputs(model, host.samples())

@@ -363,7 +363,7 @@ def test_flags(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        (("--judge-model", "m"), "nothing to ask; give --judge-base-url"),
+        (("--judge-model", "m"), "but no judge; give --judge-base-url"),
         (("--judge-base-url", "http://x", "--judge-requests", "f"), "give either"),
         (("--judge-base-url", "http://x", "--judge-runs", "0"), "at least 1"),
         (("--judge-base-url", "http://x", "--max-judge-failures", "2"), "from 0 to 1"),

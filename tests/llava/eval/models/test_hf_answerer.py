@@ -162,7 +162,7 @@ def test_prompts(hf_checkpoint, answerer):
     old = HFAnswerer(hf_checkpoint("video_llava")._replace(mode="llava_v1"))
     assert old.prompt("why?", videos=[True]).endswith("questions. USER: <video>\nwhy? ASSISTANT:")
     assert old.prompt("a <image-placeholder> b").endswith("USER: a <image> b ASSISTANT:")
-    with pytest.raises(ValueError, match="2 times <image-placeholder>, and 1 are shown"):
+    with pytest.raises(ValueError, match="<image-placeholder> 2 times for 1 pictures"):
         answer.prompt("<image-placeholder><image-placeholder>")
 
 
