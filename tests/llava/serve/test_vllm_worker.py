@@ -91,7 +91,7 @@ def test_what_it_cannot_do_is_said(vllm, request_for, changes, said):
 def test_an_error_of_the_server_is_one_line(vllm, endpoint, request_for):
     endpoint[1].refuse["too long"] = (400, "This model's maximum context length is 2048 tokens.")
     document = last(vllm, request_for(prompt="<image> too long"))
-    assert document["text"] == "ValueError: vLLM said 400: This model's maximum context length is 2048 tokens."
+    assert document["text"] == "ValueError: vLLM answered 400: This model's maximum context length is 2048 tokens."
 
 
 def test_it_does_not_start_with_a_wrong_server(endpoint, hub_folder):
