@@ -1,6 +1,5 @@
 """What the README says is run: its scripts, its commands, its links."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -103,14 +102,3 @@ def test_its_list_of_methods_is_the_registry(monkeypatch):
     readme.main(["--check"])
     row = re.search(r"^\| PruMerge \| `prumerge`, `prumerge_plus` \| \[2403.15388\]", README, re.MULTILINE)
     assert row
-
-
-def test_on_a_package_index_links_are_absolute():
-    spec = importlib.util.spec_from_file_location("setup_of_llava_flowcut", ROOT / "setup.py")
-    setup = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(setup)
-    text = setup.absolute("![a](b/c.png) [d](e.md#f) [g](#h) [i](https://j)", "https://host/own")
-    assert (
-        text == "![a](https://host/own/raw/main/b/c.png) [d](https://host/own/blob/main/e.md#f) [g](#h) [i](https://j)"
-    )
-    assert not re.findall(r"\]\((?!https:|#)", setup.absolute(README, "https://host/own"))
