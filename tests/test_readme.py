@@ -1,6 +1,7 @@
 """What the README says is run: its scripts, its commands, its links."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,16 @@ def test_its_list_of_methods_is_the_registry(monkeypatch):
     readme.main(["--check"])
     row = re.search(r"^\| PruMerge \| `prumerge`, `prumerge_plus` \| \[2403.15388\]", README, re.MULTILINE)
     assert row
+
+
+def test_what_its_commands_write_is_not_seen_by_git():
+    """Their --out, the programs' own places, and the tables of another model; committed files are seen."""
+    written = re.findall(r"--out (\S+)", README + (ROOT / "Makefile").read_text("utf-8"))
+    written += ["report/index.html", "runs/evaluate/rows.json", "results/demo/none.json"]
+    written += ["results/llava-v1.5-7b/tables/table01.md", "playground/data/embedded/questions.jsonl"]
+    told = subprocess.run(["git", "-C", str(ROOT), "check-ignore", *written], capture_output=True, text=True)
+    if "not a git repository" in told.stderr:
+        pytest.skip("not a checkout")
+    assert set(told.stdout.split()) == set(written)
+    listed = ["git", "-C", str(ROOT), "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(listed, capture_output=True, text=True, check=True).stdout == ""
