@@ -1,6 +1,6 @@
 """Extract the projector from a whole checkpoint, as mm_projector.bin for --pretrain_mm_mlp_adapter:
 
-python scripts/extract_mm_projector.py --model-path CHECKPOINT --output FOLDER/mm_projector.bin
+python scripts/extract_mm_projector.py --model-path CHECKPOINT --out FOLDER/mm_projector.bin
 """
 
 from __future__ import annotations

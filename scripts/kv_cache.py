@@ -1,7 +1,7 @@
 """How the KV cache grows with the answer, with and without a pruner: bytes of the real cache after each new token.
 
     python -m scripts.kv_cache                          (the embedded model, ST3 at 192 tokens)
-    python -m scripts.kv_cache --pruner flowcut:budget=64 --model PATH --new-tokens 256
+    python -m scripts.kv_cache --pruner flowcut:budget=64 --model-path PATH --new-tokens 256
     python -m scripts.kv_cache --formula                (LLaVA-1.5-7B in half precision, by flowcut.cost, no model)
 
 The model reads a picture of noise and is kept from ending its answer, because neither matters to the bytes. Prints one

@@ -1,6 +1,6 @@
 """Merge a LoRA adapter into its base and write a plain checkpoint:
 
-python scripts/merge_lora_weights.py --model-path LORA --model-base BASE --save-model-path MERGED
+python scripts/merge_lora_weights.py --model-path LORA --model-base BASE --out MERGED
 """
 
 from __future__ import annotations

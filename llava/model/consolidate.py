@@ -1,7 +1,7 @@
-"""Write a checkpoint as one whole: python -m llava.model.consolidate --src CHECKPOINT --dst FOLDER
+"""Write a checkpoint as one whole: python -m llava.model.consolidate --model-path CHECKPOINT --out FOLDER
 
-Shards, a LoRA adapter or a delta (with --base) become one plain checkpoint in LLaVA's layout, stored in the type of the
-source. A frozen vision tower is left out and named in the config; a trained one is included.
+Shards, a LoRA adapter or a delta (with --model-base) become one plain checkpoint in LLaVA's layout, stored in the type
+of the source. A frozen vision tower is left out and named in the config; a trained one is included.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Cells: one (model, pruner, budget, benchmark) each, measured and stored in a JSON file with its origin.
 
-    python -m scripts.tables.cell --model playground/embedded --pruner none --pruner flowcut:budget=64
+    python -m scripts.tables.cell --model-path playground/embedded --pruner none --pruner flowcut:budget=64
 
 `<out>/<benchmark>/<pruner>.json` has the numbers, `<out>/<benchmark>/answers/` every answer. An existing cell with
 the same model, data and settings is not made again; an interrupted one is continued. Cells that are made

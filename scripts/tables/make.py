@@ -1,7 +1,7 @@
 """Make a table of the paper: measure missing cells, then write it as Markdown, CSV and HTML.
 
-    python -m scripts.tables.make 1 --model liuhaotian/llava-v1.5-7b        (or: make table1 MODEL=...)
-    python -m scripts.tables.make 7 --model embedded                        (minutes to an hour on a laptop)
+    python -m scripts.tables.make 1 --model-path liuhaotian/llava-v1.5-7b        (or: make table1 MODEL=...)
+    python -m scripts.tables.make 7 --model-path embedded                        (minutes to an hour on a laptop)
 
 Every number is a cell, one JSON file under <results>/<model>/<benchmark>/ with its origin. Up-to-date cells
 are not made again; interrupted ones are continued; a benchmark whose files are missing is left out and named.
@@ -128,7 +128,7 @@ def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Seq
             f"{' '.join(given)}: not with the embedded model, which takes --limit, --results, --render and --latex"
         )
     if not args.render:
-        command = "python -m scripts.tables.make " + shlex.join([str(args.number), "--model", "embedded"])
+        command = "python -m scripts.tables.make " + shlex.join([str(args.number), "--model-path", "embedded"])
         make_missing(table, args.results, args.limit, command)
     return embedded_grid(table, args.results)
 
