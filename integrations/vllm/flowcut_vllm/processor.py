@@ -58,6 +58,10 @@ class PrunedProcessor:
         """The pruner of a request with these `mm_processor_kwargs`."""
         return request_pruner(self.info.pruner, kwargs.get(FIELD))
 
+    def kept(self, pruner: Pruner, unpruned: int, images: Any, item: int) -> int:
+        """How many tokens the image `images[item]` has, of so many unpruned ones."""
+        return tokens_of(pruner, unpruned)
+
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> Any:
         return super()._call_hf_processor(hf_data, without_field(hf_kwargs))  # type: ignore[misc]
 
@@ -82,10 +86,20 @@ class PrunedProcessor:
         updates = super()._get_prompt_updates(mm_items, given, out_mm_kwargs)  # type: ignore[misc]
         if isinstance(mm_items.get("image"), ImageEmbeddingItems):
             return updates  # embeddings that come ready are not pruned here
+        images = mm_items.get("image")
         return [
-            replace(update, replacement=_shorter(update.replacement, pruner)) if update.modality == "image" else update
+            replace(update, replacement=self._shorter(update.replacement, pruner, images))
+            if update.modality == "image"
+            else update
             for update in updates
         ]
+
+    def _shorter(self, replacement: Callable[[int], list[int]], pruner: Pruner, images: Any) -> Any:
+        def placeholders(item: int) -> list[int]:
+            whole = replacement(item)
+            return whole[: self.kept(pruner, len(whole), images, item)]
+
+        return placeholders
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         pruner = pruner_to_config(self.pruner_for(inputs.hf_processor_mm_kwargs))
@@ -96,11 +110,3 @@ class PrunedProcessor:
 def without_field(kwargs: Mapping[str, object]) -> dict[str, object]:
     """`mm_processor_kwargs` as the model's own processor knows them."""
     return {name: value for name, value in kwargs.items() if name != FIELD}
-
-
-def _shorter(replacement: Callable[[int], list[int]], pruner: Pruner) -> Callable[[int], list[int]]:
-    def placeholders(item: int) -> list[int]:
-        whole = replacement(item)
-        return whole[: tokens_of(pruner, len(whole))]
-
-    return placeholders
