@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from flowcut.cli.command_line import one_line as one_line
 
 BOM = b"\xef\xbb\xbf"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""The name of a repository of the Hugging Face Hub; a relative path of two parts looks alike."""
 _DATA_URL = re.compile(r"data:[^,]{0,200},")
 _DEEP = "its brackets are nested too deeply"
 Row = TypeVar("Row")

@@ -1,10 +1,10 @@
 """Review LLaVA-Bench's answers against the reference's, with LLaVA's flags and review file, by any judge.
 
     python -m llava.eval.eval_gpt_review_bench --question questions.jsonl --context context.jsonl \\
-        --rule llava/eval/table/rule.json --answer-list answers_gpt4.jsonl answers.jsonl --output reviews.jsonl \\
+        --rule llava/eval/table/rule.json --answer-list answers_gpt4.jsonl answers.jsonl --out reviews.jsonl \\
         --judge-base-url URL
 
-Everything is joined by id. Replies are kept in `<output>.judge.jsonl`, so that a killed run continues where it stopped.
+Everything is joined by id. Replies are kept in `<out>.judge.jsonl`, so that a killed run continues where it stopped.
 `summarize_gpt_review` computes scores from the output.
 """
 

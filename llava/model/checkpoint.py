@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,12 +23,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowcut.hooks.learned import LEARNED
-from llava.given import home_path
+from llava.given import HUB_NAME, home_path
 from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVisionTower
 from llava.model.tokenizer import save_llama_tokenizer
 
@@ -54,7 +54,7 @@ def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list
     folder = home_path(name_or_path)
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+    if not HUB_NAME.fullmatch(str(name_or_path)):
         raise ValueError(f"{name_or_path} is not a folder; give a checkpoint's folder, or a Hub name such as org/model")
     try:
         return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, allow_patterns=patterns or _DOWNLOADS))
@@ -63,6 +63,17 @@ def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list
             f"{name_or_path} is not a folder here, and the Hugging Face Hub does not provide it "
             f"({type(error).__name__}); check the path or the name, or the network"
         ) from error
+
+
+def folder_here(name_or_path: str, cache_dir: str | None = None) -> Path | None:
+    """A model's folder if it is on this machine, else None; the network is not asked."""
+    folder = home_path(name_or_path)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None  # not downloaded yet, or a path of another machine
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -138,6 +149,13 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ValueError(f'{index} has no "weight_map" from names to files of this folder; copy the checkpoint again')
     assert isinstance(found, dict)
     return found
+
+
+def written(folder: str | Path) -> dict[str, Any]:
+    """What a program tells of a checkpoint that it wrote: its folder, number of tensors, and bytes of weights."""
+    files = weight_files(Path(folder))
+    size = sum(file.stat().st_size for file in files)
+    return {"out": str(folder), "tensors": len(weight_names(Path(folder))), "bytes": size}
 
 
 def weight_names(folder: Path) -> set[str]:

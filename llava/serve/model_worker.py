@@ -1,7 +1,7 @@
 """Loads a LLaVA checkpoint and answers questions over HTTP.
 
-    python -m llava.serve.model_worker --controller http://localhost:21001 --port 21002 \\
-        --worker http://localhost:21002 --model-path playground/embedded
+    python -m llava.serve.model_worker --controller-address http://localhost:21001 --port 21002 \\
+        --worker-address http://localhost:21002 --model-path playground/embedded
 
 A request may name a pruner ("pruner": "flowcut:budget=64"); --pruner is the default for requests without one.
 """

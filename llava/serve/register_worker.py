@@ -1,6 +1,6 @@
 """Register a running worker with a controller by hand, for instance one started with --no-register.
 
-python -m llava.serve.register_worker --controller http://localhost:21001 --worker-name http://localhost:21002
+python -m llava.serve.register_worker --controller-address http://localhost:21001 --worker-name http://localhost:21002
 """
 
 from __future__ import annotations

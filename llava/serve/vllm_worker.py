@@ -3,8 +3,8 @@
     python -m vllm.entrypoints.openai.api_server --model llava-hf/llava-1.5-7b-hf \\
         --hf-overrides '{"flowcut": {"budget": 64}}' \\
         --trust-request-mm-kwargs --trust-request-chat-template --enable-prompt-tokens-details
-    python -m llava.serve.vllm_worker --controller http://localhost:21001 --port 21002 \\
-        --worker http://localhost:21002 --server http://localhost:8000 --pruner flowcut:budget=64
+    python -m llava.serve.vllm_worker --controller-address http://localhost:21001 --port 21002 \\
+        --worker-address http://localhost:21002 --server http://localhost:8000 --pruner flowcut:budget=64
 
 The method and its settings are the server's; a question may have its own budget, or "none" for all tokens.
 """

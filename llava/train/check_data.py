@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 from flowcut.cli.progress import progress_bar
 from llava.model.fields import GRIDS as PUBLISHED_GRIDS
 
@@ -244,10 +244,10 @@ def main(argv: list[str] | None = None) -> int:
         encoded = checker.encode(tally.first_usable)
         print(f"\nsample {tally.first_usable} in the format of the model, divided into input and training targets:")
         print(preview(encoded, tokenizer))
-    document = json.dumps(report, ensure_ascii=False)
     if args.json is not None:
-        args.json.write_text(document + "\n", "utf-8")
-    print(f"\n{document}")
+        args.json.write_text(json.dumps(report, ensure_ascii=False) + "\n", "utf-8")
+    print()
+    print_result(report)
     return 1 if report["unusable"] else 130 if interrupted else 0
 
 

@@ -1,6 +1,6 @@
 """How well the kept tokens represent all tokens, for every method that works in the encoder. No question is asked.
 
-    python -m scripts.real.coverage runs/real/photos --model runs/real/dinov2-small-saliency --out runs/real/coverage
+    python -m scripts.real.coverage runs/real/photos --model-path runs/real/dinov2-small-saliency
 
 Takes the folder of a CLIP, SigLIP or DINOv2 encoder, or a LLaVA checkpoint. For each picture and pruner, the tokens of
 the layer that the language model reads are compared with those of the unpruned encoder there:

@@ -14,10 +14,10 @@ from llava.eval.files import write_rows
 Row = dict[str, Any]
 
 
-def hub_need(rows_file: str, pattern: str, data_set: str) -> Need:
+def hub_need(rows_file: str, pattern: str, data_set: str, gigabytes: float) -> Need:
     """Rows in JSON lines, or parquet files that `unpack_parquet` makes them of."""
     source = f"https://huggingface.co/datasets/{data_set} (parquet; unpacked with pyarrow, extra `eval`)"
-    return Need((rows_file, pattern), "questions, pictures and answers", source)
+    return Need((rows_file, pattern), "questions, pictures and answers", source, gigabytes=gigabytes)
 
 
 def unpack_parquet(folder: Path, pattern: str, rows_file: str, take: Callable[[int, Row], tuple[Row, Any]]) -> None:
