@@ -13,6 +13,7 @@ VLLM = "0.32"
 
 MODELS = {
     "LlavaForConditionalGeneration": "flowcut_vllm.llava:PrunedLlava",
+    "Qwen2VLForConditionalGeneration": "flowcut_vllm.qwen2_vl:PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "flowcut_vllm.qwen2_5_vl:PrunedQwen2_5_VL",
 }
 """Where the class of each architecture is that is served pruned."""
@@ -32,7 +33,6 @@ REFUSED = {
     ),
     **dict.fromkeys(
         (
-            "Qwen2VLForConditionalGeneration",
             "Qwen3VLForConditionalGeneration",
             "Qwen3VLMoeForConditionalGeneration",
             "Qwen3_5ForConditionalGeneration",

@@ -1,6 +1,6 @@
 """What a pruned model's processor does differently from vLLM's: placeholders, keys, and the budget that travels.
 
-The classes here are mixed in front of a model's own. An image's budget is part of its key, so that neither the
+`served` mixes the classes here in front of a model's own. An image's budget is part of its key, so that neither the
 processor's cache nor the encoder's nor the prefix cache gives an image pruned in one way to a request for another.
 """
 
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 import torch
+from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageEmbeddingItems
 from vllm.multimodal.processing import PromptUpdate
 
-from flowcut.pruner import Pruner
+from flowcut.pruner import EncoderShape, Pruner
 from flowcut.registry import pruner_to_config
-from flowcut_vllm.pruner import FIELD, number_of, request_pruner, server_pruner, tokens_of
+from flowcut_vllm.pruner import FIELD, check_served, number_of, request_pruner, server_pruner, tokens_of
 
 BUDGETS = "flowcut_budgets"
 """The tensor [images] that brings each image's budget to the encoder."""
@@ -45,29 +46,20 @@ class PrunedInfo:
 
 
 class PrunedProcessor:
-    """Mixed in front of a model's multimodal processor.
-
-    Attributes:
-        per_image: a tensor of the processor's output that has one entry for each image.
-    """
+    """Mixed in front of a model's multimodal processor."""
 
     info: Any
-    per_image: ClassVar[str] = "pixel_values"
 
     def pruner_for(self, kwargs: Mapping[str, object]) -> Pruner:
         """The pruner of a request with these `mm_processor_kwargs`."""
         return request_pruner(self.info.pruner, kwargs.get(FIELD))
 
-    def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> Any:
-        return super()._call_hf_processor(hf_data, without_field(hf_kwargs))  # type: ignore[misc]
-
-    def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
-        processed = super()._postprocess_hf_mm_data(  # type: ignore[misc]
-            mm_inputs, without_field(hf_processor_mm_kwargs), processed_data
-        )
-        if self.per_image in processed:
-            budget = number_of(self.pruner_for(hf_processor_mm_kwargs).budget)
-            processed[BUDGETS] = torch.full((len(processed[self.per_image]),), budget, dtype=torch.float64)
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        pruner = self.pruner_for(hf_kwargs)
+        processed = super()._apply_hf_processor_main(mm_items, without_field(hf_kwargs))  # type: ignore[misc]
+        count = _images_to_prune(mm_items)
+        if count:
+            processed[BUDGETS] = torch.full((count,), number_of(pruner.budget), dtype=torch.float64)
         return processed
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
@@ -80,8 +72,8 @@ class PrunedProcessor:
         pruner = self.pruner_for(hf_processor_mm_kwargs)
         given = without_field(hf_processor_mm_kwargs)
         updates = super()._get_prompt_updates(mm_items, given, out_mm_kwargs)  # type: ignore[misc]
-        if isinstance(mm_items.get("image"), ImageEmbeddingItems):
-            return updates  # embeddings that come ready are not pruned here
+        if not _images_to_prune(mm_items):
+            return updates
         return [
             replace(update, replacement=_shorter(update.replacement, pruner)) if update.modality == "image" else update
             for update in updates
@@ -91,6 +83,51 @@ class PrunedProcessor:
         pruner = pruner_to_config(self.pruner_for(inputs.hf_processor_mm_kwargs))
         named = {**inputs.hf_processor_mm_kwargs, FIELD: pruner}
         return super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=named))  # type: ignore[misc]
+
+
+_Model = TypeVar("_Model", bound=type)
+
+
+def served(shape: Callable[[Any], EncoderShape], info: type, processor: type) -> Callable[[_Model], _Model]:
+    """Register a model class with vLLM: pruned where its config names a pruner, else with vLLM's own processor.
+
+    Args:
+        shape: the vision encoder, as the model's config describes it.
+        info, processor: vLLM's classes for this model, in front of which those of this module are mixed.
+
+    Returns:
+        a decorator for a class that derives from vLLM's. Where the pruner cannot be served with such an encoder, vLLM
+        stops at its start with the ValueError of `check_served`.
+    """
+    pruned_info: Any = type(f"Pruned{info.__name__}", (PrunedInfo, info), {})
+    pruned_processor: Any = type(f"Pruned{processor.__name__}", (PrunedProcessor, processor), {})
+
+    def decorate(model: _Model) -> _Model:
+        stock: Any = model._processor_factory  # type: ignore[attr-defined]
+
+        def make_info(ctx: Any) -> Any:
+            config = ctx.model_config.hf_config
+            pruner = server_pruner(config)
+            if pruner is None:
+                return stock.info(ctx)
+            check_served(pruner, shape(config))
+            return pruned_info(ctx)
+
+        def make_processor(made: Any, dummy_inputs: Any) -> Any:
+            return (pruned_processor if isinstance(made, pruned_info) else stock.processor)(made, dummy_inputs)
+
+        register: Any = MULTIMODAL_REGISTRY.register_processor(
+            make_processor, info=make_info, dummy_inputs=stock.dummy_inputs
+        )
+        return register(model)
+
+    return decorate
+
+
+def _images_to_prune(mm_items: Any) -> int:
+    """How many images there are, if they come as pictures; embeddings that come ready are not pruned here."""
+    images = mm_items.get("image")
+    return 0 if images is None or isinstance(images, ImageEmbeddingItems) else len(images)
 
 
 def without_field(kwargs: Mapping[str, object]) -> dict[str, object]:

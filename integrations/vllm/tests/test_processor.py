@@ -93,7 +93,7 @@ def test_a_server_with_such_a_pruner_does_not_start(processor, pruner, message):
 
 @pytest.mark.parametrize(
     ("family", "message"),
-    [("llava_next_hf", "takes an image's padding off after the encoder"), ("qwen2_vl", "no pruned class here yet")],
+    [("llava_next_hf", "takes an image's padding off after the encoder"), ("internvl", "no pruned class here yet")],
 )
 def test_other_families_are_refused_with_a_pruner_and_stock_without(tmp_path, family, message):
     load_general_plugins()
