@@ -15,6 +15,8 @@ MODELS = {
     "LlavaForConditionalGeneration": "flowcut_vllm.llava:PrunedLlava",
     "Qwen2VLForConditionalGeneration": "flowcut_vllm.qwen2_vl:PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "flowcut_vllm.qwen2_5_vl:PrunedQwen2_5_VL",
+    "Qwen3VLForConditionalGeneration": "flowcut_vllm.qwen3_vl:PrunedQwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "flowcut_vllm.qwen3_vl:PrunedQwen3VLMoe",
 }
 """Where the class of each architecture is that is served pruned."""
 _PADDING = (
@@ -33,8 +35,6 @@ REFUSED = {
     ),
     **dict.fromkeys(
         (
-            "Qwen3VLForConditionalGeneration",
-            "Qwen3VLMoeForConditionalGeneration",
             "Qwen3_5ForConditionalGeneration",
             "Qwen3_5MoeForConditionalGeneration",
             "InternVLForConditionalGeneration",

@@ -1,13 +1,14 @@
 """Tiny Qwen-VL checkpoints with random weights, pictures and prompts for them, and FlowCut as vLLM serves it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from conftest import NEW_TOKENS, Reference
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -15,6 +16,10 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -47,6 +52,12 @@ class OneStage(FlowCut):
         return Pruner.targets(self, rows, shape)
 
 
+def one_stage(pruner):
+    if not isinstance(pruner, FlowCut):
+        return pruner
+    return OneStage(**{field.name: getattr(pruner, field.name) for field in fields(pruner)})
+
+
 def qwen2_vl():
     vision = {**VISION, "embed_dim": 64, "hidden_size": 128, "mlp_ratio": 2}
     config = Qwen2VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": ROPE}, **IDS)
@@ -60,7 +71,30 @@ def qwen2_5_vl():
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-FAMILIES = {made.__name__: made for made in (qwen2_vl, qwen2_5_vl)}
+QWEN3_VISION = {
+    **VISION,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "out_hidden_size": 128,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [1, 3],
+}
+INTERLEAVED = {**ROPE, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+QWEN3_TEXT = {**TEXT, "head_dim": 32, "rope_parameters": INTERLEAVED}
+
+
+def qwen3_vl():
+    config = Qwen3VLConfig(vision_config=QWEN3_VISION, text_config=QWEN3_TEXT, **IDS)
+    return Qwen3VLForConditionalGeneration(config)
+
+
+def qwen3_vl_moe():
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96, "norm_topk_prob": True}
+    config = Qwen3VLMoeConfig(vision_config=QWEN3_VISION, text_config={**QWEN3_TEXT, **experts}, **IDS)
+    return Qwen3VLMoeForConditionalGeneration(config)
+
+
+FAMILIES = {made.__name__: made for made in (qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)}
 
 
 def write_checkpoint(folder: Path, family: str) -> str:
@@ -71,6 +105,7 @@ def write_checkpoint(folder: Path, family: str) -> str:
             torch.nn.init.normal_(weight, std=2 * weight.flatten(1).shape[1] ** -0.5)
     model.generation_config.eos_token_id = 2
     model.save_pretrained(folder)
+    transpose_experts(folder / "model.safetensors")
     write_tokenizer(folder, "qwen3_vl")  # all have the same words
     small = {"min_pixels": 16 * 16, "max_pixels": 96 * 96, "patch_size": 4, "merge_size": 2}
     Qwen2VLImageProcessorPil(**small).save_pretrained(folder)
@@ -80,6 +115,15 @@ def write_checkpoint(folder: Path, family: str) -> str:
     return str(folder)
 
 
+def transpose_experts(weights: Path) -> None:
+    """As published checkpoints have them and vLLM needs them. transformers reads both, and writes the other way."""
+    tensors = load_file(weights)
+    for name in tensors:
+        if ".experts." in name:
+            tensors[name] = tensors[name].transpose(1, 2).contiguous()
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
 class OneStageReference(Reference):
     """transformers' own class with the library's hooks."""
 
@@ -87,29 +131,34 @@ class OneStageReference(Reference):
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
 
+    def inputs(self, prompt, pictures):
+        return self.processor(text=prompt, images=pictures, return_tensors="pt")
+
     @torch.inference_mode()
-    def answer(self, prompt, pictures, budget, **fields):
-        inputs = self.processor(text=prompt, images=pictures, return_tensors="pt")
-        with attach(self.model, OneStage(budget=budget, **fields)):
+    def answer(self, prompt, pictures, budget, **more):
+        inputs = self.inputs(prompt, pictures)
+        with attach(self.model, OneStage(budget=budget, **more)):
             tokens = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
         return [token for token in tokens[0, inputs["input_ids"].shape[1] :].tolist() if token != 2]
 
     @torch.inference_mode()
     def answer_without_cache(self, prompt, pictures, budget):
         """The same tokens computed another way: with each one, the whole prompt anew."""
-        inputs = self.processor(text=prompt, images=pictures, return_tensors="pt")
-        said = []
+        inputs, said = self.inputs(prompt, pictures), []
         with attach(self.model, OneStage(budget=budget)):
-            for _ in range(NEW_TOKENS):
-                said.append(int(self.model(**inputs, use_cache=False).logits[0, -1].argmax()))
-                for name, value in {"input_ids": said[-1], "attention_mask": 1, "mm_token_type_ids": 0}.items():
+            while len(said) < NEW_TOKENS:
+                token = int(self.model(**inputs, use_cache=False).logits[0, -1].argmax())
+                if token == 2:
+                    break
+                said.append(token)
+                for name, value in {"input_ids": token, "attention_mask": 1, "mm_token_type_ids": 0}.items():
                     inputs[name] = torch.cat([inputs[name], torch.tensor([[value]])], dim=1)
         return said
 
     @torch.inference_mode()
-    def features(self, pixels, grids, budget, **fields):
+    def features(self, pixels, grids, pruner):
         """The patches kept of each picture, and the kept tokens' features: [k, D (1 + taps of DeepStack)]."""
-        with attach(self.model, OneStage(budget=budget, **fields)) as handle:
+        with attach(self.model, one_stage(pruner)) as handle:
             found = self.model.model.get_image_features(pixels, torch.tensor(grids))
             kept = [row.tolist() for row in handle.trace.final]
         parts = (found.pooler_output, *getattr(found, "deepstack_features", ()))

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
+from conftest import CHAOTIC
 
 from flowcut import METHODS, attach
 from flowcut.registry import parse_pruner
 from flowcut_vllm.pruner import check_served
-
-CHAOTIC = {"vispruner"}
-"""Half of its choice follows from rounding; see its docstring. The other half is equal."""
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,7 +1,6 @@
 """Run inside of vLLM's workers: which patches a tower keeps of two pictures of noise, on each rank."""
 
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 
@@ -34,16 +33,16 @@ def given_normalised(tower):
 
 
 @torch.inference_mode()
-def encoded(model, budget, **fields):
+def encoded(model, pruner):
     """The patches kept of each picture, and what the encoder makes of it, [k, D + columns of positions]."""
     images = model.images_of({"pixel_values": pixels(), "image_grid_thw": torch.tensor(GRIDS)})
     with given_normalised(model.visual):
-        tokens = model.encode(replace(model.pruned.pruner, budget=budget, **fields), images)
+        tokens = model.encode(pruner, images)
     return [row.tolist() for row in model.pruned.session.trace.final], tokens
 
 
 def kept(model):
-    return encoded(model, model.pruned.pruner.budget)[0]
+    return encoded(model, model.pruned.pruner)[0]
 
 
 def kept_without_gathering(model):
