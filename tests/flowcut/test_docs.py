@@ -1,8 +1,12 @@
 """What the pages on adding a model and a method print is the file they speak of; tables are whole."""
 
 import ast
+import json
 import re
+import runpy
 from pathlib import Path
+
+import pytest
 
 from flowcut import FasterVLM
 from flowcut.anatomy.find import FAMILIES
@@ -62,3 +66,12 @@ def test_every_family_is_in_the_table_of_families():
     for family in FAMILIES:
         for name in re.findall(r"\b[A-Z]\w+Model\b|\b\w+ForC\w+", family.FAMILY):
             assert name in text, name
+
+
+@pytest.mark.parametrize("file", ["vllm.json", "vllm_wider.json"])
+def test_serving_page_shows_the_committed_measurements(file):
+    """The page's tables of requests a second are those that the benchmark prints for its committed results."""
+    bench = runpy.run_path(str(ROOT / "integrations/vllm/bench.py"))
+    lines = bench["table"](json.loads((ROOT / "results" / file).read_text()))
+    assert len(lines) == 2 + 5
+    assert "\n".join(lines) in (ROOT / "docs/serving_vllm.md").read_text()

@@ -13,40 +13,29 @@ VLLM = "0.32"
 
 MODELS = {
     "LlavaForConditionalGeneration": "flowcut_vllm.llava:PrunedLlava",
+    "LlavaNextForConditionalGeneration": "flowcut_vllm.llava_next:PrunedLlavaNext",
     "Qwen2VLForConditionalGeneration": "flowcut_vllm.qwen2_vl:PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "flowcut_vllm.qwen2_5_vl:PrunedQwen2_5_VL",
     "Qwen3VLForConditionalGeneration": "flowcut_vllm.qwen3_vl:PrunedQwen3VL",
     "Qwen3VLMoeForConditionalGeneration": "flowcut_vllm.qwen3_vl:PrunedQwen3VLMoe",
 }
 """Where the class of each architecture is that is served pruned."""
-_PADDING = (
-    "it takes an image's padding off after the encoder, together with the tokens kept there, and vLLM has to know the "
-    "number of an image's tokens before the encoder runs"
-)
 _NOT_YET = "it has no pruned class here yet"
-REFUSED = {
-    **dict.fromkeys(
-        (
-            "LlavaNextForConditionalGeneration",
-            "LlavaNextVideoForConditionalGeneration",
-            "LlavaOnevisionForConditionalGeneration",
-        ),
-        _PADDING,
+REFUSED = dict.fromkeys(
+    (
+        "LlavaNextVideoForConditionalGeneration",
+        "LlavaOnevisionForConditionalGeneration",
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration",
+        "InternVLForConditionalGeneration",
+        "Gemma3ForConditionalGeneration",
+        "Glm4vForConditionalGeneration",
+        "Glm4vMoeForConditionalGeneration",
+        "Idefics3ForConditionalGeneration",
+        "SmolVLMForConditionalGeneration",
     ),
-    **dict.fromkeys(
-        (
-            "Qwen3_5ForConditionalGeneration",
-            "Qwen3_5MoeForConditionalGeneration",
-            "InternVLForConditionalGeneration",
-            "Gemma3ForConditionalGeneration",
-            "Glm4vForConditionalGeneration",
-            "Glm4vMoeForConditionalGeneration",
-            "Idefics3ForConditionalGeneration",
-            "SmolVLMForConditionalGeneration",
-        ),
-        _NOT_YET,
-    ),
-}
+    _NOT_YET,
+)
 """Architectures that are refused where their config names a pruner, and why."""
 
 

@@ -54,12 +54,16 @@ class PrunedProcessor:
         """The pruner of a request with these `mm_processor_kwargs`."""
         return request_pruner(self.info.pruner, kwargs.get(FIELD))
 
+    def kept(self, pruner: Pruner, unpruned: int, images: Any, item: int) -> int:
+        """How many tokens the image `images[item]` has, of so many unpruned ones."""
+        return tokens_of(pruner, unpruned)
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         pruner = self.pruner_for(hf_kwargs)
         processed = super()._apply_hf_processor_main(mm_items, without_field(hf_kwargs))  # type: ignore[misc]
-        count = _images_to_prune(mm_items)
-        if count:
-            processed[BUDGETS] = torch.full((count,), number_of(pruner.budget), dtype=torch.float64)
+        images = _pictures(mm_items)
+        if images:
+            processed[BUDGETS] = torch.full((len(images),), number_of(pruner.budget), dtype=torch.float64)
         return processed
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
@@ -72,12 +76,22 @@ class PrunedProcessor:
         pruner = self.pruner_for(hf_processor_mm_kwargs)
         given = without_field(hf_processor_mm_kwargs)
         updates = super()._get_prompt_updates(mm_items, given, out_mm_kwargs)  # type: ignore[misc]
-        if not _images_to_prune(mm_items):
+        images = _pictures(mm_items)
+        if not images:
             return updates
         return [
-            replace(update, replacement=_shorter(update.replacement, pruner)) if update.modality == "image" else update
+            replace(update, replacement=self._shorter(update.replacement, pruner, images))
+            if update.modality == "image"
+            else update
             for update in updates
         ]
+
+    def _shorter(self, replacement: Callable[[int], list[int]], pruner: Pruner, images: Any) -> Any:
+        def placeholders(item: int) -> list[int]:
+            whole = replacement(item)
+            return whole[: self.kept(pruner, len(whole), images, item)]
+
+        return placeholders
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         pruner = pruner_to_config(self.pruner_for(inputs.hf_processor_mm_kwargs))
@@ -93,14 +107,14 @@ def served(shape: Callable[[Any], EncoderShape], info: type, processor: type) ->
 
     Args:
         shape: the vision encoder, as the model's config describes it.
-        info, processor: vLLM's classes for this model, in front of which those of this module are mixed.
+        info, processor: vLLM's classes for this model, in front of which those of this module are mixed, or classes
+            that derive from these.
 
     Returns:
         a decorator for a class that derives from vLLM's. Where the pruner cannot be served with such an encoder, vLLM
         stops at its start with the ValueError of `check_served`.
     """
-    pruned_info: Any = type(f"Pruned{info.__name__}", (PrunedInfo, info), {})
-    pruned_processor: Any = type(f"Pruned{processor.__name__}", (PrunedProcessor, processor), {})
+    pruned_info, pruned_processor = _in_front(PrunedInfo, info), _in_front(PrunedProcessor, processor)
 
     def decorate(model: _Model) -> _Model:
         stock: Any = model._processor_factory  # type: ignore[attr-defined]
@@ -124,20 +138,16 @@ def served(shape: Callable[[Any], EncoderShape], info: type, processor: type) ->
     return decorate
 
 
-def _images_to_prune(mm_items: Any) -> int:
-    """How many images there are, if they come as pictures; embeddings that come ready are not pruned here."""
+def _in_front(first: type, stock: type) -> Any:
+    return stock if issubclass(stock, first) else type(f"Pruned{stock.__name__}", (first, stock), {})
+
+
+def _pictures(mm_items: Any) -> Any:
+    """The images of a request; nothing where they come as embeddings, which are not pruned here."""
     images = mm_items.get("image")
-    return 0 if images is None or isinstance(images, ImageEmbeddingItems) else len(images)
+    return () if images is None or isinstance(images, ImageEmbeddingItems) else images
 
 
 def without_field(kwargs: Mapping[str, object]) -> dict[str, object]:
     """`mm_processor_kwargs` as the model's own processor knows them."""
     return {name: value for name, value in kwargs.items() if name != FIELD}
-
-
-def _shorter(replacement: Callable[[int], list[int]], pruner: Pruner) -> Callable[[int], list[int]]:
-    def placeholders(item: int) -> list[int]:
-        whole = replacement(item)
-        return whole[: tokens_of(pruner, len(whole))]
-
-    return placeholders

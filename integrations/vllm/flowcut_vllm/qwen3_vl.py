@@ -25,19 +25,19 @@ class _ImagesAlone:
         return known
 
 
-class _Info(_ImagesAlone, Qwen3VLProcessingInfo):
-    pass
+class Qwen3VLInfo(_ImagesAlone, Qwen3VLProcessingInfo):
+    """vLLM's, where images alone are served."""
 
 
-class _MoeInfo(_ImagesAlone, Qwen3VLMoeProcessingInfo):
-    pass
+class Qwen3VLMoeInfo(_ImagesAlone, Qwen3VLMoeProcessingInfo):
+    """vLLM's, where images alone are served."""
 
 
-@served(encoder_shape, info=_Info, processor=Qwen3VLMultiModalProcessor)
+@served(encoder_shape, info=Qwen3VLInfo, processor=Qwen3VLMultiModalProcessor)
 class PrunedQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
     """Stock without a pruner in the config. With one, `embed_multimodal` gives each image its budget of tokens."""
 
 
-@served(encoder_shape, info=_MoeInfo, processor=Qwen3VLMultiModalProcessor)
+@served(encoder_shape, info=Qwen3VLMoeInfo, processor=Qwen3VLMultiModalProcessor)
 class PrunedQwen3VLMoe(PrunedQwen, Qwen3VLMoeForConditionalGeneration):
     """Stock without a pruner in the config. With one, `embed_multimodal` gives each image its budget of tokens."""

@@ -171,6 +171,6 @@ def test_two_tensor_parallel_ranks(folder, reference):
 def test_without_the_field_everything_is_stock(folder, reference):
     engine = LLM(folder, dtype="float32", **ENGINE)
     asked = [(prompt_about("what is in this"), [picture], 1000) for picture in pictures()]
-    found, outputs = answers(engine, [request(prompt, some[0]) for prompt, some, _ in asked])
+    found, _ = answers(engine, [request(prompt, some[0]) for prompt, some, _ in asked])
     assert found == [reference.answer(*given) for given in asked]
     assert engine.apply_model(lambda model: model.pruned) == [None]
