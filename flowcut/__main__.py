@@ -9,15 +9,17 @@ from flowcut.version import __version__
 
 COMMANDS = {
     "list": Command("list the methods with their settings and papers", "flowcut.commands.listing"),
-    "show": Command("draw which patches of a picture stay", "flowcut.commands.show"),
+    "show": Command("draw which patches of a picture are kept", "flowcut.commands.show"),
     "compare": Command("ask one question with several methods and budgets, side by side", "flowcut.commands.compare"),
     "flow": Command("draw how information flows through a vision encoder", "flowcut.flow.__main__"),
     "bench": Command("time what pruning saves, with random weights of published sizes", "flowcut.bench.__main__"),
     "evaluate": Command(
-        "measure a method's accuracy, your own too, beside committed ones", "scripts.tables.evaluate", repository=True
+        "measure the accuracy of a method, also your own, next to committed results",
+        "scripts.tables.evaluate",
+        repository=True,
     ),
-    "calibrate": Command("fix FlowCut's schedule by some pictures", "flowcut.calibrate"),
-    "vtw-search": Command("find the layer from which on VTW may withdraw the visual tokens", "flowcut.vtw_search"),
+    "calibrate": Command("find a fixed schedule for FlowCut from some pictures", "flowcut.calibrate"),
+    "vtw-search": Command("find the layer from which on VTW can drop all visual tokens", "flowcut.vtw_search"),
 }
 
 

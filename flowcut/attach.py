@@ -231,7 +231,7 @@ def _pruner_of(given: object) -> Pruner:
     if isinstance(given, str):
         pruner = parse_pruner(given)
         if pruner is None:
-            raise ValueError(f"{given!r} is no pruner to attach; leave attach out, or give flowcut:budget=64")
+            raise ValueError(f"{given!r} is not a pruner to attach; leave attach out, or give flowcut:budget=64")
     elif isinstance(given, Mapping):
         pruner = pruner_from_config(given)
     if not isinstance(pruner, Pruner):
@@ -258,7 +258,8 @@ def check_pruner(pruner: Pruner, shape: ModelShape) -> None:
     for encoder in shape.encoders:
         if isinstance(pruner.budget, int) and pruner.budget <= encoder.num_forwarded_special_tokens:
             raise ValueError(
-                f"budget={pruner.budget} leaves no patch beside the CLS token this model passes on; use >= 2"
+                f"budget={pruner.budget} leaves no patch, because this model also passes on a CLS token, which counts; "
+                "use >= 2"
             )
     pruner.check(shape)
 

@@ -1,4 +1,4 @@
-"""Fix FlowCut's schedule beforehand: how many patches stay at each selection, as the mean over some images.
+"""Find a fixed schedule for FlowCut: the number of patches kept at each selection, as the mean over some images.
 
     python -m flowcut.calibrate --model-path liuhaotian/llava-v1.5-7b --image pictures/ --pruner flowcut:budget=64
 
@@ -22,7 +22,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--model-path", help="LLaVA checkpoint, without anyres")
     parser.add_argument("--image", nargs="+", default=[], help="picture files, or folders of them")
-    parser.add_argument("given", nargs="*", metavar="MODEL IMAGE", help="the same without flags")
+    parser.add_argument("given", nargs="*", metavar="MODEL IMAGE", help="the same, without the flag")
     parser.add_argument("--pruner", default="flowcut:budget=64", help="settings to calibrate (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=200, help="how many pictures at most (default: %(default)s)")
     return parser
@@ -75,17 +75,17 @@ def calibrate(model: nn.Module, calls: Iterable[Callable[[], Any]], pruner: Flow
     with torch.no_grad(), attach(model, pruner) as handle:
         layers = pruner.selections(handle.shape.encoders[-1])[:-1]
         if not layers:
-            raise ValueError("this pruner selects a single time, to its budget, so there is nothing to calibrate")
+            raise ValueError("this pruner selects only once, to its budget, so there is nothing to calibrate")
         for call in calls:
             call()
             assert handle.trace is not None
             sizes |= set(handle.trace.entering[0])
             kept += zip(*(handle.trace.leaving[layer] for layer in layers), strict=True)
     if not sizes:
-        raise ValueError("no image to calibrate on; give a folder with some pictures, a few dozen will do")
+        raise ValueError("no image to calibrate on; give a folder with some pictures, a few dozen are enough")
     if len(sizes) > 1:
         few, many = min(sizes), max(sizes)
-        raise ValueError(f"these images have {few} to {many} patches, and counts are for one number; sort them by size")
+        raise ValueError(f"these images have {few} to {many} patches, but counts need one number; sort them by size")
     columns = list(zip(*kept, strict=True))
     counts = tuple(round(sum(column) / len(column)) for column in columns)
     found = replace(pruner, counts=counts)
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("give a checkpoint and pictures: --model-path CHECKPOINT --image FOLDER")
     pruner = parse_pruner(args.pruner)
     if not isinstance(pruner, FlowCut):
-        raise ValueError(f"--pruner {args.pruner} is not FlowCut, whose schedule alone is adaptive")
+        raise ValueError(f"--pruner {args.pruner} is not FlowCut; only FlowCut has an adaptive schedule")
     if args.limit < 1:
         raise ValueError(f"--limit {args.limit} is not a number of pictures >= 1")
     files = pictures_in(images)[: args.limit]

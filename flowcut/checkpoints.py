@@ -72,7 +72,7 @@ def picture_calls(model_path: str, image_files: Sequence[str]) -> tuple[nn.Modul
         raise ValueError(f"{model_path} is a language model without a vision tower")
     if getattr(model.config, "image_aspect_ratio", None) == "anyres":
         raise ValueError(
-            f"{model_path} splits pictures into tiles (anyres), whose schedule follows from their number; call "
+            f"{model_path} splits pictures into tiles (anyres), and the schedule depends on their number; call "
             "flowcut.calibrate.calibrate with your own pictures"
         )
     tower = model.get_vision_tower()
@@ -159,5 +159,5 @@ def load_encoder(folder: Path, name: str) -> tuple[nn.Module, Any]:
         raise ValueError(f"the encoder in {folder} cannot be loaded: {one_line(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ValueError(f"{folder} lacks {len(missing)} weights of {name}, such as {missing[0]}; give a whole one")
+        raise ValueError(f"{folder} lacks {len(missing)} weights of {name}, such as {missing[0]}; give a complete one")
     return model.eval(), processor

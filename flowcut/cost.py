@@ -86,7 +86,7 @@ def cost_of(
     mlp_paths = [None] * len(paths) if mlp_path is None else _tile_paths(mlp_path, tiles, patches, "mlp_path")
     if len(mlp_paths) != len(paths):
         raise ValueError(
-            f"path is of {len(paths)} tiles and mlp_path of {len(mlp_paths)}; give both for the same tiles"
+            f"path is for {len(paths)} tiles and mlp_path for {len(mlp_paths)}; give both for the same tiles"
         )
     if visual_tokens is None:
         visual_tokens = sum(tile[-1] for tile in paths) // patches_per_token
@@ -169,7 +169,7 @@ def merging_encoder_flops(config: Any, path: Sequence[int], left: int) -> float:
         ValueError: its layers attend inside windows of the image (Qwen2.5-VL), which no formula here counts.
     """
     if hasattr(config, "window_size"):
-        raise ValueError(f"{type(config).__name__} attends inside windows, which no formula of flowcut.cost counts")
+        raise ValueError(f"{type(config).__name__} uses window attention, for which flowcut.cost has no formula")
     unit, patch = config.spatial_merge_size**2, config.in_channels * config.temporal_patch_size * config.patch_size**2
     width = getattr(config, "embed_dim", config.hidden_size)
     if hasattr(config, "mlp_ratio"):

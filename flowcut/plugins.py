@@ -94,9 +94,10 @@ def check_class(cls: Any) -> None:
     """Raise ValueError, one line, for what cannot be a method: no pruner, no dataclass, no name of its own."""
     name = vars(cls).get("name") if _is_pruner(cls) else None
     if not _is_pruner(cls):
-        raise ValueError(f"{getattr(cls, '__name__', cls)} is no class derived from flowcut.Pruner (or Scorer, OneCut)")
+        known = getattr(cls, "__name__", cls)
+        raise ValueError(f"{known} is not a class derived from flowcut.Pruner (or Scorer, OneCut)")
     if "__dataclass_params__" not in vars(cls):  # of the class itself, not of one that it derives from
-        raise ValueError(f"{cls.__name__} is no dataclass; write @dataclass(frozen=True) above it")
+        raise ValueError(f"{cls.__name__} is not a dataclass; write @dataclass(frozen=True) above it")
     if not isinstance(name, str) or not name or set(name) & set(":,= /"):
         raise ValueError(f'{cls.__name__} has no name; add `name: ClassVar[str] = "keynorm"`, without : , = and /')
 

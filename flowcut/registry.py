@@ -95,7 +95,8 @@ def parse_pruner(text: str) -> Pruner | None:
     for setting in filter(None, settings.split(",")):
         key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals or key not in types:
-            raise ValueError(f"{setting!r} is no setting of {name}; write {name}:field=value with {', '.join(types)}")
+            known = ", ".join(types)
+            raise ValueError(f"{setting!r} is not a setting of {name}; write {name}:field=value with {known}")
         values[key] = field_from_text(name, key, value, types[key])
     if "budget" not in values:
         raise ValueError(f"pruner {text!r} has no budget; write {name}:budget=64")
@@ -162,7 +163,7 @@ def pruner_from_config(config: object) -> Pruner:
     values = {key: value for key, value in config.items() if key != "method"}
     for key, value in values.items():
         if key not in types:
-            raise ValueError(f"{key!r} is no setting of {name}; choose from {', '.join(types)}")
+            raise ValueError(f"{key!r} is not a setting of {name}; choose from {', '.join(types)}")
         check_json(name, key, value, types[key])
         values[key] = tuple(value) if isinstance(value, list) else value
     if "budget" not in values:

@@ -52,7 +52,7 @@ class TextTower:
         try:
             kind = AutoConfig.from_pretrained(source).model_type
             if kind != "clip":
-                raise ValueError(f"{source} holds a {kind} and no whole CLIP; give one with text and vision encoder")
+                raise ValueError(f"{source} has a {kind}, not a complete CLIP; give one with text and vision encoder")
             loaded: Any = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(source)
         except OSError as error:
@@ -94,7 +94,7 @@ class TextTower:
         try:
             return cls.load(found[0], running_device(tower))
         except ValueError as error:
-            raise ValueError(f"{error}; name a whole CLIP with text_tower=") from error
+            raise ValueError(f"{error}; name a complete CLIP with text_tower=") from error
 
     @property
     def width(self) -> int:

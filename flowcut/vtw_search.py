@@ -1,8 +1,8 @@
 """Find the layer from which on a model can do without visual tokens: the search of VTW (see `flowcut.VTW`).
 
-For each candidate layer K the prompts are answered once more with all visual tokens withdrawn before it, and the
-next token's distribution is compared with the whole model's: KL(whole || withdrawn), mean over prompts. The first K at
-or under the threshold is taken. The paper uses about 20 prompts, candidates from layer 5 on, and a threshold of 0.003
+For each candidate layer K, all visual tokens are dropped before it, and the distribution of the next token is compared
+with that of the unchanged model: KL(unchanged || dropped), mean over prompts. The first K with at most the threshold is
+chosen. The paper uses about 20 prompts, candidates from layer 5 on, and a threshold of 0.003
 for LLaVA-1.5-7B (0.0005 for 13B, 0.0001 for LLaVA-1.6-7B).
 """
 
@@ -24,13 +24,13 @@ def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--model-path", required=True, help="LLaVA checkpoint")
     parser.add_argument("--question-file", required=True, help="JSON lines with question_id, image, text")
-    parser.add_argument("--image-folder", default="", help="where the questions' images lie (default: here)")
+    parser.add_argument("--image-folder", default="", help="folder that the questions' image paths are relative to")
     parser.add_argument(
         "--limit",
         also=["--samples"],
         type=int,
         default=20,
-        help="how many questions to take, from the top (default: 20)",
+        help="number of questions, from the beginning of the file (default: 20)",
     )
     parser.add_argument("--first", type=int, default=FIRST, help="first layer to try (default: %(default)s)")
     parser.add_argument(
@@ -87,13 +87,13 @@ def search(
     """
     layers = anatomy_of(model).decoder_layers
     if layers is None:
-        raise ValueError("VTW withdraws tokens inside a language model, and this is a vision encoder alone")
+        raise ValueError("VTW drops tokens inside a language model, and this is a vision encoder alone")
     if not prompts:
         raise ValueError("no prompts to compare on; give some, the paper takes about 20")
     if not 1 <= first < layers:
         raise ValueError(f"first={first} is not a layer from 1 to {layers - 1} of this decoder")
     if threshold < 0:
-        raise ValueError(f"threshold={threshold} is no divergence >= 0; the paper's is {THRESHOLD}")
+        raise ValueError(f"threshold={threshold} is not a divergence >= 0; the paper's is {THRESHOLD}")
     whole = [_next_token(model, prompt) for prompt in prompts]
     tried: dict[int, float] = {}
     for layer in range(first, layers):
@@ -103,7 +103,7 @@ def search(
                 handle.trace = None
                 found.append(divergence(logits, _next_token(model, prompt)))
                 if handle.trace is None:
-                    raise ValueError("a prompt shows no image, so nothing can be withdrawn; leave it out")
+                    raise ValueError("a prompt has no image, so there is nothing to drop; leave it out")
         tried[layer] = sum(found) / len(found)
         if tried[layer] <= threshold:
             return Search(layer, tried, len(prompts))

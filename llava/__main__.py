@@ -22,7 +22,7 @@ CHECKPOINT = {
     "convert": Command("convert between LLaVA's and transformers' layout", "llava.convert"),
     "merge-lora": Command("merge a LoRA adapter into its model", "scripts.merge_lora_weights", repository=True),
     "extract-projector": Command("save the projector alone", "scripts.extract_mm_projector", repository=True),
-    "consolidate": Command("write a checkpoint again, whole and in current form", "llava.model.consolidate"),
+    "consolidate": Command("write a checkpoint again, complete and in the current format", "llava.model.consolidate"),
     "apply-delta": Command("add a delta to its language model", "llava.model.apply_delta"),
     "make-delta": Command("subtract a language model from a checkpoint", "llava.model.make_delta"),
 }

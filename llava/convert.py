@@ -20,7 +20,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 from llava.chat_template import chat_template
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conversation_mode
@@ -162,11 +162,14 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     convert(args.model_path, args.model_base, args.to, args.output, args.dtype)
     print(f"wrote {args.output}")
+    made: dict[str, Any] = {"out": args.output, "layout": args.to}
     if args.verify:
         found = compare(args.model_path, args.model_base, args.output)
         print(f"largest difference of logits in float32: {found.logits}")
         for line in found.lines():
             print(line)
+        made["largest_difference"] = found.logits
+    print_result(made)
 
 
 if __name__ == "__main__":

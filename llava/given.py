@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from flowcut.cli.command_line import one_line as one_line
 
 BOM = b"\xef\xbb\xbf"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""The name of a repository of the Hugging Face Hub; a relative path of two parts looks alike."""
 _DATA_URL = re.compile(r"data:[^,]{0,200},")
 _DEEP = "its brackets are nested too deeply"
 Row = TypeVar("Row")
@@ -66,7 +68,7 @@ def refuse_surrogates(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError("its text holds a lone surrogate, which is no character; save it as UTF-8") from error
+        raise ValueError("its text has half a surrogate pair, which is not a character; save it as UTF-8") from error
 
 
 def read_json(path: str | Path) -> Any:
@@ -76,7 +78,7 @@ def read_json(path: str | Path) -> Any:
     except ValueError as error:
         if "does not exist" in str(error):
             raise
-        raise ValueError(f"{path} is no JSON ({one_line(error)}); correct it, or download it again") from error
+        raise ValueError(f"{path} is not JSON ({one_line(error)}); correct it, or download it again") from error
 
 
 def read_bytes(path: str | Path, what: str = "file") -> bytes:

@@ -50,7 +50,7 @@ def read_picture(path: str | Path, largest: int = LARGEST_PICTURE) -> Image.Imag
 def _regular_file(path: str | Path) -> Path:
     file = home_path(path)
     if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for, and a device may never end
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     return file
 
 

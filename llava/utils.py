@@ -101,7 +101,7 @@ def moderation_key() -> str:
     """The key of OpenAI's moderation service, from OPENAI_API_KEY. Raises ValueError, one line, without one."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key:
-        raise ValueError("moderation asks OpenAI and needs a key; set OPENAI_API_KEY, or leave out --moderate")
+        raise ValueError("moderation uses OpenAI's server and needs a key; set OPENAI_API_KEY, or leave out --moderate")
     return key
 
 
@@ -119,7 +119,7 @@ def violates_moderation(text: str, endpoint: str = MODERATION_ENDPOINT, seconds:
         with urllib.request.urlopen(request, timeout=seconds) as response:
             return bool(json.load(response)["results"][0]["flagged"])
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"the moderation service gave no verdict ({type(error).__name__}: {error})") from error
+        raise ValueError(f"the moderation service gave no result ({type(error).__name__}: {error})") from error
 
 
 def pretty_print_semaphore(semaphore: asyncio.Semaphore | None) -> str:

@@ -1,10 +1,10 @@
-"""Draws the packages ("rooms") of the code and the imports between them.
+"""Draws the packages of the code and the imports between them.
 
     python -m scripts.architecture            writes docs/images/architecture.svg
     python -m scripts.architecture --check    exits with 1 when the committed picture is not up to date
 
-A room is a package of modules that belong to one stage, or a single module. Every room is drawn above all rooms that
-it imports from. Programs, which nothing imports, are left out. Imports in functions and under TYPE_CHECKING count.
+A box ("room") is a package of modules that belong to one stage, or a single module. Every box is drawn above all boxes
+that it imports from. Programs, which nothing imports, are left out. Imports in functions and under TYPE_CHECKING count.
 """
 
 from __future__ import annotations

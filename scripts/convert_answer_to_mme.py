@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flowcut.cli.command_line import Parser, program
+from flowcut.cli.command_line import Parser, print_result, program
 from llava.eval.benchmarks.mme import BENCHMARK, TEST, write_results
 from llava.eval.benchmarks.score_report import warnings
 
@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> None:
     joined = BENCHMARK.read(args.dir, args.dir / "answers" / f"{args.experiment}.jsonl", TEST)
     for warning in warnings(joined, subset=False):
         print(f"warning: {warning}", file=sys.stderr)
-    print(write_results(joined.samples, args.dir / "eval_tool" / "answers" / args.experiment))
+    folder = write_results(joined.samples, args.dir / "eval_tool" / "answers" / args.experiment)
+    print(folder)
+    print_result({"folder": str(folder), "questions": len(joined.samples)})
 
 
 if __name__ == "__main__":

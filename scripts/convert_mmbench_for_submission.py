@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowcut.cli.command_line import Parser, program
+from flowcut.cli.command_line import Parser, print_result, program
 from llava.eval.benchmarks import mmbench
 from llava.eval.benchmarks.join import read_answers
 
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     lines = mmbench.submission(args.annotation_file, {int(row["question_id"]): row["text"] for row in answers})
     mmbench.write_xlsx(lines, target)
     print(f"{target}: {len(lines) - 1} rows, {len(answers)} answers")
+    print_result({"file": str(target), "rows": len(lines) - 1, "answers": len(answers)})
 
 
 if __name__ == "__main__":

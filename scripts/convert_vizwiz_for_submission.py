@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowcut.cli.command_line import Parser, program
+from flowcut.cli.command_line import Parser, print_result, program
 from llava.eval.benchmarks import vizwiz
 from llava.eval.benchmarks.contract import by_id
 from llava.eval.benchmarks.join import join, read_answers
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     upload = vizwiz.upload_rows(join(samples, read_answers(args.result_file), by_id).samples)
     write_rows(upload, args.result_upload_file)
     print(f"{args.result_upload_file}: {len(upload)} answers")
+    print_result({"file": str(args.result_upload_file), "answers": len(upload)})
 
 
 if __name__ == "__main__":

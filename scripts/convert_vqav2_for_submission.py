@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowcut.cli.command_line import Parser, program
+from flowcut.cli.command_line import Parser, print_result, program
 from llava.eval.benchmarks import vqav2
 from llava.eval.benchmarks.join import read_answers
 from llava.eval.files import write_rows
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     write_rows(vqav2.upload_rows(ids, said), target)
     answered = len(said.keys() & set(ids))
     print(f"{target}: {len(ids)} questions, {answered} answered, {len(said) - answered} answers to other questions")
+    print_result({"file": str(target), "questions": len(ids), "answered": answered})
 
 
 if __name__ == "__main__":

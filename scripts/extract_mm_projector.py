@@ -1,6 +1,6 @@
 """Extract the projector from a whole checkpoint, as mm_projector.bin for --pretrain_mm_mlp_adapter:
 
-python scripts/extract_mm_projector.py --model-path CHECKPOINT --output FOLDER/mm_projector.bin
+python scripts/extract_mm_projector.py --model-path CHECKPOINT --out FOLDER/mm_projector.bin
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 
 
 def build_parser() -> Parser:
@@ -48,7 +48,9 @@ def extract(model_path: str, output: str) -> list[str]:
 @program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    print(f"wrote {', '.join(extract(args.model_path, args.output))} to {args.output}")
+    names = extract(args.model_path, args.output)
+    print(f"wrote {', '.join(names)} to {args.output}")
+    print_result({"out": args.output, "weights": names})
 
 
 if __name__ == "__main__":

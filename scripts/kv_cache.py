@@ -1,10 +1,10 @@
 """How the KV cache grows with the answer, with and without a pruner: bytes of the real cache after each new token.
 
     python -m scripts.kv_cache                          (the embedded model, ST3 at 192 tokens)
-    python -m scripts.kv_cache --pruner flowcut:budget=64 --model PATH --new-tokens 256
+    python -m scripts.kv_cache --pruner flowcut:budget=64 --model-path PATH --new-tokens 256
     python -m scripts.kv_cache --formula                (LLaVA-1.5-7B in half precision, by flowcut.cost, no model)
 
-The model reads a picture of noise and is kept from ending its answer, because neither matters to the bytes. Prints one
+The model reads a picture of noise and may not end its answer, because neither changes the number of bytes. Prints one
 line for every `--every` tokens and, as the last line, the report as JSON.
 """
 
@@ -25,7 +25,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--model-path", also=["--model"], default="playground/embedded", help="checkpoint folder (default: %(default)s)"
     )
-    parser.add_argument("--pruner", help="as in st3:budget=192 (default: ST3 at 192 tokens)")
+    parser.add_argument("--pruner", help="such as st3:budget=192 (default: ST3 at 192 tokens)")
     parser.add_argument("--new-tokens", type=int, default=128, help="length of the answer (default: %(default)s)")
     parser.add_argument("--every", type=int, default=16, help="tokens from line to line (default: %(default)s)")
     parser.add_argument("--question", default="What is in the picture?", help="(default: %(default)s)")

@@ -1,11 +1,11 @@
 """Merge a LoRA adapter into its base and write a plain checkpoint:
 
-python scripts/merge_lora_weights.py --model-path LORA --model-base BASE --save-model-path MERGED
+python scripts/merge_lora_weights.py --model-path LORA --model-base BASE --out MERGED
 """
 
 from __future__ import annotations
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 
 
 def build_parser() -> Parser:
@@ -20,7 +20,7 @@ def build_parser() -> Parser:
 
 parse_first(__name__, build_parser)
 
-from llava.model.checkpoint import local_folder
+from llava.model.checkpoint import local_folder, written
 from llava.model.consolidate import consolidate
 from llava.model.lora import is_lora_folder, is_untrained
 
@@ -32,7 +32,7 @@ def merge(model_path: str, model_base: str | None, output: str) -> None:
     """
     folder = local_folder(model_path)
     if not is_lora_folder(folder):
-        raise ValueError(f"{folder} holds no LoRA adapter (adapter_config.json); give the adapter's folder")
+        raise ValueError(f"{folder} has no LoRA adapter (adapter_config.json); give the adapter's folder")
     if is_untrained(folder):
         raise ValueError(f"merging the adapter in {folder} would change no weight: it was not trained; use the base")
     consolidate(model_path, output, model_base)
@@ -42,6 +42,7 @@ def merge(model_path: str, model_base: str | None, output: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     merge(args.model_path, args.model_base, args.save_model_path)
+    print_result(written(args.save_model_path))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """No program needs torch or an optional package to say what it does, and none ends with a traceback."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from flowcut.version import __version__
-from tests.programs import SERVING, TRAINING, TREES, commands, programs
+from tests.programs import ROOT, SERVING, TRAINING, TREES, commands, programs
 
 COMMANDS = [*TREES, *(words for tree, module in TREES.items() for words in commands(tree, module.COMMANDS))]
 
@@ -64,3 +65,64 @@ def test_a_missing_package_is_one_line(asked):
         assert said["err"].startswith("error: this program needs the package ")
         wanted = "llava-flowcut" if "package torch" in said["err"] else "'llava-flowcut[serve]'"
         assert said["err"].endswith(f"; pip install {wanted}\n")
+
+
+THROUGH = {
+    "llava.eval.model_vqa": "llava.eval.answering.program",
+    "llava.eval.model_vqa_loader": "llava.eval.answering.program",
+    "llava.eval.model_vqa_mmbench": "llava.eval.answering.program",
+    "llava.eval.model_vqa_science": "llava.eval.answering.program",
+    "llava.eval.eval_gpt_review_visual": "llava.eval.eval_gpt_review_bench",
+    "llava.train.train_mem": "llava.train.train",
+    "llava.train.train_xformers": "llava.train.train",
+    "scripts.convert_gqa_for_eval": "llava.eval.benchmarks.convert",
+    "scripts.convert_mmvet_for_eval": "llava.eval.benchmarks.convert",
+}
+"""Programs whose result another module of this project prints."""
+SERVICES = {f"llava.serve.{name}" for name in (*SERVING, "vllm_worker")}
+WITHOUT = {
+    **dict.fromkeys(("flowcut", "llava"), "a tree of commands"),
+    **dict.fromkeys(SERVICES, "serves until it is stopped, or shows an answer as it comes"),
+    **dict.fromkeys(("llava.serve.cli", "llava.eval.run_llava"), "the answer is the output"),
+    "llava.integrations.vlmevalkit": "the kit prints its own results",
+    "flowcut.commands.listing": "a list to read; flowcut/methods.json has it as data",
+    "scripts.convert_sqa_to_llava": "only names another program",
+    "scripts.embedded.rows": "prints flags for a command line",
+    "scripts.tables.tflops": "the table is the output, as Markdown or CSV",
+    **dict.fromkeys(
+        (
+            *("scripts.architecture", "scripts.families", "scripts.gpu.report", "scripts.methods", "scripts.notebook"),
+            *("scripts.real.coverage_page", "scripts.serve_examples", "scripts.serve_screenshot"),
+            *(f"scripts.tables.{name}" for name in ("curves", "embed", "flowcut_plus", "methods", "page", "readme")),
+            "scripts.tables.refresh",
+        ),
+        "writes pages or pictures of this repository",
+    ),
+}
+"""Programs that print no JSON object, and why."""
+
+
+def source_of(name):
+    file = ROOT.joinpath(*name.split("."))
+    return (file / "__main__.py" if file.is_dir() else file.with_suffix(".py")).read_text("utf-8")
+
+
+def prints_json(name):
+    """Whether the module prints a JSON object somewhere."""
+    calls = [node for node in ast.walk(ast.parse(source_of(name))) if isinstance(node, ast.Call)]
+    named = [(ast.unparse(call.func), ast.unparse(call)) for call in calls]
+    return any(name == "print_result" or (name == "print" and "json.dumps(" in text) for name, text in named)
+
+
+@pytest.mark.parametrize("name", programs())
+def test_every_program_that_makes_a_number_prints_it_as_json(name):
+    if name in WITHOUT:
+        assert not prints_json(name), "it prints one; take it out of WITHOUT"
+        return
+    through = THROUGH.get(name, name)
+    assert prints_json(through)
+    assert through == name or through.rpartition(".")[2] in source_of(name)
+
+
+def test_the_lists_name_programs():
+    assert {*THROUGH, *WITHOUT} <= set(programs())

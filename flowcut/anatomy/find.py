@@ -45,4 +45,4 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         if anatomy is not None:
             return anatomy
     known = "; ".join(family.FAMILY for family in FAMILIES)
-    raise ValueError(f"{type(model).__name__} is no model family that can be pruned; known are: {known}")
+    raise ValueError(f"{type(model).__name__} is not a model family that can be pruned; known are: {known}")

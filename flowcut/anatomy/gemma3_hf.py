@@ -46,7 +46,7 @@ def read(model: Any) -> Anatomy | None:
     across, tokens = projector.patches_per_image, projector.tokens_per_side
     if across < tokens or across % tokens:
         raise ValueError(
-            f"{across} x {across} patches make no {tokens} x {tokens} tokens of whole cells; set mm_tokens_per_image "
+            f"{across} x {across} patches cannot be divided into {tokens} x {tokens} tokens; set mm_tokens_per_image "
             "in the config so that its root divides image_size / patch_size, as in published checkpoints"
         )
     side, layers = projector.kernel_size, tower.config.num_hidden_layers

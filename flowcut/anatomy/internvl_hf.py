@@ -34,7 +34,8 @@ def read(model: Any) -> Anatomy | None:
     if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "default":
         raise ValueError(
             f"vision_feature_layer={config.vision_feature_layer} with vision_feature_select_strategy="
-            f"{config.vision_feature_select_strategy!r} is not built for InternVL; use -1 and 'default', as published"
+            f"{config.vision_feature_select_strategy!r} is not supported for InternVL; use -1 and 'default', as "
+            "published"
         )
     return Anatomy(
         "internvl_hf",

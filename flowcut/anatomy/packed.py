@@ -129,7 +129,7 @@ class PackedForward(EncoderForward):
     def shorten(self, cut: Any, hidden: Tensor, layer: int) -> Tensor:
         if cut.hidden is not None:
             raise ValueError(
-                "methods that merge patches are not built for models like Qwen2-VL, whose merger joins 2 x 2 patches"
+                "methods that merge patches do not support models like Qwen2-VL, which join 2 x 2 patches themselves"
             )
         shorter = super().shorten(cut, hidden, layer)
         if shorter is not hidden:

@@ -110,9 +110,9 @@ def decoder_of(body: Any, head: Any = None, mrope: bool = False, from_start: boo
     given = {name for layer in layers for name in inspect.signature(type(layer).forward).parameters}
     if not known or kinds or bidirectional or given - _LAYER_ARGUMENTS:
         raise ValueError(
-            f"a {type(body).__name__} as language model cannot be cut in; known are those whose layers all have a "
-            "causal self_attn, full or sliding, with one rotary_emb, such as Llama, Mistral and Qwen2; use a method "
-            "that cuts in the encoder"
+            f"no method can cut inside a {type(body).__name__}; every layer of the language model must have a causal "
+            "self_attn, full or sliding, with one rotary_emb, as in Llama, Mistral and Qwen2; use a method that cuts "
+            "in the encoder"
         )
     attentions = [layer.self_attn for layer in layers]
     return Decoder(body, layers, attentions, body.rotary_emb, head, mrope, twins, from_start)

@@ -1,30 +1,30 @@
-"""What pruning saves: `python -m flowcut.bench encode|prefill|generate|ops --geometry llava-1.5-7b ...`.
+"""Measure what pruning saves: `python -m flowcut.bench encode|prefill|generate|ops --geometry llava-1.5-7b ...`.
 
-Models have the published sizes and random weights; nothing is downloaded. Three runs are timed in turn, round by round,
-so that drift of the machine hits all alike:
+Models have the published sizes and random weights; nothing is downloaded. Three runs alternate, round by round, so that
+other load on the machine affects all of them alike:
 
 - vanilla: the model as it is;
 - pruned: with the pruner attached;
-- unscored: with a pruner that leaves as many tokens of every row in every layer as the pruned run left, but chooses
-  them by nothing. Pruned over unscored is what scoring costs.
+- unscored: with a pruner that keeps as many tokens in every row and layer as the pruned run, but computes no scores.
+  The ratio of pruned to unscored is the cost of scoring.
 
 `encode` runs the vision encoder: a bare CLIPVisionModel without hidden states for LLaVA-1.5, elsewhere the model's own
 method of encoding, with projector (and the hidden states that transformers keeps there). `prefill` runs the language
 model over text and one image or video per sample, encoded beforehand. `generate` runs everything.
 
-Not as published: `--layers-slice` decoder layers, and a vocabulary of 1000, because embedding and head take memory but
-no part in the formulas of FLOPs. LLaVA-NeXT gets images of 672 x 672 (five tiles), Video-LLaVA 8 frames, Qwen2-VL
-images of 672 x 672 (2304 patches, 576 tokens).
+Two things differ from the published sizes: `--layers-slice` sets the number of decoder layers, and the vocabulary has
+1000 tokens, because embedding and head need memory but do not count in the FLOPs. LLaVA-NeXT gets images of 672 x 672
+(five tiles), Video-LLaVA 8 frames, Qwen2-VL images of 672 x 672 (2304 patches, 576 tokens).
 
 The weights are random but attend as sharply as trained ones (`flowcut.bench.synthetic`); `prefill` alone leaves this
 out.
 
-`ops` counts instead of timing: operator calls, those that do work, and waits of the host (`flowcut.bench.ops`).
+`ops` measures no time. It counts operator calls, those that do work, and synchronisations (`flowcut.bench.ops`).
 
-glibc gives tensors above 32 MB back to the system when they are freed, and every new one costs its page faults. So it
-is told here to keep what it has, for all runs alike (docs/LOG.md, 2026-11-24).
+On a CPU, glibc returns freed tensors above 32 MB to the system, and allocating them again costs page faults. Here glibc
+is set to keep this memory, for all runs (docs/LOG.md, 2026-11-24).
 
-Peak memory is that of activations (output and KV cache included) in a run of its own that is not timed. On a GPU it is
+Peak memory is that of activations (output and KV cache included) in a separate run that is not timed. On a GPU it is
 the allocator's; on a CPU the largest sum of living storages that operators returned, without their inner workspace.
 """
 
@@ -63,16 +63,16 @@ def build_parser() -> Parser:
         add("--layers-slice", type=_at_least(1), help="decoder layers (default: all; on a CPU 2, two-stage 4)")
         add("--batch", type=_at_least(1), default=1, help="images or videos at once (default: %(default)s)")
         add("--budget", type=int, help="visual tokens to keep (default: the geometry's)")
-        add("--pruner", default="flowcut", help="as in flowcut:interval=3; `python -m flowcut list` has all")
-        add("--text-tokens", type=_at_least(2), default=64, help="prompt tokens not visual (default: %(default)s)")
+        add("--pruner", default="flowcut", help="such as flowcut:interval=3; `flowcut list` shows all")
+        add("--text-tokens", type=_at_least(2), default=64, help="text tokens of the prompt (default: %(default)s)")
         add("--new-tokens", type=_at_least(1), default=16, help="tokens to generate (default: %(default)s)")
         add("--threads", type=_at_least(1), help="CPU threads (default: torch's)")
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(default: %(default)s)")
         add("--device", default="cpu", choices=("cpu", "cuda"), help="(default: %(default)s)")
         add("--attention", default="sdpa", choices=("sdpa", "eager"), help="(default: %(default)s)")
-        add("--warmup", type=_at_least(0), default=2, help="rounds that do not count (default: %(default)s)")
-        add("--repeats", type=_at_least(1), default=9, help="rounds that count (default: %(default)s)")
-        add("--seed", type=_at_least(0), default=0, help="of weights, images and text (default: %(default)s)")
+        add("--warmup", type=_at_least(0), default=2, help="warm-up rounds, not counted (default: %(default)s)")
+        add("--repeats", type=_at_least(1), default=9, help="counted rounds (default: %(default)s)")
+        add("--seed", type=_at_least(0), default=0, help="seed of weights, images and text (default: %(default)s)")
     return parser
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, Never, ParamSpec, TypeVar
@@ -75,6 +76,15 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_known_args(self._spelt(sys.argv[1:] if args is None else list(args)), namespace)
 
+    def error(self, message: str) -> Never:
+        """Wrong use: what was wrong, below one line of usage with the arguments that must be given. Status 2."""
+        words = [self.prog]
+        for action in self._actions:
+            if action.required and action.nargs != argparse.ZERO_OR_MORE:
+                values = action.metavar or action.dest.upper()
+                words += [*action.option_strings[:1], *((values,) if isinstance(values, str) else values)]
+        refuse(f"usage: {' '.join(words)} [flags]; --help explains them\nerror: {message}")
+
     def _spelt(self, given: list[str]) -> list[str]:
         """The arguments, each flag as this parser knows it; what follows `--` is left alone."""
         flags = {_hyphens(name): name for action in self._actions for name in action.option_strings} | self._older
@@ -127,6 +137,11 @@ def program(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             return main(*args, **kwargs)
 
     return told
+
+
+def print_result(document: Mapping[str, Any]) -> None:
+    """Print what a program made or measured: one JSON object, the last line of its stdout."""
+    print(json.dumps(document, ensure_ascii=False))
 
 
 @contextmanager

@@ -85,4 +85,4 @@ def _refuse_outside(words: str, module: str) -> None:
     except ModuleNotFoundError:
         found = None
     if found is None:
-        refuse(f"error: {words} runs in a checkout of the repository; change to its folder, which has scripts/")
+        refuse(f"error: {words} needs a checkout of the repository; change to its folder, which has scripts/")

@@ -5,7 +5,7 @@ flowcut compare --image docs/images/scene.png --query "What color is the star?" 
     --pruner divprune:budget=64
 
 The model without pruning comes first. Times are from pixels to the end of the answer, medians over rounds in which the
-variants take turns, after one round that does not count. The last line is one JSON document.
+variants alternate, after one warm-up round. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def build_parser() -> Parser:
     parser.add_argument("--image", required=True, help="picture to ask about")
     parser.add_argument("--query", also=["--question"], required=True, help="the question")
     parser.add_argument("--model-path", default="playground/embedded", help="checkpoint (default: %(default)s)")
-    parser.add_argument("--pruner", action="append", help="as in flowcut:budget=64; may be given several times")
+    parser.add_argument("--pruner", action="append", help="such as flowcut:budget=64; may be given several times")
     parser.add_argument("--budget", type=int, nargs="+", help="visual tokens that --method keeps; one variant each")
     parser.add_argument("--method", default="flowcut", help="for --budget, see `flowcut list` (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default: %(default)s)")
     parser.add_argument("--out", help="also draw what is kept into this file (LLaVA checkpoints)")
     return parser
 
@@ -116,7 +116,7 @@ def draw(image: str, model_path: str, pruners: Sequence[str], out: str) -> str:
         if trace.kept:
             steps.append((text, trace.kept[max(trace.kept)][0].cpu().numpy()))
     if shown is None or not steps:
-        raise ValueError("--out draws what an encoder keeps, and no variant prunes there; try flowcut:budget=64")
+        raise ValueError("--out draws what an encoder keeps, but no variant prunes there; try flowcut:budget=64")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     kept_patches(shown, steps, (side, side)).save(out)
     return out

@@ -1,4 +1,4 @@
-"""List every method with its settings: their defaults, what they take and what they mean, and what to cite."""
+"""List every method with its settings (default, allowed values, meaning) and the paper to cite."""
 
 from __future__ import annotations
 

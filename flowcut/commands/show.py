@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 
 
 def build_parser() -> Parser:
@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     picture, trace, side = pruned_picture(args.image, args.model_path, pruner)
     steps = [(f"after layer {layer}", kept[0].cpu().numpy()) for layer, kept in sorted(trace.kept.items())]
     kept_patches(picture, steps, (side, side)).save(args.out)
-    print(Path(args.out).resolve())
+    path = str(Path(args.out).resolve())
+    print(path)
+    print_result({"picture": path, "pruner": args.pruner, "kept": {layer: len(own) for layer, own in steps}})
     return 0
 
 

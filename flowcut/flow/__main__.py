@@ -1,9 +1,9 @@
-"""Look at how information flows through a vision encoder: the paper's figures 2 to 4 and 6 to 11 for your own model.
+"""Show how information flows through a vision encoder: the paper's figures 2 to 4 and 6 to 11 for your own model.
 
     python -m flowcut.flow docs/images/scene.png --model-path playground/embedded --question "What color is the star?"
 
-Writes index.html, a page that needs nothing else, the figures as PNGs, their numbers as CSV and JSON, and arrays.npz
-with study.json, from which --from draws everything again without the model.
+Writes a page, index.html, that needs no other file; the figures as PNG and SVG; their numbers as CSV and JSON; and
+arrays.npz with study.json, from which --from draws everything again without the model.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="a pruner to compare with, may be given again (default: one early cut by FlowCut's score, fastervlm and "
         "visionzip, all at the same budget)",
     )
-    made.add_argument("--question", default="", help="ask this about every picture, with each pruner and without")
+    made.add_argument("--question", default="", help="question about every picture, with each pruner and without")
     made.add_argument(
         "--patches", type=int, nargs="+", metavar="N", help="patches whose attention is drawn, row by row from 0"
     )
     made.add_argument("--out", default="report", help="folder to write (default: %(default)s)")
-    made.add_argument("--from", dest="saved", metavar="FOLDER", help="draw a report that was written before again")
+    made.add_argument("--from", dest="saved", metavar="FOLDER", help="draw an existing report again, without the model")
     return made
 
 
@@ -99,7 +99,7 @@ def read_pictures(paths: Sequence[str]) -> list[tuple[str, Image.Image]]:
         if inside.is_dir():
             found = sorted(str(file) for file in inside.iterdir() if file.suffix.lower() in PICTURES)
             if not found:
-                raise ValueError(f"{path} holds no picture; known endings are {', '.join(PICTURES)}")
+                raise ValueError(f"{path} contains no picture; known file extensions are {', '.join(PICTURES)}")
             files += found
         else:
             files.append(path)

@@ -119,7 +119,7 @@ class Study:
             ValueError: there is no study in that folder.
         """
         if not (folder / "study.json").is_file() or not (folder / "arrays.npz").is_file():
-            raise ValueError(f"{folder} holds no study.json and arrays.npz; give a folder that --out was set to before")
+            raise ValueError(f"{folder} has no study.json and arrays.npz; give the folder of an earlier --out")
         facts = json.loads((folder / "study.json").read_text("utf-8"))
         with np.load(folder / "arrays.npz") as arrays:
             flow = ImageFlow(*(arrays[f"flow/{name}"] for name in ImageFlow._fields))
@@ -166,7 +166,7 @@ def pruner_for_encoders(text: str) -> Pruner:
             f"pruner {text} cuts nothing in the encoder, so there is no flow to compare; try flowcut:budget=64"
         )
     if pruner.reads_question:
-        raise ValueError(f"pruner {text} chooses by the question, which an encoder is not told; try flowcut:budget=64")
+        raise ValueError(f"pruner {text} needs the question, which an encoder does not get; try flowcut:budget=64")
     return pruner
 
 

@@ -79,7 +79,7 @@ class Subject:
             ValueError: it is an encoder alone, or the pruner does not fit the model.
         """
         if self.reader is None:
-            raise ValueError(f"{self.name} is an encoder alone and answers nothing; leave --question out")
+            raise ValueError(f"{self.name} is an encoder alone and cannot answer; leave --question out")
         return checkpoints.answers_of(self.reader, question, images, pruner)
 
 

@@ -152,8 +152,8 @@ def _tapped_name(base: str) -> str:
         return name
     if base != "eager" and base not in ALL_ATTENTION_FUNCTIONS:
         raise ValueError(
-            f"attention implementation {base!r} cannot be tapped; use 'sdpa', as attn_implementation='sdpa' in "
-            "from_pretrained or with model.set_attn_implementation('sdpa')"
+            f"q, k and v of the attention implementation {base!r} cannot be read; use 'sdpa', by "
+            "attn_implementation='sdpa' in from_pretrained or by model.set_attn_implementation('sdpa')"
         )
     AttentionInterface.register(name, _tapped(base, ALL_ATTENTION_FUNCTIONS))
     return name
@@ -237,4 +237,4 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
         function = getattr(sys.modules[cls.__module__], "eager_attention_forward", None)
         if function is not None:
             return function
-    raise ValueError(f"{type(module).__name__} has no eager attention to tap; use attn_implementation='sdpa'")
+    raise ValueError(f"{type(module).__name__} has no eager attention that can be read; use attn_implementation='sdpa'")

@@ -92,11 +92,11 @@ class CacheForward(LayerCalls):
 
         name, entry = type(self.session.pruner).__name__, self.entry(layer)
         if cut.hidden is not None or cut.into is not None or cut.renumber:
-            raise ValueError(f"{name} merges or renumbers entries of a KV cache, of which some can only be dropped")
+            raise ValueError(f"{name} merges or renumbers entries of a KV cache, which can only be dropped")
         if type(entry) is not DynamicLayer:
             raise ValueError(
-                f"{name} takes entries out of the KV cache, which a {type(entry).__name__} does not give up; use a "
-                "DynamicCache (generate's default), or a method that leaves the cache alone"
+                f"{name} removes entries from the KV cache, which a {type(entry).__name__} does not support; use a "
+                "DynamicCache (generate's default), or a method that does not change the cache"
             )
         columns = view.layout.columns + view.past
         stays = torch.ones(self.rows, view.k.shape[2], dtype=torch.bool, device=columns.device)
@@ -139,7 +139,7 @@ class CacheForward(LayerCalls):
         return replace(held, length=length, real=padding, fixed=length), shown
 
     def attention_inputs(self, number: int, hidden: Tensor) -> Never:
-        raise ValueError("of a forward that goes on with a KV cache, no layer but the one under way is shown")
+        raise ValueError("in a forward that continues with a KV cache, only the current layer can be read")
 
 
 def _gathered(part: Tensor, index: Tensor) -> Tensor:

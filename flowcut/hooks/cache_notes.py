@@ -206,13 +206,13 @@ def check_earlier(mask: Any, tokens: int, cache: Any) -> None:
     if notes is not None and notes.prompt is not None:
         if before != cached + notes.dropped:
             raise ValueError(
-                f"the call speaks of {before} earlier tokens, but the KV cache stands for {cached + notes.dropped}; "
+                f"the call assumes {before} earlier tokens, but the KV cache represents {cached + notes.dropped}; "
                 "pass the attention_mask of the whole conversation, image placeholders included"
             )
     elif notes is None and isinstance(cached, int) and cached and before > cached:
         raise ValueError(
-            f"the call speaks of {before} earlier tokens, but the KV cache holds {cached} and no note of dropped "
-            "ones; copy a cache with copy.deepcopy, its notes go with it"
+            f"the call assumes {before} earlier tokens, but the KV cache holds {cached} and no record of "
+            "dropped ones; copy a cache with copy.deepcopy, which keeps this record"
         )
 
 

@@ -106,8 +106,8 @@ class LanguageStage(Stage):
         if forward.index is not None:
             if kwargs.get("output_router_logits"):
                 raise ValueError(
-                    "output_router_logits=True balances experts over layers that all see the same tokens; leave it "
-                    "out, or use a method that cuts in the encoder alone"
+                    "output_router_logits=True needs the same tokens in all layers; leave it out, or use a method that "
+                    "cuts in the encoder alone"
                 )
             self.session.drop_columns(forward.index, forward.real, forward.length)
         if forward.wanted is not None:
@@ -119,7 +119,7 @@ class LanguageStage(Stage):
 
 def _refuse_twin(model: nn.Module, args: tuple) -> None:
     raise ValueError(
-        f"the {type(model).__name__} of another PEFT adapter runs now than the one a pruner was attached to; detach, "
+        f"the pruner was attached to another PEFT adapter's {type(model).__name__} than the one that runs now; detach, "
         "choose the adapter, and attach again"
     )
 

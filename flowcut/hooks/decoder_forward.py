@@ -43,7 +43,7 @@ class DecoderForward(LayerCalls):
         if bool(restarts(self.position_ids, self.real).any()):
             raise ValueError(
                 "position_ids that restart or jump (packed samples) cannot follow tokens dropped inside the language "
-                "model; give each sample a row of its own, or use a method that cuts in the encoder alone"
+                "model; give each sample its own row, or use a method that cuts in the encoder alone"
             )
 
     def find_images(self, image_index: Tensor) -> None:
@@ -201,7 +201,7 @@ class DecoderForward(LayerCalls):
             if held != self.cached(number):
                 raise ValueError(
                     f"a method that reads the next layer needs its earlier keys, which a {type(entry).__name__} does "
-                    "not keep as they were; use a DynamicCache, or give the whole conversation in one call"
+                    "not keep unchanged; use a DynamicCache, or give the whole conversation in one call"
                 )
             key = torch.cat([entry.keys.to(key), key], dim=2)
             value = torch.cat([entry.values.to(value), value], dim=2)

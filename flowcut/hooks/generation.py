@@ -126,8 +126,8 @@ class GenerationStage(Stage):
         if self.session.pruner.anneals and kwargs.get("is_first_iteration") and not _PREFILLING.get():
             name = type(self.session.pruner).__name__
             raise ValueError(
-                f"{name} takes entries out of the KV cache as the answer grows, and assisted decoding takes guesses "
-                "back from it; leave out prompt_lookup_num_tokens and assistant_model"
+                f"{name} removes entries from the KV cache while the answer grows, and assisted decoding removes "
+                "guesses from it; leave out prompt_lookup_num_tokens and assistant_model"
             )
         if _PREFILLING.get() and notes is not None and new is not None:
             kwargs["next_sequence_length"] = new - notes.dropped

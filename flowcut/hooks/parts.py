@@ -124,8 +124,8 @@ class Decoder:
         function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
         if function is None or hasattr(attention, "qk_rope_head_dim"):  # whose keys are turned at their end
             raise ValueError(
-                f"how {type(attention).__name__} turns its keys by position is not known, so places cannot be counted "
-                "anew; pass position_ids that begin with 0 in every row"
+                f"how {type(attention).__name__} rotates its keys by position is not known, so positions cannot be "
+                "re-indexed; pass position_ids that begin with 0 in every row"
             )
         return function(tokens, tokens, cosine, sine)[1]
 

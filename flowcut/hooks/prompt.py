@@ -366,5 +366,5 @@ def refuse_lengths(call: Mapping[str, Any]) -> None:
         if call.get(name) is not None:
             raise ValueError(
                 f"{name} counts all tokens of packed samples and cannot follow dropped ones; leave it out, "
-                "position_ids that restart say the same"
+                "because position_ids that restart mark the samples too"
             )

@@ -129,6 +129,6 @@ def warn_of_embeddings(call: Mapping[str, Any]) -> None:
     if call["inputs_embeds"].shape[1] > 1 and (cache is None or not cache.get_seq_length()):
         warnings.warn(
             "the prompt came as inputs_embeds without images, so no visual token is dropped; image features that are "
-            "merged into it already cannot be told from text: pass input_ids with pixel_values",
+            "merged into it already cannot be distinguished from text: pass input_ids with pixel_values",
             stacklevel=2,
         )

@@ -38,7 +38,9 @@ class ShownEncoderLayer(ShownLayer):
 
     def next_layer(self, view: View) -> View:
         if self.given is None or self.forward.encoder.patches_per_token > 1:
-            raise ValueError("a following layer is shown to pruners with reads_hidden, and not in Qwen2-VL's encoders")
+            raise ValueError(
+                "next_layer() needs reads_hidden = True on the pruner's class, and does not work in Qwen2-VL's encoders"
+            )
         number = view.layer + 1
         seen, scaling = self.forward.attention_inputs(number, self.given)
         query, key, value = (tensor.to(view.q.device) for tensor in seen)

@@ -25,7 +25,7 @@ class ShownLayer:
     def hidden(self) -> Tensor:
         if self.states is None:
             raise ValueError(
-                "set reads_hidden = True on the pruner's class: it is asked before this layer has an output"
+                "set reads_hidden = True on the pruner's class; otherwise it runs before this layer has an output"
             )
         return self.states
 

@@ -113,7 +113,7 @@ class FlowCut(Pruner):
             raise ValueError("attention, semantic and value are all off: leave at least one criterion on")
         if self.merge == "patches" and self.patch_positions == "own":
             raise ValueError(
-                "merge='patches' makes tokens that have no place of their own; use patch_positions='first'"
+                "merge='patches' makes tokens that have no position of their own; use patch_positions='first'"
             )
         if self.language_layer < 0:
             raise ValueError(f"language_layer={self.language_layer} is not a layer's number >= 0; the paper's is 1")

@@ -82,7 +82,7 @@ class HiPrune(OneCut):
             last = encoder.layers - 2
             if self.middle(encoder.layers) > last:
                 raise ValueError(
-                    f"object_layer={self.middle(encoder.layers)} does not lie ahead of the cut after layer {last} "
+                    f"object_layer={self.middle(encoder.layers)} is not before the cut after layer {last} "
                     f"of this encoder; use 0 ... {last}"
                 )
 

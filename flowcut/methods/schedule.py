@@ -119,7 +119,7 @@ def shrinking(
         least_mean = least_shrinking(tokens, layers, after, counted, merged, least)
         where = "/".join(str(layer) for layer in after)
         raise ValueError(
-            f"budget={budget} is not to be met on average over {layers} layers with {tokens} tokens up to the first of "
+            f"budget={budget} cannot be met on average over {layers} layers with {tokens} tokens up to the first of "
             f"the cuts after layers {where}; use at least {least_mean}, or cut earlier"
         )
     return found
@@ -147,7 +147,7 @@ def single(tokens: int, layers: int, layer: int, budget: int) -> int:
     if kept < 1:
         least = least_single(tokens, layers, layer)
         raise ValueError(
-            f"budget={budget} is not to be met on average over {layers} layers when the first {layer} "
+            f"budget={budget} cannot be met on average over {layers} layers when the first {layer} "
             f"read all {tokens} tokens; use at least {least}, or keep="
         )
     return kept
@@ -177,7 +177,7 @@ def check_stages(name: str, value: Sequence[int], lowest: int) -> None:
     given = "/".join(str(layer) for layer in value) if isinstance(value, tuple) else repr(value)
     ascending = isinstance(value, tuple) and all(one < other for one, other in pairwise(value))
     if not ascending or not value or value[0] < lowest:
-        raise ValueError(f"{name}={given} are no ascending layer numbers >= {lowest}; write {name}=2/8/16 or alike")
+        raise ValueError(f"{name}={given} are not ascending layer numbers >= {lowest}; write, say, {name}=2/8/16")
 
 
 def check_kept(name: str, value: Sequence[int] | None, stages: int) -> None:

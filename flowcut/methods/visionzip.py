@@ -49,8 +49,8 @@ class VisionZip(OneCut):
         super().__post_init__()
         if self.contextual is not None and isinstance(self.budget, float):
             raise ValueError(
-                f"contextual={self.contextual} is for one number of tokens, and budget={self.budget} is a share, of "
-                "another number in each image; leave contextual out, or give a whole number as budget"
+                f"contextual={self.contextual} is a fixed number of tokens, but budget={self.budget} is a share, which "
+                "differs between images; leave contextual out, or give a whole number as budget"
             )
         if self.contextual is not None and not 0 <= self.contextual < self.budget:
             raise ValueError(f"contextual={self.contextual} is not in 0 ... {self.budget - 1}, below the budget")

@@ -78,4 +78,4 @@ def _refuse_without_text(view: LanguageView, counts: list[int]) -> None:
         length = view.q.shape[2] if view.layout.real is None else int(view.layout.real[sample, view.past :].sum())
         own = [row for row, owner in enumerate(view.layout.samples) if owner == sample]
         if length == sum(view.counts[row] for row in own) and not any(counts[row] for row in own):
-            raise ValueError("VTW withdraws all visual tokens and this prompt has nothing else; add text to it")
+            raise ValueError("VTW drops all visual tokens, and this prompt has no others; add text to it")

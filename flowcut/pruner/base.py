@@ -87,7 +87,7 @@ class Pruner:
         whole = isinstance(self.budget, int) and not isinstance(self.budget, bool) and self.budget >= 1
         if not whole and not (isinstance(self.budget, float) and 0 < self.budget < 1):
             raise ValueError(
-                f"budget={self.budget!r} is not a whole number of tokens >= 1, nor a share of an image's own tokens "
+                f"budget={self.budget!r} is not a whole number of tokens >= 1, nor a share of each image's tokens "
                 "between 0 and 1; try budget=64 or budget=0.333"
             )
 

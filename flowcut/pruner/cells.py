@@ -29,7 +29,7 @@ def tokens_of(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[int, int]:
     """
     if grid[0] != grid[1] or grid[0] % cell[0] or grid[1] % cell[1]:
         raise ValueError(
-            f"a picture of {grid[0]} x {grid[1]} patches is no square of whole cells of {cell[0]} x {cell[1]} patches, "
-            "which this model makes its tokens of; resize it as the model's image processor does"
+            f"a picture of {grid[0]} x {grid[1]} patches is not a square of whole cells of {cell[0]} x {cell[1]}; "
+            "this model makes one token of each cell, so resize the picture as the model's image processor does"
         )
     return grid[0] // cell[0], grid[1] // cell[1]

@@ -69,7 +69,7 @@ def needed(question: Question | None, method: str) -> Question:
     """
     if question is None:
         raise ValueError(
-            f"{method} chooses by the question: wrap the call in flowcut.asked(handle, texts, text_tower), or set "
+            f"{method} needs the question: wrap the call in flowcut.asked(handle, texts, text_tower), or set "
             "condition=False"
         )
     return question

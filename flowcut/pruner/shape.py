@@ -69,7 +69,7 @@ class ModelShape:
             ValueError: the model joins patches itself.
         """
         if any(encoder.patches_per_token > 1 for encoder in self.encoders):
-            raise ValueError(f"{method} cannot merge patches where the model joins several into one token itself")
+            raise ValueError(f"{method} cannot merge patches in a model that joins several patches into one token")
 
     def need_last_layer(self, method: str) -> None:
         """For a method that reads the layer after the features.
@@ -78,7 +78,7 @@ class ModelShape:
             ValueError: the model does not hold it.
         """
         if any(encoder.layers_present < encoder.layers for encoder in self.encoders):
-            raise ValueError(f"{method} reads the encoder's last layer, which this model has taken out; load it whole")
+            raise ValueError(f"{method} reads the encoder's last layer, which this model lacks; load all of it")
 
     def need_decoder(self, method: str, field: str, layer: int, spare: int) -> None:
         """For a method that cuts at decoder layer `layer`, the value of its field `field`.

@@ -42,7 +42,7 @@ def read(mmvet_path: Path, results: Path) -> Join:
     """The questions with a results file's answers. Raises ValueError when the files do not belong together."""
     said = read_json(results)
     if not isinstance(said, dict):
-        raise ValueError(f"{results} is no JSON object; give what convert_mmvet_for_eval.py writes")
+        raise ValueError(f"{results} is not a JSON object; give what convert_mmvet_for_eval.py writes")
     answers = [{"question_id": name, "text": text} for name, text in said.items()]
     return join(mmvet.samples_of(mmvet.official_rows(mmvet_path)), answers, by_id)
 
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     folder: Path = home_path(args.result_path)
     settings = judge_settings.settings_of(args)
     if not settings.judges:
-        raise ValueError(f"no judge to ask; {judge_settings.HOW}")
+        raise ValueError(f"no judge was given; {judge_settings.HOW}")
     joined = read(home_path(args.mmvet_path), folder / f"{args.ckpt_name}.json")
     journal = folder / f"{args.ckpt_name}.judge.jsonl"
     judged = review.apply(mmvet.BENCHMARK.judge, joined.samples, settings, journal, progress=True)

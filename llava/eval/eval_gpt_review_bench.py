@@ -1,10 +1,10 @@
 """Review LLaVA-Bench's answers against the reference's, with LLaVA's flags and review file, by any judge.
 
     python -m llava.eval.eval_gpt_review_bench --question questions.jsonl --context context.jsonl \\
-        --rule llava/eval/table/rule.json --answer-list answers_gpt4.jsonl answers.jsonl --output reviews.jsonl \\
+        --rule llava/eval/table/rule.json --answer-list answers_gpt4.jsonl answers.jsonl --out reviews.jsonl \\
         --judge-base-url URL
 
-Everything is joined by id. Replies are kept in `<output>.judge.jsonl`, so that a killed run continues where it stopped.
+Everything is joined by id. Replies are kept in `<out>.judge.jsonl`, so that a killed run continues where it stopped.
 `summarize_gpt_review` computes scores from the output.
 """
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--rule {args.rule} does not exist; leave --rule out for the project's own rules")
     settings = judge_settings.settings_of(args)
     if not settings.judges:
-        raise ValueError(f"no judge to ask; {judge_settings.HOW}")
+        raise ValueError(f"no judge was given; {judge_settings.HOW}")
     references, answers = (read_answers(path) for path in args.answer_list)
     contexts = read_rows(home_path(args.context), "context")
     samples = llavabench.samples_of(read_rows(home_path(args.question)), contexts, references)

@@ -27,7 +27,7 @@ def evaluate(annotation_dir: Path, question_file: Path, result_file: Path) -> tu
 def build_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--annotation-dir", type=Path, required=True, help="folder of coco_pope_<category>.json")
-    parser.add_argument("--question-file", type=Path, required=True, help="JSON lines that were asked")
+    parser.add_argument("--question-file", type=Path, required=True, help="the question file, JSON lines")
     parser.add_argument("--result-file", type=Path, required=True, help="JSON lines of answers")
     return parser
 

@@ -21,7 +21,7 @@ def evaluate(annotation_file: Path, result_file: Path) -> dict[str, Any]:
     if joined.unknown:
         raise ValueError(
             f"{len(joined.unknown)} answers of {result_file} belong to no question of {annotation_file} (first: "
-            f"{joined.unknown[0]}); give the annotations they were asked from"
+            f"{joined.unknown[0]}); give the annotations of the same questions"
         )
     return textvqa.aggregate([textvqa.score(sample) for sample in joined.samples])
 

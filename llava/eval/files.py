@@ -52,7 +52,7 @@ def read_rows(path: Path, what: str = "question") -> list[Row]:
         rows = [_row(path, number, line) for number, line in json_lines(path, f"{what} file")]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(f"{path} entry {number} is no JSON object; give a file of JSON lines")
+            raise ValueError(f"{path} entry {number} is not a JSON object; give a file of JSON lines")
     return rows
 
 
@@ -60,7 +60,7 @@ def _row(path: Path, number: int, line: bytes) -> Any:
     try:
         return parse_json(line)
     except ValueError as error:
-        raise ValueError(f"{path} line {number} is no JSON ({one_line(error)}); correct or remove the line") from error
+        raise ValueError(f"{path} line {number} is not JSON ({one_line(error)}); correct or remove the line") from error
 
 
 def write_rows(rows: Iterable[Any], path: Path) -> None:
@@ -97,7 +97,7 @@ def read_table(path: Path) -> Iterator[dict[str, str]]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from csv.DictReader(file, delimiter="\t")
     except csv.Error as error:
-        raise ValueError(f"{path} is no table ({one_line(error)}); download it again") from error
+        raise ValueError(f"{path} is not a table ({one_line(error)}); download it again") from error
 
 
 def is_empty(cell: str | None) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--node", type=int, default=_number(_NODE, 0), help="index of this machine, from 0")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, as for published numbers")
     parser.add_argument("--skip-bad", action="store_true", help="score even if some questions could not be answered")
+    parser.add_argument("--dry-run", action="store_true", help="run nothing; list what is missing, with its source")
     judge_settings.add_arguments(parser)
     return parser
 
@@ -51,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
 parse_first(__name__, build_parser, others=True)
 
 from llava.eval.answering.evaluate import EvaluationSpec, evaluate
+from llava.eval.dry_run import report_missing
+from llava.eval.prepare import hours_of
 
 
 def spec_of(arguments: Sequence[str] | None = None, exit_on_error: bool = False) -> EvaluationSpec:
@@ -82,9 +86,19 @@ def spec_of(arguments: Sequence[str] | None = None, exit_on_error: bool = False)
     )
 
 
+def dry_run(spec: EvaluationSpec) -> list[str]:
+    """Print what the evaluation lacks, where to get it, and about how long it takes; returns what has missing files."""
+    missing, sizes, questions = report_missing([spec])
+    print(hours_of(sum(questions.values()), spec.model))
+    print(json.dumps({"benchmark": spec.benchmark, "model": spec.model, "missing": missing, "sizes": sizes}))
+    return missing
+
+
 @program
 def main(argv: list[str] | None = None) -> None:
     spec = spec_of(argv, exit_on_error=True)
+    if build_parser().parse_known_args(argv)[0].dry_run:
+        sys.exit(1 if dry_run(spec) else 0)
     scored = evaluate(spec, progress=True)
     if scored is None:
         print(json.dumps({"benchmark": spec.benchmark, "waiting_for": "other nodes"}))

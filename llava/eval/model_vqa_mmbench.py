@@ -49,7 +49,7 @@ def _questions(row: dict[str, str], pictures: Mapping[str, str], args: argparse.
     try:
         return list(_rounds(row, pictures, args))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"is no question: {error}") from error
+        raise ValueError(f"is not a question: {error}") from error
 
 
 def _picture(row: dict[str, str], pictures: Mapping[str, str]) -> bytes:

@@ -31,7 +31,7 @@ from llava.eval.answering.program import AnsweringProgram
 
 
 def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
-    """The questions in `args.question_file`. Raises ValueError when it is no JSON list."""
+    """The questions in `args.question_file`. Raises ValueError when it is not a JSON list."""
     file = Path(args.question_file)
     rows = read_json(file)
     if not isinstance(rows, list):
@@ -45,7 +45,7 @@ def _question(row: dict[str, Any], letter_alone: bool) -> Question:
         text = row["conversations"][0]["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
         identity = row["id"]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"is no question: {error!r}") from error
+        raise ValueError(f"is not a question: {error!r}") from error
     if letter_alone:
         text = f"{text}\n{OPTION_LETTER}"
     images = image_names(row.get("image"))

@@ -14,13 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from flowcut.cli.command_line import Parser, program
-from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Prepared, Split
+from llava.eval.benchmarks.contract import PROGRAMS, Benchmark, Need, Prepared, Split
 from llava.eval.benchmarks.registry import DATA, MODULES, benchmark
 from llava.eval.files import absent
+from llava.forecast import PAPER_MODELS, PAPER_SECONDS, SECONDS_PER_ANSWER, duration, from_environment, size, total
 
 _SHOWN = 5
 
@@ -44,10 +46,30 @@ def report_needs(bench: Benchmark, folder: Path, split: Split) -> bool:
     print(f"{bench.title}, split {split.name}, in {folder}")
     for need in split.needs:
         state = "found" if need.met(folder) else "optional, missing" if need.optional else "MISSING"
-        size = f", about {need.gigabytes:g} GB" if need.gigabytes else ""
-        where = "" if need.met(folder) else f"; get it from {need.source}{size}"
+        where = "" if need.met(folder) else f"; get it from {need.source}, {size(need.gigabytes)}"
         print(f"  {state:8} {' or '.join(need.paths)}: {need.purpose}{where}")
     return not bench.missing(folder, split)
+
+
+def sizes_of(needs: Iterable[Need]) -> dict[str, float | None]:
+    """Gigabytes of what is needed, by its source; None where that is not known."""
+    sizes: dict[str, float | None] = {}
+    for need in needs:
+        sizes[need.source] = sizes.get(need.source) or need.gigabytes
+    return sizes
+
+
+def hours_of(questions: int, model: str = "") -> str:
+    """One line: about how long the model takes for so many questions, without pruning."""
+    own = from_environment(SECONDS_PER_ANSWER)
+    like = "v1_6" if "v1.6" in model else "v1_5"
+    seconds = PAPER_SECONDS[like] if own is None else own
+    paper = f", as the paper's {PAPER_MODELS[like]} without pruning on an A800; long answers take longer"
+    source = paper if own is None else ""
+    return (
+        f"estimate: {questions} questions take {duration(seconds * questions)} on one GPU, at {seconds:.3g} s an "
+        f"answer{source} ({SECONDS_PER_ANSWER}=s sets it)"
+    )
 
 
 def look(bench: Benchmark, folder: Path, split: Split) -> Prepared:
@@ -88,7 +110,8 @@ def survey(data: Path, check: bool, rebuild: bool) -> dict[str, Any]:
     complete: list[str] = []
     missing: dict[str, list[str]] = {}
     problems: dict[str, str] = {}
-    sizes: dict[str, float] = {}
+    wanted: list[Need] = []
+    questions = 0
     for name in MODULES:
         bench = benchmark(name)
         split = bench.split()
@@ -96,7 +119,8 @@ def survey(data: Path, check: bool, rebuild: bool) -> dict[str, Any]:
         if not report_needs(bench, folder, split):
             lacking = bench.missing(folder, split)
             missing[name] = [f"{folder / need.paths[0]}" for need in lacking]
-            sizes |= {need.source: need.gigabytes for need in lacking if need.gigabytes}
+            wanted += lacking
+            questions += split.published or 0
             continue
         try:
             prepared = look(bench, folder, split) if check else bench.prepare(folder, split, None, rebuild)
@@ -104,19 +128,29 @@ def survey(data: Path, check: bool, rebuild: bool) -> dict[str, Any]:
             problems[name] = str(error)
             continue
         report_absent(prepared)
+        questions += prepared.questions
         if prepared.absent:
             problems[name] = f"{len(prepared.absent)} images of questions are absent"
         else:
             complete.append(name)
-    return {"complete": complete, "missing": missing, "problems": problems, "gigabytes": sum(sizes.values())}
+    sizes = sizes_of(wanted)
+    return {
+        "complete": complete,
+        "missing": missing,
+        "problems": problems,
+        "questions": questions,
+        "gigabytes": round(sum(known for known in sizes.values() if known), 3),
+        "sizes": sizes,
+    }
 
 
 def summary(found: dict[str, Any]) -> str:
     lines = [f"{len(found['complete'])} of {len(MODULES)} benchmarks are complete"]
     lines += [f"  {name} lacks {', '.join(files)}" for name, files in found["missing"].items()]
     lines += [f"  {name}: {problem}" for name, problem in found["problems"].items()]
-    if found["gigabytes"]:
-        lines.append(f"the large downloads among them, whose size is known, are about {found['gigabytes']:g} GB")
+    if found["sizes"]:
+        lines.append(f"missing downloads: {len(found['sizes'])}, {total(found['sizes'].values())}")
+    lines.append(hours_of(found["questions"]))
     return "\n".join(lines)
 
 
@@ -140,11 +174,16 @@ def main(argv: list[str] | None = None) -> None:
     folder = bench.folder(args.data, split)
     complete = report_needs(bench, folder, split)
     if not complete:
+        lacking = bench.missing(folder, split)
+        print(f"missing downloads: {total(sizes_of(lacking).values())}")
+        print(
+            json.dumps({"benchmark": bench.name, "split": split.name, "missing": [need.paths[0] for need in lacking]})
+        )
         sys.exit(f"error: {bench.title} is not complete; get what is marked MISSING")
     prepared = look(bench, folder, split) if args.check else bench.prepare(folder, split, args.limit, args.rebuild)
     report_absent(prepared)
     if not args.check:
-        print(f"{'built' if prepared.built else 'taken as it is'}: {prepared.question_file}")
+        print(f"{'built' if prepared.built else 'used unchanged'}: {prepared.question_file}")
     print(json.dumps(document(bench, split, prepared), ensure_ascii=False))
     if prepared.absent:
         sys.exit(1)

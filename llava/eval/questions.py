@@ -65,14 +65,14 @@ def read_rows(rows: Iterable[tuple[str, Row]], read: Callable[[Row], Item]) -> t
 def _question(line: bytes) -> Question:
     row = parse_json(line)
     if not isinstance(row, dict):
-        raise ValueError("is no JSON object")
+        raise ValueError("is not a JSON object")
     if missing := [key for key in ("question_id", "image", "text") if key not in row]:
         raise ValueError(f"has no {' and no '.join(missing)}")
     for key, kinds in (("question_id", (int, str)), ("text", (str,))):
         if not isinstance(row[key], kinds) or isinstance(row[key], bool) or row[key] == "":
             raise ValueError(f"{key}={row[key]!r} is not {'a number or text' if len(kinds) == 2 else 'text'}")
     if DEFAULT_IMAGE_TOKEN in row["text"]:
-        raise ValueError(f"its text holds {DEFAULT_IMAGE_TOKEN}, which is put before every question anyway")
+        raise ValueError(f"its text contains {DEFAULT_IMAGE_TOKEN}, which is added to every question automatically")
     return Question(row["question_id"], image_names(row["image"]), row["text"])
 
 

@@ -55,7 +55,7 @@ class LlavaFlowcut(lmms):
             self.batch_size = int(batch_size)
         except ValueError:
             raise ValueError(
-                f"batch_size={batch_size!r} is no number; give 1 or more, answers do not depend on it"
+                f"batch_size={batch_size!r} is not a number; give 1 or more, answers do not depend on it"
             ) from None
         self.max_new_tokens = max_new_tokens
         accelerator = Accelerator()
@@ -118,7 +118,7 @@ class LlavaFlowcut(lmms):
         videos = [one for own in shown for one in own if not isinstance(one, Image.Image)]
         if videos and not self.answerer.takes_video:
             name = self.answerer.checkpoint.name
-            raise ValueError(f"{videos[0]} is no picture, and {name} takes pictures only; choose another task")
+            raise ValueError(f"{videos[0]} is not a picture, and {name} takes pictures only; choose another task")
         return [reply.text for reply in self.answerer(texts, shown)]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

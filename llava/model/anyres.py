@@ -40,7 +40,7 @@ def check_pixels(images: Any) -> None:
             return
         given = f"{list(wrong[0].shape)}" if isinstance(wrong[0], Tensor) else type(wrong[0]).__name__
     raise ValueError(
-        f"images={given} are no pixels; give [B, 3, H, W], or a list with [3, H, W] for each image, as process_images "
+        f"images={given} are not pixels; give [B, 3, H, W], or a list with [3, H, W] for each image, as process_images "
         "does, and one image as image[None]"
     )
 
@@ -107,7 +107,9 @@ def merge_tiles(
     across, down = grid
     side = int(patches**0.5)
     if tiles > 1 and (tiles != 1 + across * down or side * side != patches):
-        raise ValueError(f"{tiles} tiles of {patches} patches do not make up a whole and a grid of {across} x {down}")
+        raise ValueError(
+            f"{tiles} tiles of {patches} patches are not one whole picture and a grid of {across} x {down}"
+        )
     ids = torch.arange(tiles * patches, device=device)
     base, rest = ids[:patches], ids[patches:]
     ends = newline is not None and "unpad" in merge_type and kept is None

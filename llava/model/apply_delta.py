@@ -5,7 +5,7 @@ python -m llava.model.apply_delta --base-model-path LLAMA --target-model-path NE
 
 from __future__ import annotations
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 
 
 def build_parser() -> Parser:
@@ -21,7 +21,7 @@ parse_first(__name__, build_parser)
 import torch
 
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import save_llava_checkpoint
+from llava.model.checkpoint import save_llava_checkpoint, written
 from llava.model.source import stored_dtype
 
 
@@ -41,6 +41,7 @@ def apply_delta(base_model_path: str, target_model_path: str, delta_path: str) -
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     apply_delta(args.base_model_path, args.target_model_path, args.delta_path)
+    print_result(written(args.target_model_path))
 
 
 if __name__ == "__main__":

@@ -89,14 +89,14 @@ def load_pretrained_model(
     source = find_source(model_path, model_base, model_name, kwargs.get("cache_dir"))
     if source.kind is Kind.LANGUAGE:
         if asked is not None:
-            raise ValueError(f"{source.folder} has no vision tower, hence nothing for {pruner} to drop; give no pruner")
+            raise ValueError(f"{source.folder} has no vision tower, so {pruner} has nothing to drop; give no pruner")
         return _load_language_model(source, target, dtype, kwargs)
     chosen = None
     if pruner is None or asked is not None:
         chosen = pruner_to_use(pruner, source.fields, source.folder, switch_off='pruner="none"')
 
     if source.kind is Kind.DELTA and "quantization_config" in kwargs:
-        raise ValueError(f"{source.folder} is a delta, which cannot be added in 4 or 8 bit; apply_delta makes it whole")
+        raise ValueError(f"{source.folder} is a delta, which cannot be added in 4 or 8 bit; use apply_delta first")
     tokenizer = _load_tokenizer(source)
     extra = _weights_beside_the_base(source)
     model = _load_model(source, extra, dtype, kwargs)

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,12 +23,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowcut.hooks.learned import LEARNED
-from llava.given import home_path
+from llava.given import HUB_NAME, home_path
 from llava.model.multimodal_encoder.clip_encoder import KNOWN_TOWERS, CLIPVisionTower
 from llava.model.tokenizer import save_llama_tokenizer
 
@@ -54,15 +54,26 @@ def local_folder(name_or_path: str, cache_dir: str | None = None, patterns: list
     folder = home_path(name_or_path)
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
-        raise ValueError(f"{name_or_path} is no folder; give a checkpoint's folder, or a Hub name such as org/model")
+    if not HUB_NAME.fullmatch(str(name_or_path)):
+        raise ValueError(f"{name_or_path} is not a folder; give a checkpoint's folder, or a Hub name such as org/model")
     try:
         return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, allow_patterns=patterns or _DOWNLOADS))
     except OSError as error:
         raise ValueError(
-            f"{name_or_path} is no folder here, and the Hugging Face Hub does not give it ({type(error).__name__}); "
-            f"check the path or the name, or the network"
+            f"{name_or_path} is not a folder here, and the Hugging Face Hub does not provide it "
+            f"({type(error).__name__}); check the path or the name, or the network"
         ) from error
+
+
+def folder_here(name_or_path: str, cache_dir: str | None = None) -> Path | None:
+    """A model's folder if it is on this machine, else None; the network is not asked."""
+    folder = home_path(name_or_path)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None  # not downloaded yet, or a path of another machine
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -72,7 +83,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         partial = (folder / _PARTIAL).is_dir()
         hint = "its save was interrupted; save it again" if partial else "give the folder of a whole checkpoint"
-        raise ValueError(f"{folder} holds no config.json; {hint}")
+        raise ValueError(f"{folder} has no config.json; {hint}")
     return read_object(file)
 
 
@@ -110,11 +121,11 @@ def weight_files(folder: Path) -> list[Path]:
     present = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not present:
         if (folder / PROJECTOR).is_file():
-            raise ValueError(f"{folder} holds a projector only ({PROJECTOR}); give its base, and it beside the base")
-        raise ValueError(f"{folder} holds no weights; expected one of {', '.join(WEIGHTS)}")
+            raise ValueError(f"{folder} has only a projector ({PROJECTOR}); load it together with its base, model_base")
+        raise ValueError(f"{folder} has no weights; expected one of {', '.join(WEIGHTS)}")
     first, index = present[0], present[0].with_name(f"{present[0].name}.index.json")
     if index.is_file():
-        logger.warning("%s is read, not what %s beside it names; remove the stale one", first, index.name)
+        logger.warning("%s is read, not the files that %s next to it names; remove the outdated one", first, index.name)
     files = [first]
     if first.suffix == ".json":
         files = sorted({folder / name for name in _weight_map(first).values()})
@@ -138,6 +149,13 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ValueError(f'{index} has no "weight_map" from names to files of this folder; copy the checkpoint again')
     assert isinstance(found, dict)
     return found
+
+
+def written(folder: str | Path) -> dict[str, Any]:
+    """What a program tells of a checkpoint that it wrote: its folder, number of tensors, and bytes of weights."""
+    files = weight_files(Path(folder))
+    size = sum(file.stat().st_size for file in files)
+    return {"out": str(folder), "tensors": len(weight_names(Path(folder))), "bytes": size}
 
 
 def weight_names(folder: Path) -> set[str]:
@@ -178,7 +196,7 @@ def read_bin(file: Path) -> dict[str, Tensor]:
     except (*DAMAGE, OSError) as error:
         raise ValueError(f"{file} is damaged ({one_line(error)}); copy the checkpoint again") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{file} holds no tensors by name; give a file of weights")
+        raise ValueError(f"{file} has no tensors by name; give a file of weights")
     return found
 
 
@@ -320,7 +338,9 @@ def _listed_files(output: Path, complete: Path) -> list[str]:
         # A file in `output` may be a link, which is replaced; a folder that is one would lead elsewhere.
         inside = plain and (output / path).parent.resolve() == (root / path).parent
         if not inside or source != root / _COMPLETE or (complete / path).resolve() != source / path:
-            raise ValueError(f"{complete / _LIST} names {name!r}, which is no file inside {output}; remove {complete}")
+            raise ValueError(
+                f"{complete / _LIST} names {name!r}, which is not a file inside {output}; remove {complete}"
+            )
     return names
 
 

@@ -1,12 +1,12 @@
-"""Write a checkpoint as one whole: python -m llava.model.consolidate --src CHECKPOINT --dst FOLDER
+"""Write a checkpoint as one whole: python -m llava.model.consolidate --model-path CHECKPOINT --out FOLDER
 
-Shards, a LoRA adapter or a delta (with --base) become one plain checkpoint in LLaVA's layout, stored in the type of the
-source. A frozen vision tower is left out and named in the config; a trained one is included.
+Shards, a LoRA adapter or a delta (with --model-base) become one plain checkpoint in LLaVA's layout, stored in the type
+of the source. A frozen vision tower is left out and named in the config; a trained one is included.
 """
 
 from __future__ import annotations
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 
 
 def build_parser() -> Parser:
@@ -25,7 +25,7 @@ import torch
 
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import save_llava_checkpoint
+from llava.model.checkpoint import save_llava_checkpoint, written
 from llava.model.source import stored_dtype
 
 
@@ -46,6 +46,7 @@ def consolidate(src: str, dst: str, base: str | None = None) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     consolidate(args.src, args.dst, args.base)
+    print_result(written(args.dst))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def parse_grids(text: Any, where: str) -> list[Size]:
     try:
         grids = [tuple(pair) for pair in (ast.literal_eval(text) if isinstance(text, str) else text)]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{where} {str(text)[:80]} is no list of pairs; {advice}") from error
+        raise ValueError(f"{where} {str(text)[:80]} is not a list of pairs; {advice}") from error
     right = [len(pair) == 2 and all(type(side) is int and side > 0 for side in pair) for pair in grids]
     if not grids or not all(right):
         raise ValueError(f"{where} {str(text)[:80]} is not made of pairs of whole numbers above 0; {advice}")

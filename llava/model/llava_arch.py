@@ -251,9 +251,11 @@ class LlavaMetaForCausalLM(GeneratesFromImages):
         if not bool((input_ids == IMAGE_TOKEN_INDEX).any()):
             return False
         if self.get_vision_tower() is None:
-            raise ValueError("the prompt holds <image> but this model has no vision tower; load a LLaVA checkpoint")
+            raise ValueError("the prompt contains <image> but this model has no vision tower; load a LLaVA checkpoint")
         if images is None:
-            raise ValueError("the prompt holds <image> placeholders but no images were given; give one per placeholder")
+            raise ValueError(
+                "the prompt contains <image> placeholders but no images were given; give one per placeholder"
+            )
         return True
 
     def _needs_splice(self, input_ids: Tensor, images: Any) -> bool:

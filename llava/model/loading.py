@@ -70,7 +70,7 @@ def load_llava_model(
         own = {name: value for name, value in fields.items() if name not in ("model_type", IMAGE_TOKEN)}
         config = config_class.from_dict(own)
     except Exception as error:  # transformers validates some fields itself, in many ways
-        raise ValueError(f"the config.json of {folder} is no model's: {_flat(error)}; copy it again") from error
+        raise ValueError(f"the config.json of {folder} is not a model's: {_flat(error)}; copy it again") from error
     config._name_or_path = str(folder)
     _decide_tower(config, names | set(beside))
     arguments |= {"key_mapping": key_mapping, "output_loading_info": True}
@@ -127,7 +127,7 @@ def _check_report(report: dict[str, Any], name: str, weights: Path, beside: set[
         also = "" if beside_file is None else f", and {beside_file} has them neither"
         raise ValueError(
             f"{weights} lacks {len(missing)} weights of {name}, such as {missing[0]}{also}; without them the answers "
-            f"would be noise. Give a whole checkpoint, or an adapter or projector with its model_base"
+            f"would be noise. Give a complete checkpoint, or an adapter or projector with its model_base"
         )
     for key, found, wanted in sorted(report["mismatched_keys"]):
         why = "vocab_size" if key.endswith(("embed_tokens.weight", "lm_head.weight")) else "sizes"

@@ -71,7 +71,7 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder's adapter. Raises ValueError, one line, when they are missing or damaged."""
     files = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
     if not files:
-        raise ValueError(f"{folder} has no {' or '.join(ADAPTER_FILES)}; copy the whole adapter")
+        raise ValueError(f"{folder} has no {' or '.join(ADAPTER_FILES)}; copy the complete adapter")
     refuse_pointer(files[0])
     try:
         return load_file(files[0]) if files[0].suffix == ".safetensors" else read_bin(files[0])
@@ -123,7 +123,9 @@ def merge_adapter(model: Any, folder: Path, keep_apart: bool = False) -> Any:
         report: Any = set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": value for name, value in layers.items()})
         lost = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
         if lost:
-            raise ValueError(f"its file does not fill its layers: {listed(lost)}; copy the whole adapter")
+            raise ValueError(
+                f"its file has no weights for these of its layers: {listed(lost)}; copy the complete adapter"
+            )
         if keep_apart:
             return wrapped.base_model.model
         merged = wrapped.merge_and_unload(safe_merge=True)
@@ -152,7 +154,7 @@ def _own_names(tensors: dict[str, Tensor], model: Any, folder: Path) -> dict[str
             found[own] = (_layer(bare), value)
     if lost or not found:
         raise ValueError(
-            f"{len(lost)} of {len(tensors)} tensors of the adapter in {folder} belong to no part of this "
+            f"{len(lost)} of {len(tensors)} tensors of the adapter in {folder} do not belong to this "
             f"{type(model).__name__}: {listed(lost)}; give the model that the adapter was trained on"
         )
     return found
@@ -190,7 +192,7 @@ def _aim(config: Any, tensors: dict[str, tuple[str, Tensor]], model: Any) -> Non
     ]
     if absent:
         raise ValueError(
-            f"its file lacks {len(absent)} layers that its config names: {listed(absent)}; copy the whole adapter"
+            f"its file lacks {len(absent)} layers that its config names: {listed(absent)}; copy the complete adapter"
         )
     for field, default in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
         given = getattr(config, field, None) or {}

@@ -5,7 +5,7 @@ python -m llava.model.make_delta --base-model-path LLAMA --target-model-path LLA
 
 from __future__ import annotations
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 
 
 def build_parser() -> Parser:
@@ -24,7 +24,7 @@ from huggingface_hub import HfApi
 
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import local_folder, save_llava_checkpoint
+from llava.model.checkpoint import local_folder, save_llava_checkpoint, written
 from llava.model.delta import FIELD, shift
 from llava.model.source import stored_dtype
 
@@ -56,6 +56,7 @@ def make_delta(base_model_path: str, target_model_path: str, delta_path: str, hu
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     make_delta(args.base_model_path, args.target_model_path, args.delta_path, args.hub_repo_id)
+    print_result(written(args.delta_path))
 
 
 if __name__ == "__main__":

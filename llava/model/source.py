@@ -95,7 +95,7 @@ def _kind(folder: Path, model_base: str | None, name: str) -> Kind:
     if is_lora_folder(folder):
         return Kind.ADAPTER
     if "lora" in names:
-        logger.warning("the name of %s says lora, but there is no adapter_config.json; taking it as it is", folder)
+        logger.warning("the name of %s contains lora, but there is no adapter_config.json; loading it as it is", folder)
     whole = any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
     if (folder / PROJECTOR).is_file() and not whole:
         return Kind.PROJECTOR
@@ -109,7 +109,7 @@ def _kind(folder: Path, model_base: str | None, name: str) -> Kind:
         )
     if is_delta(fields, names):
         logger.warning(
-            "the name of %s says delta; a difference needs model_base, without it answers are meaningless", folder
+            "the name of %s contains delta; a delta needs model_base, and without it answers are meaningless", folder
         )
     return Kind.WHOLE if fields.get("mm_vision_tower") else Kind.LANGUAGE
 

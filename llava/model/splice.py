@@ -82,7 +82,7 @@ def assign_images(
     elif image_count != shown:
         advice = f" (in training, also one blank image for each of the {text_only} text-only samples)"
         raise ValueError(
-            f"the prompts hold {shown} <image> placeholders but {image_count} images were given; "
+            f"the prompts contain {shown} <image> placeholders but {image_count} images were given; "
             f"give one image per placeholder{advice if blank_images else ''}"
         )
     owned, first = [], 0

@@ -82,7 +82,7 @@ def llava_fields(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
         config = config_class.from_dict(fields)
     except Exception as error:  # transformers validates some fields itself, in many ways
         reason = " ".join(str(error).split())
-        raise ValueError(f"the config.json of {folder} is no model's: {reason}; copy it again") from error
+        raise ValueError(f"the config.json of {folder} is not a model's: {reason}; copy it again") from error
     text, vision = config.text_config, config.vision_config
     for what, given, allowed in (
         ("language model", text.model_type, tuple(_CLASSES)),

@@ -18,7 +18,8 @@ def auto_upgrade(config: str) -> bool:
     fields = read_config(folder)
     if not fields.get("mm_vision_tower") or "llava" in str(fields.get("model_type")):
         return False
-    print(f"{folder} is a LLaVA of the first kind; its config.json says model_type {fields.get('model_type')!r}.")
+    kind = fields.get("model_type")
+    print(f"{folder} is a LLaVA checkpoint of the first version; its config.json has model_type {kind!r}.")
     if input("Write 'llava' there? [y/N] ").strip().lower() not in ("y", "yes"):
         return False
     fields |= {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}

@@ -69,7 +69,9 @@ def _ask(method: str, url: str, body: dict[str, Any] | None) -> Any:
         answer = httpx.request(method, url, json=body, timeout=QUICK, trust_env=False)
         content = (answer if answer.status_code in STATED else answer.raise_for_status()).json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ValueError(f"no proper answer from {url} ({type(error).__name__}: {error}); does it run?") from error
+        raise ValueError(
+            f"no valid answer from {url} ({type(error).__name__}: {error}); is the server running?"
+        ) from error
     if isinstance(content, dict) and "error" in content:
         raise ValueError(f"{url} refused: {content.get('text')}")
     return content
@@ -92,7 +94,7 @@ def stream(address: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     raise WorkerLostError("a message of the answer has no text or error_code")
                 yield document
     except httpx.TimeoutException:
-        yield failure(TimeoutError(f"worker {address} said nothing for {SILENCE:g} s"))
+        yield failure(TimeoutError(f"worker {address} sent nothing for {SILENCE:g} s"))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         yield failure(WorkerLostError(f"worker {address} is gone ({type(error).__name__}: {error})"))
     except WorkerLostError as error:

@@ -242,7 +242,7 @@ def build_app(controller: Controller, hosts: Collection[str] = ()) -> FastAPI:
         body = parse(GenerateRequest, content)
         trail = [name for name in request.headers.get(TRAIL, "").split(",") if name]
         if identity in trail:
-            return Response(encode(failure(WorkerLostError("the question came back to its controller"))), LOOP)
+            return Response(encode(failure(WorkerLostError("the question was sent back to its own controller"))), LOOP)
         headers = {"content-type": "application/json", TRAIL: ",".join([*trail, identity])}
         return await respond(_forward(controller, app.state.client, body.model, content, headers))
 
@@ -283,7 +283,7 @@ async def _forward(
             controller.drop(address, f"cannot be reached ({error})")
         except httpx.TimeoutException:
             controller.drop(address, "silent in the middle of an answer")
-            yield encode(failure(TimeoutError(f"worker {address} said nothing for {SILENCE:g} s")))
+            yield encode(failure(TimeoutError(f"worker {address} sent nothing for {SILENCE:g} s")))
             return
         except (httpx.HTTPError, WorkerLostError) as error:
             lost = WorkerLostError(f"worker {address} stopped answering ({type(error).__name__}: {error})")

@@ -129,7 +129,7 @@ class Engine:
                 except queue.Empty:
                     if since is not None and monotonic() - since > patience:
                         raise TimeoutError(
-                            f"no new token within {patience:g} s; allow more, or cut more tokens"
+                            f"no new token within {patience:g} s; allow more time, or prune more tokens"
                         ) from None
                     yield Progress(text)
                     continue
@@ -159,7 +159,7 @@ class Engine:
         if not question.temperature >= 0:
             raise ValueError(f"temperature={question.temperature} is below 0; give 0 (greedy) or more")
         if question.top_p is not None and not 0 <= question.top_p <= 1:
-            raise ValueError(f"top_p={question.top_p} is no probability; give 0 (the most likely token) to 1")
+            raise ValueError(f"top_p={question.top_p} is not a probability; give 0 (the most likely token) to 1")
         if question.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens={question.max_new_tokens} is below 0; give 1 or more")
         if question.against is not None:
@@ -170,9 +170,7 @@ class Engine:
         """A pruner that a question names. Raises ValueError, one line, if this service does not take it."""
         pruner = _blind(parse_pruner(text))
         if pruner is not None and pruner.reads_file and pruner != self.pruner:
-            raise ValueError(
-                f"{pruner.name} with a file on the server is for the server's own pruner; leave the file out"
-            )
+            raise ValueError(f"a question's {pruner.name} cannot name a file on the server; leave the file out")
         return pruner
 
     def _work(
@@ -236,5 +234,5 @@ def _no_room(pruner: Pruner | None) -> Progress:
 def _blind(pruner: Pruner | None) -> Pruner | None:
     """The pruner. Raises ValueError, one line, if it reads the question, of which only the whole prompt is known."""
     if pruner is not None and pruner.reads_question:
-        raise ValueError(f"{pruner.name} chooses by the question, which is unknown here; set condition=False")
+        raise ValueError(f"{pruner.name} needs the question, which is unknown here; set condition=False")
     return pruner

@@ -99,7 +99,7 @@ def _inside(found: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     if not any(len(visual_path(one)) > 2 for one in found):
         return []
     layers = [one.get("language") or [one.get("visual_tokens", 0)] for one in found]
-    return [("mean of an LLM layer", [f"{sum(tokens) / len(tokens):.1f}" for tokens in layers])]
+    return [("mean over LLM layers", [f"{sum(tokens) / len(tokens):.1f}" for tokens in layers])]
 
 
 def _number(value: int | None) -> str:

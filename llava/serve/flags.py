@@ -12,7 +12,7 @@ EMBEDDED = "embedded"
 def port_number(text: str) -> int:
     """A port from a command line; sockets would take 70000 for 4464."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a number from 1 to 65535")
     return int(text)
 
 
@@ -32,7 +32,7 @@ def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every kind of worker. `--worker` and `--controller` stay unambiguous abbreviations."""
     add_server_flags(parser, 21002)
-    parser.add_argument("--worker-address", default="http://localhost:21002", help="this worker, as others reach it")
+    parser.add_argument("--worker-address", default="http://localhost:21002", help="this worker's address for others")
     parser.add_argument("--controller-address", default="http://localhost:21001")
     parser.add_argument("--model-name", help="name to serve under (default: the checkpoint's)")
     parser.add_argument(

@@ -42,13 +42,13 @@ class ForwardingWorker(Worker):
                 async with client.stream("POST", f"{self.endpoint}{path}", json=body) as answer:
                     if answer.is_error:
                         reason = self.reason((await answer.aread()).decode(errors="replace"))
-                        raise ValueError(f"{self.server} said {answer.status_code}: {reason}")
+                        raise ValueError(f"{self.server} answered {answer.status_code}: {reason}")
                     async for line in answer.aiter_lines():
                         document = event_of(line, self.server)
                         if document is not None:
                             yield document
             except httpx.TimeoutException as error:
-                raise TimeoutError(f"{self.server} at {self.endpoint} said nothing for {PATIENCE:g} s") from error
+                raise TimeoutError(f"{self.server} at {self.endpoint} sent nothing for {PATIENCE:g} s") from error
             except httpx.HTTPError as error:
                 said = f"{type(error).__name__}: {error}"
                 raise WorkerLostError(f"{self.server} at {self.endpoint} is gone ({said})") from error

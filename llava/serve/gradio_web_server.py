@@ -1,6 +1,6 @@
 """The web page, which uses a controller.
 
-    python -m llava.serve.gradio_web_server --controller http://localhost:21001 --model-list-mode reload
+    python -m llava.serve.gradio_web_server --controller-url http://localhost:21001 --model-list-mode reload
 
 By default it listens on this machine only (LLaVA's listens on all addresses: --host 0.0.0.0).
 """

@@ -23,9 +23,9 @@ def final_picture(kept: dict[str, Any]) -> tuple[Image.Image, str]:
     if sources is not None:
         drawn = [merged_regions(view, np.array(row), grid) for view, row in zip(views, sources, strict=True)]
         tokens = sum(len({number for number in row if number >= 0}) for row in sources)
-        caption = f"{patches} patches became {tokens} tokens; a colour is a token of several patches"
+        caption = f"{patches} patches became {tokens} tokens; patches of one colour are one token"
         if any(number < 0 for row in sources for number in row):
-            caption += ", pale ones were dropped"
+            caption += ", pale patches were dropped"
     elif not kept["steps"]:
         return _beside(views), f"all {patches} patches"
     else:
@@ -33,9 +33,9 @@ def final_picture(kept: dict[str, Any]) -> tuple[Image.Image, str]:
         drawn = [veil(view, np.array(left, dtype=int), grid) for view, left in zip(views, last["kept"], strict=True)]
         caption = f"{sum(map(len, last['kept']))} of {patches} patches"
     if kept.get("others"):
-        caption += f", and {kept['others']} of no single patch"
+        caption += f"; other tokens: {kept['others']}"
     if kept.get("mixed"):
-        caption += "; tokens also hold parts of other patches, of which there is no record"
+        caption += "; tokens also contain other patches, which are not recorded"
     return _beside(drawn), caption
 
 

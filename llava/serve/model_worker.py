@@ -1,7 +1,7 @@
 """Loads a LLaVA checkpoint and answers questions over HTTP.
 
-    python -m llava.serve.model_worker --controller http://localhost:21001 --port 21002 \\
-        --worker http://localhost:21002 --model-path playground/embedded
+    python -m llava.serve.model_worker --controller-address http://localhost:21001 --port 21002 \\
+        --worker-address http://localhost:21002 --model-path playground/embedded
 
 A request may name a pruner ("pruner": "flowcut:budget=64"); --pruner is the default for requests without one.
 """
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     build_logger("model_worker", f"model_worker_{args.port}.log", args.log_dir)
     if args.multi_modal:
-        logger.warning("--multi-modal is not needed and ignored: the checkpoint's config.json tells")
+        logger.warning("--multi-modal is not needed and ignored: the checkpoint's config.json determines it")
     size = (int(args.largest_image * 2**20), int(args.largest_picture * 1e6), args.most_pictures)
     limits = Limits(*size, patience=args.stream_timeout)
     worker = ModelWorker(load_engine(args, args.stream_interval), place_of(args), args.model_name, limits)

@@ -222,7 +222,7 @@ def _unread(payload: Any) -> str | None:
     if payload is None:
         return None
     if not payload.path:
-        raise gr.Error("the picture is no file; upload one", print_exception=False)
+        raise gr.Error("the picture is not a file; upload one", print_exception=False)
     return payload.path
 
 

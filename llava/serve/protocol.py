@@ -169,7 +169,7 @@ def _object(document: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise WorkerLostError("a message of the answer is no JSON object")
+        raise WorkerLostError("a message of the answer is not a JSON object")
     return found
 
 

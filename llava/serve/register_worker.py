@@ -1,6 +1,6 @@
 """Register a running worker with a controller by hand, for instance one started with --no-register.
 
-python -m llava.serve.register_worker --controller http://localhost:21001 --worker-name http://localhost:21002
+python -m llava.serve.register_worker --controller-address http://localhost:21001 --worker-name http://localhost:21002
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ with needs(__name__):
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if not ControllerClient(args.controller_address).register(args.worker_name, args.check_heart_beat):
-        raise ValueError(f"{args.worker_name} does not say what it serves; does a worker run there?")
+        raise ValueError(f"{args.worker_name} does not say what it serves; is a worker running there?")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class Session:
         if self.conversation is None or digest != self.digest or wish.model != self.model:
             status = status_of(controller.worker(wish.model))
             if status.needs_picture and not path:
-                raise ValueError("this model answers questions about pictures only; upload one, or take an example")
+                raise ValueError("this model answers questions about pictures only; upload one, or choose an example")
             template = template_of(status, wish.model)
             self.conversation, self.model, self.path, self.digest = template.copy(), wish.model, path, digest
         conversation = self.conversation

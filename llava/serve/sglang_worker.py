@@ -1,7 +1,7 @@
 """Answers questions through a running SGLang server, with LLaVA's protocol.
 
-    python -m llava.serve.sglang_worker --controller http://localhost:21001 --port 21002 \\
-        --worker http://localhost:21002 --sgl-endpoint http://localhost:30000
+    python -m llava.serve.sglang_worker --controller-address http://localhost:21001 --port 21002 \\
+        --worker-address http://localhost:21002 --sgl-endpoint http://localhost:30000
 
 SGLang cannot prune: requests with a pruner give an error.
 """

@@ -3,8 +3,8 @@
     python -m vllm.entrypoints.openai.api_server --model llava-hf/llava-1.5-7b-hf \\
         --hf-overrides '{"flowcut": {"budget": 64}}' \\
         --trust-request-mm-kwargs --trust-request-chat-template --enable-prompt-tokens-details
-    python -m llava.serve.vllm_worker --controller http://localhost:21001 --port 21002 \\
-        --worker http://localhost:21002 --server http://localhost:8000 --pruner flowcut:budget=64
+    python -m llava.serve.vllm_worker --controller-address http://localhost:21001 --port 21002 \\
+        --worker-address http://localhost:21002 --server http://localhost:8000 --pruner flowcut:budget=64
 
 The method and its settings are the server's; a question may have its own budget, or "none" for all tokens.
 """
@@ -70,7 +70,7 @@ class VLLMWorker(ForwardingWorker):
         self, served: Served, place: Place, manner: Manner, pruner: str = "none", name: str | None = None
     ) -> None:
         if manner.mode is None:
-            raise ValueError(f"{served.model} is none of LLaVA's models, whose prompts the page writes")
+            raise ValueError(f"{served.model} is not a LLaVA model, and the page writes LLaVA's prompts only")
         self.served, self.manner = served, manner
         self.pruner = parse_pruner(pruner)
         self.visual_tokens = try_served(served, self.pruner, whole_prompts=True)
@@ -133,7 +133,7 @@ class VLLMWorker(ForwardingWorker):
         if self.pruner is None or replace(wanted, budget=self.pruner.budget) != self.pruner:
             raise ValueError(
                 f"{request.pruner} is not what the server was started with, {pruner_to_text(self.pruner)}; a question "
-                f"may change the budget alone"
+                f"may change only the budget"
             )
         return wanted
 

@@ -102,8 +102,8 @@ def configure_anyres(config: Any, tower: Any, data_args: Any) -> None:
         )
     if config.mm_patch_merge_type != "flat" and config.mm_vision_select_feature != "patch":
         raise ValueError(
-            f"--mm_patch_merge_type {config.mm_patch_merge_type} lays patches on a grid, where CLS has no place; use "
-            f"--mm_vision_select_feature patch, or --mm_patch_merge_type flat"
+            f"--mm_patch_merge_type {config.mm_patch_merge_type} arranges patches on a grid, which has no place for "
+            f"CLS; use --mm_vision_select_feature patch, or --mm_patch_merge_type flat"
         )
     config.image_grid_pinpoints = [list(grid) for grid in grids]
     data_args.image_grid_pinpoints = grids

@@ -107,7 +107,7 @@ class TrainingArguments(transformers.TrainingArguments):
     remove_unused_columns: bool = option(False, "must stay False: the collator needs every column")
     freeze_mm_mlp_adapter: bool = option(False, "do not train the projector")
     mpt_attn_impl: str = option("triton", "no effect: MPT models are not supported")
-    model_max_length: int = option(512, "longest sequence, in tokens: text before, text and image after splicing")
+    model_max_length: int = option(512, "longest sequence in tokens: of the text, and again after images are inserted")
     double_quant: bool = option(True, "with --bits 4: quantise the quantisation constants too")
     quant_type: Literal["nf4", "fp4"] = option("nf4", "with --bits 4: data type")
     bits: Literal[4, 8, 16] = option(16, "with --lora_enable True, 4 or 8 quantise the frozen language model")
@@ -197,10 +197,10 @@ def check_deepspeed(config: str | dict, own_rate: bool) -> None:
     if own_rate and "optimizer" in fields:
         raise ValueError(
             f'--deepspeed {config}: with an "optimizer" section --mm_projector_lr and --mm_vision_tower_lr have no '
-            f"effect; take the section out, so that --optim and the flags hold"
+            f"effect; remove the section, so that --optim and the flags hold"
         )
     if "scheduler" in fields:
-        logger.warning(f'--deepspeed {config}: its "scheduler" section takes the place of --lr_scheduler_type')
+        logger.warning(f'--deepspeed {config}: its "scheduler" section replaces --lr_scheduler_type')
 
 
 def read_deepspeed(config: str | dict) -> dict[str, Any]:

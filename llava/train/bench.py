@@ -2,16 +2,16 @@
 
 The same model alternates training steps with all visual tokens and with the pruner attached, so that drift of the
 machine affects both alike. A step is forward, backward and AdamW at learning rate 0, so weights stay the same for both
-variants. Each sample has one image, in the middle of the text; the text after the image is learned.
+variants. Each sample has one image, in the middle of the text; the model is trained on the text after the image.
 
 The model is a LLaVA checkpoint (`--model`, default: the embedded one), or one of published sizes with random weights
 (`--geometry llava-1.5-7b`, `--layers-slice` decoder layers, a vocabulary of 1000; see `flowcut.bench.synthetic`), which
 needs no download. Stage 1 trains the projector, stage 2 the language model too; the tower is frozen in both, as in
 LLaVA-1.5.
 
-Weights are float32; --dtype bfloat16 is autocast over them, and on a GPU holds the frozen tower. Peak memory is what a
-step needs in addition to weights and optimizer state, measured in a separate step: on a GPU by the allocator, on a CPU
-from existing tensors. Data loading is not part of a step.
+Weights are float32. --dtype bfloat16 is autocast over them, and on a GPU also the type of the frozen tower. Peak memory
+is what a step needs in addition to weights and optimizer state, measured in a separate step: on a GPU by the allocator,
+on a CPU from existing tensors. Data loading is not part of a step.
 """
 
 import argparse
@@ -48,8 +48,8 @@ def build_parser() -> Parser:
     add("--pruner", default="flowcut:budget=192", help="a method of `python -m flowcut list` (default: %(default)s)")
     add("--stage", type=int, default=2, choices=(1, 2), help="1 trains the projector only (default: %(default)s)")
     add("--batch", type=int, default=1, help="samples per step (default: %(default)s)")
-    add("--text-tokens", type=int, default=64, help="text of a sample, half of it learned (default: %(default)s)")
-    add("--gradient-checkpointing", action="store_true", help="as LLaVA's scripts")
+    add("--text-tokens", type=int, default=64, help="text of a sample, half of it trained on (default: %(default)s)")
+    add("--gradient-checkpointing", action="store_true", help="as in LLaVA's scripts")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
     add("--device", help="default: cuda where there is one")
     add("--threads", type=int, help="CPU threads (default: torch's)")

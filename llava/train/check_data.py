@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 from flowcut.cli.progress import progress_bar
 from llava.model.fields import GRIDS as PUBLISHED_GRIDS
 
@@ -189,7 +189,7 @@ def table(report: dict[str, Any]) -> str:
 def rules_of(args: argparse.Namespace) -> Rules:
     """The requirements on samples, from the flags. Raises ValueError, one line."""
     if args.version not in conv_templates:
-        raise ValueError(f"--version {args.version} is no template; use one of {', '.join(sorted(conv_templates))}")
+        raise ValueError(f"--version {args.version} is not a template; use one of {', '.join(sorted(conv_templates))}")
     if args.image_folder is not None and not Path(args.image_folder).is_dir():
         raise ValueError(
             f"--image_folder {args.image_folder}: no such folder; give the one that image paths start from"
@@ -242,12 +242,12 @@ def main(argv: list[str] | None = None) -> int:
     print(table(report))
     if tokenizer is not None and tally.first_usable is not None:
         encoded = checker.encode(tally.first_usable)
-        print(f"\nsample {tally.first_usable} in the format of the model, divided into input and learned text:")
+        print(f"\nsample {tally.first_usable} in the format of the model, divided into input and training targets:")
         print(preview(encoded, tokenizer))
-    document = json.dumps(report, ensure_ascii=False)
     if args.json is not None:
-        args.json.write_text(document + "\n", "utf-8")
-    print(f"\n{document}")
+        args.json.write_text(json.dumps(report, ensure_ascii=False) + "\n", "utf-8")
+    print()
+    print_result(report)
     return 1 if report["unusable"] else 130 if interrupted else 0
 
 

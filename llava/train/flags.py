@@ -72,7 +72,7 @@ def contradictions(model_args: ModelArguments, training_args: TrainingArguments)
     found: list[str | None] = []
     if model_args.version not in conv_templates:
         templates = ", ".join(conv_templates)
-        found.append(f"--version {model_args.version} is no conversation template; use one of {templates}")
+        found.append(f"--version {model_args.version} is not a conversation template; use one of {templates}")
     found += [_lora(model_args, training_args), _quantisation(training_args), _launcher(training_args)]
     for name, is_available in REPORTERS.items():
         if name in (training_args.report_to or []) and not is_available():
@@ -108,8 +108,8 @@ def _quantisation(training_args: TrainingArguments) -> str | None:
         )
     if zero_stage(training_args.deepspeed) == 3:
         return (
-            f"--bits {training_args.bits} and ZeRO stage 3 exclude each other: quantised weights cannot be cut up; use "
-            f"--deepspeed ./scripts/zero2.json, or --bits 16"
+            f"--bits {training_args.bits} and ZeRO stage 3 exclude each other: quantised weights cannot be split; "
+            f"use --deepspeed ./scripts/zero2.json, or --bits 16"
         )
     return _missing("bitsandbytes", f"--bits {training_args.bits}")
 

@@ -61,9 +61,7 @@ def check_lora_folder(folder: Path, model_args: ModelArguments, training_args: T
     """Raise ValueError, one line, unless the folder has a LoRA adapter of the base and shape that the flags request."""
     finish_save(folder)
     if not is_lora_folder(folder):
-        raise ValueError(
-            f"{folder} holds no LoRA adapter ({ADAPTER_CONFIG}); drop --lora_enable, or give another folder"
-        )
+        raise ValueError(f"{folder} has no LoRA adapter ({ADAPTER_CONFIG}); drop --lora_enable, or give another folder")
     fields = read_object(folder / ADAPTER_CONFIG, "adapter")
     for name, flag in (("r", "lora_r"), ("lora_alpha", "lora_alpha"), ("bias", "lora_bias")):
         wanted = getattr(training_args, flag)

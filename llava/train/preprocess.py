@@ -179,7 +179,7 @@ def dialogue_segments(turns: list[Turn], conversation: Conversation) -> list[Seg
         try:
             prompt = conversation.get_prompt()
         except ValueError as error:
-            raise BadSample(f"the template cannot say it: {error}", OTHER_TEMPLATE) from error
+            raise BadSample(f"the template cannot express it: {error}", OTHER_TEMPLATE) from error
         assert prompt.startswith(rendered), "templates render a conversation's beginning as its prompt's beginning"
         segments.append(Segment(prompt[len(rendered) :], index % 2 == 1))
         rendered = prompt

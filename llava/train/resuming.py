@@ -33,7 +33,8 @@ def chosen_checkpoint(asked: str | bool | None, output_dir: str | None, overwrit
         found = last_complete_checkpoint(output_dir)
         if found is None and wish is True:
             raise ValueError(
-                f"--resume_from_checkpoint True: {output_dir} has no whole checkpoint; give a folder, or drop the flag"
+                f"--resume_from_checkpoint True: {output_dir} has no complete checkpoint; give a folder, or leave out "
+                "the flag"
             )
         return found
     if not Path(wish).is_dir():
@@ -56,11 +57,11 @@ def last_complete_checkpoint(output_dir: str | None) -> str | None:
         try:
             check_whole(folder)
         except ValueError as error:
-            logger.warning(f"{folder} is passed over: {error}")
+            logger.warning(f"{folder} is skipped: {error}")
             continue
         return str(folder)
     if numbered:
-        logger.warning(f"no checkpoint in {output_dir} is whole; the run starts from the beginning")
+        logger.warning(f"no checkpoint in {output_dir} is complete; the run starts from the beginning")
     return None
 
 
@@ -82,7 +83,7 @@ def _check_state(folder: Path) -> None:
     file = folder / TRAINER_STATE_NAME
     if not file.is_file():
         raise ValueError(
-            f"{folder} is no complete checkpoint: it has no {TRAINER_STATE_NAME}; the save was interrupted"
+            f"{folder} is not a complete checkpoint: it has no {TRAINER_STATE_NAME}; the save was interrupted"
         )
     fields = read_object(file)
     types: dict[str, Any] = {
@@ -104,9 +105,9 @@ def _check_state(folder: Path) -> None:
     try:
         TrainerState.load_from_json(str(file))
     except Exception as error:
-        raise ValueError(f"{file} is no state of the Trainer ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{file} is not a state of the Trainer ({' '.join(str(error).split())})") from error
     if wrong:
-        raise ValueError(f"{file} is no state of the Trainer: {wrong[0]} is {str(fields.get(wrong[0]))[:40]}")
+        raise ValueError(f"{file} is not a state of the Trainer: {wrong[0]} is {str(fields.get(wrong[0]))[:40]}")
 
 
 def _check_weights(folder: Path) -> None:
@@ -129,7 +130,7 @@ def _check_rest(folder: Path) -> None:
     random_states = sorted(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]
     for file in (folder / "optimizer.pt", folder / "scheduler.pt", *random_states):
         if not file.is_file():
-            raise ValueError(f"{file} is missing; without it the run would not continue as if unbroken")
+            raise ValueError(f"{file} is missing; without it the run cannot be continued exactly")
         refuse_pointer(file)
         try:
             with zipfile.ZipFile(file) as content:

@@ -114,7 +114,7 @@ def read_turns(sample: dict[str, Any]) -> list[dict[str, str]]:
     if not turns or not all(told):
         raise BadSample('"conversations" must be a non-empty list of {"from": role, "value": text}', MALFORMED)
     if any(not _is_unicode(turn["value"]) for turn in turns):
-        raise BadSample("its text has half a surrogate pair, which is no character; correct the escapes", MALFORMED)
+        raise BadSample("its text has half a surrogate pair, which is not a character; correct the escapes", MALFORMED)
     return turns
 
 

@@ -10,6 +10,7 @@ the language model gets pruned visual tokens, and checkpoints store the pruner.
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from flowcut import Pruner, attach
-from flowcut.cli.command_line import program, refuse, typed
+from flowcut.cli.command_line import Parser, print_result, program, refuse, typed
 from flowcut.registry import parse_pruner, pruner_to_text
 from llava.conversation import Conversation, conv_templates
 from llava.model.builder import load_tokenizer
@@ -35,7 +36,7 @@ from llava.train.data import (
     LazySupervisedDataset,
     make_supervised_data_module,
 )
-from llava.train.dry_run import faults
+from llava.train.dry_run import examine
 from llava.train.flags import check_flags, read_every_flag
 from llava.train.language_model import compute_type, load_model, settle_types
 from llava.train.learned import refuse_sharding
@@ -110,6 +111,7 @@ def prepare(attn_implementation: str | None = None, argv: list[str] | None = Non
 def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """The flags. Raises ValueError, one line, for values that cannot be."""
     parser: Any = HfArgumentParser(ARGUMENTS, prog=typed(), description=__doc__)
+    parser.error = partial(Parser.error, parser)
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
@@ -187,7 +189,7 @@ def choose_checkpoint(model_args: ModelArguments, training_args: TrainingArgumen
     if training_args.lora_enable and folder:
         check_lora_folder(Path(folder), model_args, training_args)
     if resumed and not training_args.lora_enable and is_lora_folder(Path(resumed)):
-        raise ValueError(f"{resumed} was trained with LoRA; add --lora_enable True, or begin in another --output_dir")
+        raise ValueError(f"{resumed} was trained with LoRA; add --lora_enable True, or start in another --output_dir")
 
 
 def summary(trainer: LLaVATrainer) -> str:
@@ -246,7 +248,7 @@ def add_pruner(model: Any, pruner: Pruner | None, data_args: DataArguments, deep
         return
     if model.get_vision_tower() is None:
         raise ValueError(
-            f"there is no vision tower, hence nothing for {pruner_to_text(pruner)} to drop; give --vision_tower, or "
+            f"there is no vision tower, so {pruner_to_text(pruner)} has nothing to drop; give --vision_tower, or "
             f"--pruner none"
         )
     handle = attach(model, pruner)
@@ -280,7 +282,7 @@ def add_vision(
     config.tokenizer_model_max_length = tokenizer.model_max_length
     if model_args.vision_tower is None:
         if model_args.tune_mm_mlp_adapter or model_args.unfreeze_mm_vision_tower:
-            raise ValueError("there is no vision tower, hence no projector to train; give --vision_tower")
+            raise ValueError("there is no vision tower, so there is no projector to train; give --vision_tower")
         return
     adapter = model_args.pretrain_mm_mlp_adapter
     if adapter is not None and not Path(adapter).is_file():
@@ -378,16 +380,17 @@ def main(argv: list[str] | None = None, attn_implementation: str | None = None) 
     given = [str(token) for token in (sys.argv[1:] if argv is None else argv)]
     if any(token.startswith("--dry_run") for token in given):
         groups, wrong = read_every_flag(ARGUMENTS, given)
-        wrong += faults(*groups) if groups[2].dry_run else []
-        if wrong:
-            refuse("\n".join(f"error: {reason}" for reason in wrong))
+        if not examine(wrong, *groups):
+            return
     arguments = parse(given)
     trainer = build_trainer(*arguments, attn_implementation)
     if arguments[2].dry_run:
-        rank0_print("dry run: nothing is wrong, and nothing was trained")
-        return
+        return rank0_print("dry run: nothing is wrong, and nothing was trained")
     try:
-        run(trainer)
+        ended = run(trainer).state
+        last = ended.log_history[-1] if ended.log_history else {}
+        if trainer.is_world_process_zero():
+            print_result({"output_dir": trainer.args.output_dir, "steps": ended.global_step, **last})
     except (BadSample, BadCheckpoint) as error:
         # from a worker process the message is wrapped in that process's traceback
         refuse(f"error: {str(error).rpartition('BadSample: ')[2].strip()}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flowcut.cli.command_line import Parser, program
+from flowcut.cli.command_line import Parser, print_result, program
 from flowcut.cli.progress import progress_bar
 from scripts.embedded.questions import MAKERS, ask, caption
 from scripts.embedded.scenes import Scene, compose, draw
@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         write_training(args.out, args.first, args.scenes, args.questions or 8)
     else:
         write_benchmark(args.out, args.split, args.scenes, args.questions or 6, kinds)
+    print_result({"out": str(args.out), "split": args.split, "scenes": args.scenes})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 
 
 def build_parser() -> Parser:
@@ -19,7 +19,7 @@ parse_first(__name__, build_parser)
 import torch
 
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import save_llava_checkpoint
+from llava.model.checkpoint import save_llava_checkpoint, written
 
 
 @program
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer, model, image_processor, _ = load_pretrained_model(args.model, None, "embedded", device="cpu")
     model.config.unfreeze_mm_vision_tower = True  # this tower exists nowhere else
     save_llava_checkpoint(model, tokenizer, args.out, image_processor=image_processor, dtype=torch.float16)
+    print_result(written(args.out))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowcut.cli.command_line import Parser, parse_first, program
-from scripts.tables.cells.times import EFFICIENCY, measure_times
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
+from scripts.tables.cells.times import EFFICIENCY, measure_times, times_of
 
 
 def build_parser() -> Parser:
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     file = args.results / "embedded" / EFFICIENCY
     file.unlink(missing_ok=True)
     measure_times(MODEL, texts, file, DATA / "questions.jsonl", DATA / "images", QUICK)
+    print_result({"file": str(file), "ms": {text: row["total"] for text, row in times_of(file).items()}})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ for pruner in none flowcut:budget=192 flowcut:budget=128 flowcut_plus:budget=192
             --save_strategy steps --save_steps 50 --save_total_limit 1 --learning_rate 2e-4 --weight_decay 0. \
             --warmup_ratio 0.03 --lr_scheduler_type cosine --logging_steps 10 --model_max_length 2048 \
             --dataloader_num_workers 0
-    $PYTHON -m scripts.tables.cell --model "$RUNS/$run" --pruner "$pruner" --limit "$LIMIT" \
+    $PYTHON -m scripts.tables.cell --model-path "$RUNS/$run" --pruner "$pruner" --limit "$LIMIT" \
         --out "results/$run"
 done
 $PYTHON -m scripts.embedded.training_record --runs "$RUNS" --out results/embedded/training.json

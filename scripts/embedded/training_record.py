@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 from llava.eval.files import write_atomic
 from scripts.tables.cells.training import training_run
 
@@ -45,7 +45,9 @@ def record(runs: Path) -> dict[str, Any]:
 @program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    write_atomic(args.out, json.dumps(record(args.runs), indent=1) + "\n")
+    recorded = record(args.runs)
+    write_atomic(args.out, json.dumps(recorded, indent=1) + "\n")
+    print_result({"file": str(args.out), **recorded})
 
 
 if __name__ == "__main__":

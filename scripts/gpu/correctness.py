@@ -1,7 +1,7 @@
 """Recorded cases and a slice of the laws on a device; the last line is JSON with one entry for each check.
 
-In float32 the recorded tokens have to be kept exactly. In bfloat16 rounding may turn a decision, so it is told which
-share of the recorded final tokens stayed. `--tiny` takes two cases on a CPU.
+In float32 the recorded tokens have to be kept exactly. In bfloat16 rounding may change a choice, so the
+share of the recorded final tokens that were kept is reported. `--tiny` runs two cases on a CPU.
 """
 
 from __future__ import annotations

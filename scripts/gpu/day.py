@@ -1,4 +1,4 @@
-"""Run the parts of a GPU day one after the other, each in a process of its own with a time limit; see day.sh."""
+"""Run the parts of a GPU day one after the other, each in its own process with a time limit; see day.sh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowcut.cli.command_line import Parser, program
+from flowcut.cli.command_line import Parser, print_result, program
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,20 @@ def main(argv: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> in
     """Returns 0 if all parts went through, 1 otherwise."""
     args = build_parser(parts).parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    failed = []
+    failed: list[str] = []
+    seconds: dict[str, float] = {}
     for part in parts:
         if args.parts and part.name not in args.parts:
             continue
         told = run(part, args.out, args.tiny)
         said = "ran out of time" if told["timed_out"] else f"status {told['status']}"
         print(f"{part.name}: {said}, {told['seconds']} s", flush=True)
+        seconds[part.name] = told["seconds"]
         if told["timed_out"] or told["status"]:
             failed.append(part.name)
     if failed:
         print(f"failed: {', '.join(failed)}; their logs are in {args.out}", file=sys.stderr)
+    print_result({"out": str(args.out), "seconds": seconds, "failed": failed})
     return 1 if failed else 0
 
 

@@ -26,7 +26,7 @@ def page(told: Mapping[str, Mapping[str, Any]]) -> str:
         ValueError: the parts were run with tiny models, which say nothing about a GPU.
     """
     if any(part["tiny"] for part in told.values()):
-        raise ValueError("these parts were run with --tiny, on a CPU; they are no results of a GPU")
+        raise ValueError("these parts were run with --tiny, on a CPU; they are not results of a GPU")
     lines = [HEAD, "## Parts", "", "| part | result | seconds | limit |", "| --- | --- | ---: | ---: |"]
     for part in PARTS:
         found = told.get(part.name)

@@ -1,8 +1,8 @@
 """Encode, prefill and generate at full size with random sharpened weights: each method against the bare model.
 
-The model is built once (`flowcut.bench`). For each batch size and command the bare model and every method are run in
-turn, so that drift affects all alike; a CUDA graph of the calibrated encoder comes last. After each batch size all that
-is known is printed as one JSON line, so that a run that is stopped has told what it had.
+The model is built once (`flowcut.bench`). For each batch size and command the bare model and every method alternate,
+so that other load affects all of them alike; a CUDA graph of the calibrated encoder comes last. After each batch size
+the results so far are printed as one JSON line, so that a run that is stopped loses nothing.
 """
 
 from __future__ import annotations

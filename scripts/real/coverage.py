@@ -1,6 +1,6 @@
-"""How well the kept tokens stand for all tokens, without any question: every method that works in the encoder.
+"""How well the kept tokens represent all tokens, for every method that works in the encoder. No question is asked.
 
-    python -m scripts.real.coverage runs/real/photos --model runs/real/dinov2-small-saliency --out runs/real/coverage
+    python -m scripts.real.coverage runs/real/photos --model-path runs/real/dinov2-small-saliency
 
 Takes the folder of a CLIP, SigLIP or DINOv2 encoder, or a LLaVA checkpoint. For each picture and pruner, the tokens of
 the layer that the language model reads are compared with those of the unpruned encoder there:
@@ -10,7 +10,7 @@ the layer that the language model reads are compared with those of the unpruned 
   layers after the one that is read, the cost counts none;
 - projected error: the coverage error after the projector, where the model has one.
 
-Writes OUT.json and journals each picture in OUT.jsonl, so an interrupted run goes on where it stopped.
+Writes OUT.json and journals each picture in OUT.jsonl, so an interrupted run continues where it stopped.
 `python -m scripts.real.coverage_page` renders the committed file.
 """
 

@@ -102,7 +102,7 @@ def read_graph(path: Path) -> GraphProto:
     try:
         return onnx.load(str(path)).graph
     except DecodeError as error:
-        raise ValueError(f"{path} is no ONNX file, or is cut off ({error}); install the package again") from error
+        raise ValueError(f"{path} is not an ONNX file, or is cut off ({error}); install the package again") from error
 
 
 def weights_of(graph: GraphProto) -> Weights:

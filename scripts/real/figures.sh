@@ -10,7 +10,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 MODEL=$RUNS/dinov2-small-saliency
 
 $PYTHON -m scripts.real.dinov2_small --out "$MODEL"
-$PYTHON -m flowcut.flow "$MODEL/photos" --model "$MODEL" --pruner flowcut:budget=64 --out "$RUNS/report"
+$PYTHON -m flowcut.flow "$MODEL/photos" --model-path "$MODEL" --pruner flowcut:budget=64 --out "$RUNS/report"
 for figure in fig2_maps fig3_trends fig3_relay fig4_criteria fig6_strength fig7_boxes fig8_kept; do
     for kind in png svg; do cp "$RUNS/report/$figure.$kind" "docs/images/flow_dinov2_${figure#*_}.$kind"; done
 done

@@ -10,8 +10,8 @@ From Debian's opencv-doc, if --debian names the folder it is unpacked in:
 
     apt-get download opencv-doc && dpkg -x opencv-doc_*.deb runs/real/debian
 
-Every picture is written as a PNG. Their licences are those of the packages; none is part of this repository. What is
-missing is told, and the others are collected.
+Every picture is written as a PNG. Their licences are those of the packages; none is part of this repository. Missing
+packages are reported, and the others are collected.
 """
 
 from __future__ import annotations

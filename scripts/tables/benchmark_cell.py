@@ -1,6 +1,6 @@
 """Cells of real benchmarks: one (model, pruner, benchmark) each, evaluated as documented and stored in a JSON file.
 
-    python -m scripts.tables.benchmark_cell --family v1_5 --benchmark pope --model M --pruner flowcut:budget=64
+    python -m scripts.tables.benchmark_cell --family v1_5 --benchmark pope --model-path M --pruner flowcut:budget=64
 
 Does the same as `scripts/<family>/eval/<benchmark>.sh`, which continues an interrupted run, and writes the score, the
 cost of the answers and their origin to `<out>/<model>/<benchmark>/<pruner>.json`. An up-to-date cell

@@ -1,6 +1,6 @@
 """Cells: one (model, pruner, budget, benchmark) each, measured and stored in a JSON file with its origin.
 
-    python -m scripts.tables.cell --model playground/embedded --pruner none --pruner flowcut:budget=64
+    python -m scripts.tables.cell --model-path playground/embedded --pruner none --pruner flowcut:budget=64
 
 `<out>/<benchmark>/<pruner>.json` has the numbers, `<out>/<benchmark>/answers/` every answer. An existing cell with
 the same model, data and settings is not made again; an interrupted one is continued. Cells that are made
@@ -10,12 +10,11 @@ together alternate question by question, so that other load on the machine affec
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 from llava.eval.models.reply import DTYPES
 
 
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     results, problems = measure(plans)
     report(problems)
     shown = ("pruner", "budget", "blind", "n", "missing", "accuracy", "ci95", "gflops", "ms")
-    print(json.dumps([{key: result[key] for key in shown} for result in results]))
+    print_result({"out": str(args.out), "cells": [{key: result[key] for key in shown} for result in results]})
     if problems:
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""Measure a method's accuracy on the embedded benchmark, and print it beside the committed rows of the same budget.
+"""Measure a method's accuracy on the embedded benchmark, and print it next to the committed rows of the same budget.
 
     flowcut evaluate my.py:KeyNorm --budget 64               a class in a file, which is executed
     flowcut evaluate divprune --budget 64                    a method by its name

@@ -1,10 +1,10 @@
 """Make a table of the paper: measure missing cells, then write it as Markdown, CSV and HTML.
 
-    python -m scripts.tables.make 1 --model liuhaotian/llava-v1.5-7b        (or: make table1 MODEL=...)
-    python -m scripts.tables.make 7 --model embedded                        (minutes to an hour on a laptop)
+    python -m scripts.tables.make 1 --model-path liuhaotian/llava-v1.5-7b        (or: make table1 MODEL=...)
+    python -m scripts.tables.make 7 --model-path embedded                        (minutes to an hour on a laptop)
 
 Every number is a cell, one JSON file under <results>/<model>/<benchmark>/ with its origin. Up-to-date cells
-are not made again; interrupted ones are continued; a benchmark whose files are missing is left out and named.
+are not measured again, and interrupted ones are continued. Benchmarks without files are left out and named.
 The table is in <results>/<model>/tables/. Paper, ours, difference and number of questions are consecutive lines;
 with the embedded model, which has its own benchmark, only the table's layout is the same.
 
@@ -16,16 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from flowcut.cli.command_line import Parser, parse_first, program
-from llava.eval.benchmarks.registry import benchmark
-from llava.eval.prepare import report_needs
-from llava.given import home_path
+from llava.given import HUB_NAME, home_path
 from scripts.tables.paper.tables import NUMBERS, table_of
 from scripts.tables.render.grid import Grid
 
@@ -44,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="number of questions (default: all; embedded: 500)")
     parser.add_argument("--columns", nargs="+", metavar="NAME", help="only these columns, by the paper's headings")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods, and the unpruned model")
-    parser.add_argument("--dry-run", action="store_true", help="run nothing; list every missing file with its source")
+    parser.add_argument("--dry-run", action="store_true", help="run nothing; list what is missing, with its source")
     parser.add_argument("--render", action="store_true", help="run nothing; write the table from existing cells")
     parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) and write it to a .tex file too")
     return parser
@@ -52,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 parse_first(__name__, build_parser, others=True)
 
+from llava.eval.dry_run import report_missing
 from llava.mm_utils import get_model_name_from_path
 from scripts.tables.cells.embedded import make_missing
 from scripts.tables.cells.table_cells import TableCells
@@ -69,24 +67,9 @@ def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, s
         ValueError: nothing can be made.
     """
     table = table_of(args.number)
-    for given, known, flag in (
-        (args.columns, {one.name for one in table.columns}, "--columns"),
-        (args.methods, {one.method for one in table.rows}, "--methods"),
-    ):
-        if unknown := sorted(set(given or ()) - known):
-            raise ValueError(f"{flag} {' '.join(unknown)}: table {table.number} has {', '.join(sorted(known))}")
     if args.model in EMBEDDED:
         return _on_embedded_model(table, args, launch_flags), "embedded", []
-    cells = TableCells(
-        table,
-        model=args.model or table.model,
-        results=args.results,
-        data=args.data,
-        limit=args.limit,
-        columns=args.columns or (),
-        methods=args.methods or (),
-        flags=tuple(launch_flags),
-    )
+    cells = cells_of(args, launch_flags)
     if not args.render:
         refuse_absent(cells.model)
         cells.make_missing()
@@ -97,28 +80,45 @@ def make(args: argparse.Namespace, launch_flags: Sequence[str]) -> tuple[Grid, s
     return against_paper.grid(table, found, cells.model), get_model_name_from_path(cells.model), cells.problems
 
 
-def dry_run(args: argparse.Namespace) -> int:
-    """Print the files of every benchmark of the table, and what is missing; returns how many benchmarks lack files."""
+def cells_of(args: argparse.Namespace, launch_flags: Sequence[str]) -> TableCells:
+    """The table's cells, as the flags choose them. Raises ValueError for names that the table does not have."""
     table = table_of(args.number)
-    names = dict.fromkeys(
-        one.key for one in table.columns if one.source == "cell" and one.name in (args.columns or [one.name])
+    for given, known, flag in (
+        (args.columns, {one.name for one in table.columns}, "--columns"),
+        (args.methods, {one.method for one in table.rows}, "--methods"),
+    ):
+        if unknown := sorted(set(given or ()) - known):
+            raise ValueError(f"{flag} {' '.join(unknown)}: table {table.number} has {', '.join(sorted(known))}")
+    return TableCells(
+        table,
+        model=args.model or table.model,
+        results=args.results,
+        data=args.data,
+        limit=args.limit,
+        columns=args.columns or (),
+        methods=args.methods or (),
+        flags=tuple(launch_flags),
     )
-    lacking = []
-    for name in names:
-        bench = benchmark(name)
-        split = bench.split()
-        if not report_needs(bench, bench.folder(args.data, split), split):
-            lacking.append(name)
-    model = args.model or table.model
-    print(f"model: {model}, {'a folder' if home_path(model).is_dir() else 'downloaded from the Hub, if it is there'}")
-    print(json.dumps({"table": table.number, "model": model, "benchmarks": list(names), "missing": lacking}))
-    return len(lacking)
+
+
+def dry_run(args: argparse.Namespace, launch_flags: Sequence[str]) -> int:
+    """Print what the table's benchmarks and models lack, with sources and sizes, and about how long the rest takes.
+
+    Returns how many benchmarks lack files.
+    """
+    cells = cells_of(args, launch_flags)
+    refuse_absent(cells.model)
+    missing, sizes, questions = report_missing(spec.evaluation for spec in cells.needed())
+    print(f"estimate: {cells.forecast(questions)}; several GPUs share the questions")
+    document = {"table": args.number, "model": cells.model, "benchmarks": list(questions), "missing": missing}
+    print(json.dumps({**document, "sizes": sizes}))
+    return len(missing)
 
 
 def refuse_absent(model: str) -> None:
     """Raise ValueError, one line, for a model that is neither a folder nor a name of the Hub."""
-    if not home_path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ValueError(f"--model {model} is no folder; give a checkpoint's folder, a Hub name, or embedded")
+    if not home_path(model).is_dir() and not HUB_NAME.fullmatch(model):
+        raise ValueError(f"--model-path {model} is not a folder; give a checkpoint's folder, a Hub name, or embedded")
 
 
 def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Sequence[str]) -> Grid:
@@ -128,7 +128,7 @@ def _on_embedded_model(table: Table, args: argparse.Namespace, launch_flags: Seq
             f"{' '.join(given)}: not with the embedded model, which takes --limit, --results, --render and --latex"
         )
     if not args.render:
-        command = "python -m scripts.tables.make " + shlex.join([str(args.number), "--model", "embedded"])
+        command = "python -m scripts.tables.make " + shlex.join([str(args.number), "--model-path", "embedded"])
         make_missing(table, args.results, args.limit, command)
     return embedded_grid(table, args.results)
 
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         if args.model in EMBEDDED:
             raise ValueError("--dry-run: the embedded model draws its own benchmark, so no file is needed")
-        sys.exit(1 if dry_run(args) else 0)
+        sys.exit(1 if dry_run(args, launch_flags) else 0)
     grid, name, problems = make(args, launch_flags)
     files = grid.write(args.results / name / "tables" / f"table{args.number:02d}", args.latex)
     print(grid.latex() if args.latex else grid.markdown())

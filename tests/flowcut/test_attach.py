@@ -56,7 +56,7 @@ def test_written_forms(model):
 @pytest.mark.parametrize(
     ("pruner", "message"),
     [
-        ("none", "'none' is no pruner to attach"),
+        ("none", "'none' is not a pruner to attach"),
         ("flowcat:budget=7", "unknown pruner 'flowcat:budget=7'; choose none or one of"),
         ("flowcut", "has no budget; write flowcut:budget=64"),
         ({"method": "flowcut", "budget": "7"}, "flowcut: budget='7' does not fit"),
@@ -221,7 +221,7 @@ def test_unknown_models_are_told_the_known_families(model):
 def test_attention_that_cannot_be_tapped(model):
     model.config._attn_implementation_internal = "homemade"
     hooks = len(model._forward_pre_hooks)
-    with pytest.raises(ValueError, match="'homemade' cannot be tapped"):
+    with pytest.raises(ValueError, match="'homemade' cannot be read"):
         attach(model, FlowCut(7))
     assert len(model._forward_pre_hooks) == hooks
 
@@ -232,7 +232,7 @@ def test_a_decoder_that_cannot_be_tapped_leaves_the_encoder_as_it_was(tmp_path):
     parts = list(llava.modules())
     before = [(len(part._forward_hooks), set(part.__dict__), part.__dict__.get("config")) for part in parts]
     host.decoder(llava).config._attn_implementation_internal = "homemade"
-    with pytest.raises(ValueError, match="'homemade' cannot be tapped"):
+    with pytest.raises(ValueError, match="'homemade' cannot be read"):
         attach(llava, FlowCut(7))
     assert before == [(len(part._forward_hooks), set(part.__dict__), part.__dict__.get("config")) for part in parts]
 
@@ -246,7 +246,7 @@ def test_a_decoder_that_cannot_be_tapped_leaves_the_encoder_as_it_was(tmp_path):
         ("qwen2_5_vl", FlowCut.released_qwen2_vl(20), "use 'groups'"),
         ("llava_next_hf", FlowCut(20, language_layer=4), "language_layer=4 is not in this decoder, which has only 4"),
         ("siglip", FlowCut(20, last_layer=-9), "last_layer=-9 is not in this encoder, which has only 8"),
-        ("video_llava", FlowCut(1), "leaves no patch beside the CLS token"),
+        ("video_llava", FlowCut(1), "leaves no patch, because this model also passes on a CLS token"),
     ],
 )
 def test_misfits_are_refused_in_one_line(tmp_path, name, pruner, message):
@@ -345,7 +345,7 @@ def test_balancing_experts_over_layers_with_different_tokens_is_refused(tmp_path
     with torch.no_grad(), attach(model, Random(10)):
         assert model(**inputs, output_router_logits=True).aux_loss > 0
     with torch.no_grad(), attach(model, FlowCut(10)):
-        with pytest.raises(ValueError, match="output_router_logits=True balances experts over layers"):
+        with pytest.raises(ValueError, match="output_router_logits=True needs the same tokens in all layers"):
             model(**inputs, output_router_logits=True)
         assert model(**host.inputs(host.samples()[2:3], "left"), output_router_logits=True).aux_loss > 0
 

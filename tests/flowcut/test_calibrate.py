@@ -93,7 +93,7 @@ def test_numbers_that_cannot_be(model, pruner, message):
     [
         (FlowCut(4, counts=(9, 8)), [56], "numbers already"),
         (FlowCut(4, adaptive=False), [56], "numbers already"),
-        (FlowCut(4, interval=99), [56], "selects a single time"),
+        (FlowCut(4, interval=99), [56], "selects only once"),
         (FlowCut(4), [], "no image to calibrate on"),
     ],
 )

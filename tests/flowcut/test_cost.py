@@ -415,7 +415,7 @@ def test_sums_over_tiles_are_too_low_by_their_variance():
         ({"path": [[36] * 8] * 3, "tiles": 5}, "tiles=5, but path holds 3 paths"),
         ({"path": [[36] * 8, [36] * 7]}, "several lengths"),
         ({"path": [[36] * 8, 36]}, "mixes numbers and paths"),
-        ({"path": [[36] * 8] * 2, "mlp_path": [36] * 8}, "path is of 2 tiles and mlp_path of 1"),
+        ({"path": [[36] * 8] * 2, "mlp_path": [36] * 8}, "path is for 2 tiles and mlp_path for 1"),
     ],
 )
 def test_paths_that_cannot_be(given, message):

@@ -94,7 +94,7 @@ def test_cut_in_the_decoder(architecture, pruner):
 
 @pytest.mark.parametrize("architecture", UNKNOWN)
 def test_refused_in_the_decoder(architecture):
-    with pytest.raises(ValueError, match=r"as language model cannot be cut in; .* use a method that cuts in the enc"):
+    with pytest.raises(ValueError, match=r"no method can cut inside a .* use a method that cuts in the enc"):
         attach(Over(architecture).build(), FastV(30, layer=1, keep=5))
 
 

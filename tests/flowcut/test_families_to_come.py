@@ -39,7 +39,7 @@ def test_a_decoder_that_cannot_be_cut_in_does_not_stop_the_encoder(over_gpt_neox
 
 
 def test_a_method_that_cuts_there_is_refused(over_gpt_neox):
-    with pytest.raises(ValueError, match="GPTNeoXModel as language model cannot be cut in"):
+    with pytest.raises(ValueError, match="no method can cut inside a GPTNeoXModel"):
         attach(over_gpt_neox, FastV(30, layer=1, keep=5))
 
 
@@ -97,7 +97,7 @@ def test_uniform_chooses_whole_cells():
 
 
 def test_methods_that_merge_are_refused_where_the_model_merges():
-    with pytest.raises(ValueError, match="Pooling cannot merge patches where the model joins several"):
+    with pytest.raises(ValueError, match="Pooling cannot merge patches in a model that joins several"):
         Pooling(4).check(ModelShape((EncoderShape("", 4, 4, patches_per_token=4, cell=(2, 2)),)))
 
 

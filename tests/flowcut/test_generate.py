@@ -308,7 +308,7 @@ def test_a_cache_that_lost_its_notes_is_refused(models):
         cache = model(**inputs, use_cache=True)[CACHE]
         bare = type(cache)([(layer.keys, layer.values) for layer in cache.layers])
         mask = torch.ones(1, inputs["input_ids"].shape[1] + 1, dtype=torch.long)
-        with pytest.raises(ValueError, match=r"no note of dropped ones; copy a cache with copy\.deepcopy"):
+        with pytest.raises(ValueError, match=r"no record of dropped ones; copy a cache with copy\.deepcopy"):
             model(input_ids=torch.tensor([[5]]), attention_mask=mask, **{CACHE: bare})
 
 

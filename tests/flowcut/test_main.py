@@ -1,5 +1,7 @@
 """The command line: pictures, the list, and one line for bad input."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,7 +31,9 @@ def test_show(llava_folder, image, tmp_path, capsys):
     out = tmp_path / "kept.png"
     arguments = ["--image", image, "--model-path", str(llava_folder), "--out", str(out)]
     assert main(["show", *arguments, "--pruner", "fastervlm:budget=5"]) == 0
-    assert str(out) in capsys.readouterr().out
+    *_, path, told = capsys.readouterr().out.splitlines()
+    assert path == json.loads(told)["picture"] == str(out)
+    assert list(json.loads(told)["kept"].values()) == [5]
     assert Image.open(out).size == (2 * PANEL, PANEL + CAPTION)
 
 

@@ -77,9 +77,9 @@ def test_it_is_listed_with_its_settings(methods, capsys):
     ("name", "said"),
     [
         ("other", "calls itself 'misnamed'; the entry point and the class's `name` have to be equal"),
-        ("plain", "NoDataclass is no dataclass"),
+        ("plain", "NoDataclass is not a dataclass"),
         ("missing", "cannot be loaded: AttributeError"),
-        ("text", "is no class derived from flowcut.Pruner"),
+        ("text", "is not a class derived from flowcut.Pruner"),
     ],
 )
 def test_entry_points_that_cannot_be_used(methods, name, said):
@@ -134,7 +134,7 @@ def test_a_file_is_executed_where_it_is_given(methods, tmp_path):
         (None, ":First", "does not exist; give FILE.py:Class"),
         ("x = 1", ":First", "has no First; its pruners: none"),
         ("x = 1", "", "holds 0 pruners"),
-        ("class First: pass", ":First", "First is no class derived from flowcut.Pruner"),
+        ("class First: pass", ":First", "First is not a class derived from flowcut.Pruner"),
         ("1 / 0", ":First", "cannot be run: ZeroDivisionError"),
         ("import no_such_package", ":First", "cannot be run: ModuleNotFoundError"),
     ],

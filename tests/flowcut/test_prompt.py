@@ -182,7 +182,7 @@ def test_misuse_is_told_in_one_line(pruned):
     with pytest.raises(ValueError, match="logits_to_keep"):
         pruned(input_ids=ids, pixel_values=images, logits_to_keep=torch.tensor([3]))
     cache = pruned(input_ids=ids, pixel_values=images, use_cache=True)[CACHE]
-    with pytest.raises(ValueError, match="speaks of 7 earlier tokens"):
+    with pytest.raises(ValueError, match="assumes 7 earlier tokens"):
         pruned(input_ids=ids[:, :1], **{CACHE: cache}, attention_mask=torch.ones(1, 8, dtype=torch.long))
 
 

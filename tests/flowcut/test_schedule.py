@@ -89,7 +89,7 @@ def test_a_token_that_is_always_sent_leaves_one_patch():
 
 @pytest.mark.parametrize("bad", [(), (3, 3), (4, 2), (0,), 5, None])
 def test_layers_that_are_none(bad):
-    with pytest.raises(ValueError, match="no ascending layer numbers >= 1; write layers=2/8/16"):
+    with pytest.raises(ValueError, match="not ascending layer numbers >= 1; write, say, layers=2/8/16"):
         check_stages("layers", bad, lowest=1)
 
 

@@ -177,7 +177,7 @@ def test_published_settings_follow_the_number_that_a_share_comes_to():
         assert FastV(share).schedule(576, 32) == FastV(number).schedule(576, 32)
     assert SparseVLM(0.111).schedule(576, 32).kept == (66, 30, 17)
     assert VisionZip(0.111).split(VisionZip(0.111).tokens_of(576)) == (54, 10)
-    with pytest.raises(ValueError, match=r"^budget=29 is not to be met on average over 32 layers") as error:
+    with pytest.raises(ValueError, match=r"^budget=29 cannot be met on average over 32 layers") as error:
         FastV(0.05).schedule(576, 32)
     assert "\n" not in str(error.value)
 
@@ -214,7 +214,7 @@ def test_text_and_dict_come_back(name):
 
 @pytest.mark.parametrize("budget", [1.5, 0.0, 1.0, -1, -0.5, True, "x", None, float("nan"), float("inf")])
 def test_bad_budgets_are_one_line(budget):
-    said = "is not a whole number of tokens >= 1, nor a share of an image's own tokens between 0 and 1; try"
+    said = "is not a whole number of tokens >= 1, nor a share of each image's tokens between 0 and 1; try"
     with pytest.raises(ValueError, match=f"^budget={budget!r} {said}") as error:
         FlowCut(budget)
     assert "\n" not in str(error.value)
@@ -228,5 +228,5 @@ def test_bad_budgets_are_one_line(budget):
 
 
 def test_a_number_of_contextual_tokens_goes_with_a_number():
-    with pytest.raises(ValueError, match=r"^contextual=3 is for one number of tokens, and budget=0\.25 is a share"):
+    with pytest.raises(ValueError, match=r"^contextual=3 is a fixed number of tokens, but budget=0\.25 is a share"):
         VisionZip(0.25, contextual=3)

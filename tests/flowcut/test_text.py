@@ -114,7 +114,9 @@ def test_found_where_the_vision_tower_came_from(whole_clip, tmp_path):
 def test_what_is_no_text_tower(whole_clip, tmp_path, clip_folder):
     model = Clip().build()
     model.config._name_or_path = str(clip_folder)  # the vision half alone
-    with pytest.raises(ValueError, match=r"holds a clip_vision_model and no whole CLIP; .*; name a whole CLIP with"):
+    with pytest.raises(
+        ValueError, match=r"has a clip_vision_model, not a complete CLIP; .*; name a complete CLIP with"
+    ):
         TextTower.find(model)
     with pytest.raises(ValueError, match=r"no CLIP text tower at \S*nowhere") as error:
         TextTower.load(str(tmp_path / "nowhere"))
@@ -131,7 +133,7 @@ def test_mistakes_are_told_in_one_line(tower, tmp_path):
     host, siglip = Clip(), Siglip()
     model = host.build()
     with attach(model, CDPruner(10)) as handle:
-        with pytest.raises(ValueError, match=r"CDPruner chooses by the question: .* or set condition=False"):
+        with pytest.raises(ValueError, match=r"CDPruner needs the question: .* or set condition=False"):
             host.outputs(model, host.samples())
         with asked(handle, ["a", "b"], tower), pytest.raises(ValueError, match="2 texts for 4 images; give one for"):
             host.outputs(model, host.samples())

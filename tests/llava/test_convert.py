@@ -178,8 +178,8 @@ def test_asymmetric_grids_are_turned(make_tiny_llava, llama_folder, tmp_path):
 
 def test_main(original, tmp_path, capsys):
     main(["--to", "hf", "--model-path", str(original), "--output", str(tmp_path), "--verify"])
-    logits, tokens, answers = capsys.readouterr().out.splitlines()[1:4]
-    assert float(logits.split()[-1]) < 1e-5
+    logits, tokens, answers, told = capsys.readouterr().out.splitlines()[1:]
+    assert float(logits.split()[-1]) == json.loads(told)["largest_difference"] < 1e-5
     assert tokens.endswith("equal tokens: 3 of 3")
     assert answers.endswith("equal answers: 3 of 3")
 

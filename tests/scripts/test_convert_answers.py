@@ -114,7 +114,9 @@ def test_mme(made, capsys):
     write_answers(folder / "answers" / "model" / "run.jsonl", rows, lambda row: "Yes")
     convert_answer_to_mme.main(["--experiment", "model/run", "--dir", str(folder)])
     results = folder / "eval_tool" / "answers" / "model" / "run"
-    assert capsys.readouterr().out.strip() == str(results)
+    shown, told = capsys.readouterr().out.splitlines()
+    assert shown == json.loads(told)["folder"] == str(results)
+    assert json.loads(told)["questions"] == len(rows)
     assert len(list(results.iterdir())) == 14
     assert (results / "artwork.txt").read_text().split("\n")[2] == (
         "11.txt\tIs this artwork 1 one?  Please answer yes or no.\tYes\tYes"

@@ -137,7 +137,7 @@ def test_a_missing_picture_is_told_and_counted(llava_folder, data, tmp_path, cap
     [
         (["--pruner", "flowcat:budget=5"], "unknown pruner"),
         (["--pruner", "flowcut:budget=0"], "budget=0"),
-        (["--model", "/nowhere/model"], "/nowhere/model is no folder"),
+        (["--model", "/nowhere/model"], "/nowhere/model is not a folder"),
         (["--data", "/nowhere/data"], "question file /nowhere/data/questions.jsonl does not exist"),
     ],
 )

@@ -56,6 +56,19 @@ def test_settings_and_flags(tmp_path):
     assert (late.limit, late.pruner) == (3, "none")
 
 
+def test_a_dry_run_says_what_is_missing(tmp_path, capsys):
+    arguments = run("scripts/v1_5/eval/pope.sh", tmp_path, DRY="1", EVAL_ROOT=str(tmp_path), MODEL="an/owner")
+    with pytest.raises(SystemExit) as stopped:
+        launch.main(arguments[2:])
+    assert stopped.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1])["missing"] == ["pope"]
+    assert "missing downloads: 3, about 6.5 GB and 2 of unknown size" in lines
+    assert [line for line in lines if line.startswith("estimate: 8910 questions take about 17 minutes on one GPU")]
+    run("scripts/v1_5/eval/embedded.sh", tmp_path, DRY="1", EVAL_ROOT=str(tmp_path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["arguments", "python"]
+
+
 @pytest.mark.slow
 def test_embedded_script_with_two_devices(llava_folder, tmp_path):
     write_benchmark(tmp_path / "embedded", "test", scenes=2, questions=3, kinds=tuple(MAKERS))

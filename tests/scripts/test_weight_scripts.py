@@ -33,5 +33,5 @@ def test_nothing_to_extract(llama_folder, tmp_path):
 
 
 def test_merge_says_what_is_wrong(llama_folder, tmp_path):
-    with pytest.raises(SystemExit, match="holds no LoRA adapter"):
+    with pytest.raises(SystemExit, match="has no LoRA adapter"):
         merge_lora_weights.main(["--model-path", str(llama_folder), "--save-model-path", str(tmp_path / "x")])

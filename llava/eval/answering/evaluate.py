@@ -62,7 +62,7 @@ class EvaluationSpec:
         if self.pruner is not None:
             parse_pruner(self.pruner)
         elif self.answering.server is not None:
-            raise ValueError("a server does not tell its pruner; give --pruner, such as flowcut:budget=64, or none")
+            raise ValueError("a server does not report its pruner; give --pruner, such as flowcut:budget=64, or none")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} leaves no question; give a number >= 1, or none for all")
         share_of(self.devices, self.nodes, self.node)

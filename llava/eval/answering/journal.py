@@ -38,7 +38,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for file in (self.path, _sidecar(self.path), self.bad_file):
             if os.path.lexists(file) and not file.is_file():
-                raise ValueError(f"{file} is no regular file, which would be lost; give another answers file")
+                raise ValueError(f"{file} is not a regular file, and would be overwritten; give another answers file")
         self._file = self.path.open("ab", buffering=0)  # a buffer could be written later, after an error
         try:
             _lock(self._file, self.path)
@@ -80,7 +80,7 @@ class Journal:
         if differing:
             changes = ", ".join(f"{name} {old.get(name)!r} -> {self.settings.get(name)!r}" for name in differing)
             raise ValueError(
-                f"{self.path} was begun with other settings ({changes}); give another answers file, or --fresh to "
+                f"{self.path} was written with other settings ({changes}); give another answers file, or --fresh to "
                 f"start over"
             )
 
@@ -106,8 +106,8 @@ class Journal:
                 waiting.append(question)
         if surplus := sum(answered.values()):
             raise ValueError(
-                f"{self.path} holds {surplus} answers to questions that are not asked now; ask as many questions as "
-                f"before, give another answers file, or --fresh to start over"
+                f"{self.path} has {surplus} answers to questions that are not part of this run; ask as many questions "
+                f"as before, give another answers file, or --fresh to start over"
             )
         return waiting
 

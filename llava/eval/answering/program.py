@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flowcut.cli.command_line import program, told_in_one_line
+from flowcut.cli.command_line import print_result, program, told_in_one_line
 from flowcut.cli.progress import progress_bar
 from llava.eval.answering.answer_run import AnswerRun, QuestionRun
 from llava.eval.answering.chunks import end_with_parent
@@ -54,7 +54,10 @@ class AnsweringProgram:
         args = self.build_parser().parse_args(argv)
         end_with_parent()
         with told_in_one_line(kept=f"answers so far are in {args.answers_file}, and the same command continues them"):
-            unanswered = answer_all(start_run(args, self.read), args.chunk_idx)
+            run = start_run(args, self.read)
+            unanswered = answer_all(run, args.chunk_idx)
+        counts = {"questions": len(run.questions), "answered": len(run.journal), "unanswered": unanswered}
+        print_result({"answers_file": str(args.answers_file), **counts})
         if unanswered and not args.skip_bad:
             sys.exit(1)
 
@@ -62,9 +65,9 @@ class AnsweringProgram:
 def start_run(args: argparse.Namespace, read: QuestionReader) -> QuestionRun:
     """Everything up to the first answer. Raises ValueError, one line, for invalid flags and files."""
     if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size} is no number of questions; give 1 or more")
+        raise ValueError(f"--batch-size {args.batch_size} is not a number of questions; give 1 or more")
     if args.workers is not None and args.workers < 0:
-        raise ValueError(f"--workers {args.workers} is no number of processes; give 0 or more")
+        raise ValueError(f"--workers {args.workers} is not a number of processes; give 0 or more")
     check_device(args.device)
     check_server(args)
     generation = Generation(args.temperature, args.top_p, args.num_beams, args.max_new_tokens, args.seed)

@@ -26,10 +26,10 @@ def check_server(settings: Any) -> None:
     if settings.server is None:
         return
     if settings.in_flight < 1:
-        raise ValueError(f"--in-flight {settings.in_flight} is no number of requests; give 1 or more")
+        raise ValueError(f"--in-flight {settings.in_flight} is not a number of requests; give 1 or more")
     for name in _OF_THE_SERVER:
         if getattr(settings, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is the server's to decide; leave it out with --backend vllm")
+            raise ValueError(f"--{name.replace('_', '-')} is decided by the server; leave it out with --backend vllm")
     if settings.num_beams > 1:
         raise ValueError(f"--num_beams {settings.num_beams} is not possible with --backend vllm; leave it out")
 
@@ -128,9 +128,9 @@ def add_answer_flags(
         help="which classes to use (default: LLaVA's if they fit), or vllm for a server that answers",
     )
     parser.add_argument("--server", help="address of a vLLM server, with --backend vllm, such as http://localhost:8000")
-    parser.add_argument("--in-flight", type=int, default=16, help="requests to it at a time (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=8, help="of each video, for transformers' video models")
-    parser.add_argument("--max-pixels", type=int, help="of each picture, for Qwen2-VL; the authors used 1003520")
+    parser.add_argument("--in-flight", type=int, default=16, help="concurrent requests to it (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=8, help="frames per video, for transformers' video models")
+    parser.add_argument("--max-pixels", type=int, help="pixels per picture, for Qwen2-VL; the authors used 1003520")
 
 
 def build_parser(doc: str | None, questions: str, conv_mode: str, max_new_tokens: int) -> Parser:

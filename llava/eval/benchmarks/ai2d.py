@@ -28,7 +28,7 @@ TEST = Split(
     "test",
     "llava_ai2d_test.jsonl",
     ("images",),
-    (hub_need(ROWS, PARQUET, "lmms-lab/ai2d"),),
+    (hub_need(ROWS, PARQUET, "lmms-lab/ai2d", 0.14),),
     published=3088,
 )
 

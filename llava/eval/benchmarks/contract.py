@@ -36,7 +36,7 @@ class Need:
     """A required file or folder in the benchmark's folder.
 
     paths: alternatives; `*`, `**` are allowed. asking: needed to answer the questions, not to score answers.
-    gigabytes: of the download, roughly, where it is large.
+    gigabytes: of what comes from the source, roughly; None where it is not known.
     """
 
     paths: tuple[str, ...]

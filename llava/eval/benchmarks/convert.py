@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flowcut.cli.command_line import Parser
+from flowcut.cli.command_line import Parser, print_result
 from llava.eval.benchmarks.join import read_answers
 from llava.eval.files import Row, write_json
 
@@ -17,4 +17,6 @@ def convert(description: str | None, change: Callable[[list[Row]], Any], argv: l
     parser.add_argument("--src", type=Path, required=True, help="JSON lines of answers")
     parser.add_argument("--dst", type=Path, required=True, help="JSON to write")
     args = parser.parse_args(argv)
-    write_json(change(read_answers(args.src)), args.dst)
+    rows = read_answers(args.src)
+    write_json(change(rows), args.dst)
+    print_result({"file": str(args.dst), "answers": len(rows)})

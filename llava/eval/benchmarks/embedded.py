@@ -74,9 +74,9 @@ BENCHMARK = Benchmark(
             QUESTIONS,
             (IMAGES,),
             (
-                Need((QUESTIONS,), "questions", SOURCE),
-                Need((TRUTH,), "answers", SOURCE),
-                Need((IMAGES,), "pictures", SOURCE),
+                Need((QUESTIONS,), "questions", SOURCE, gigabytes=0.06),
+                Need((TRUTH,), "answers", SOURCE, gigabytes=0.06),
+                Need((IMAGES,), "pictures", SOURCE, gigabytes=0.06),
             ),
         ),
     ),

@@ -28,7 +28,7 @@ TESTDEV = Split(
     "llava_gqa_testdev_balanced.jsonl",
     ("data/images",),
     (
-        Need((QUESTIONS,), "questions and answers", f"{SITE} (questions, balanced)"),
+        Need((QUESTIONS,), "questions and answers", f"{SITE} (questions, balanced)", gigabytes=1.4),
         Need(("data/images",), "pictures", f"{SITE} (images)", asking=True, gigabytes=20),
     ),
     published=12578,

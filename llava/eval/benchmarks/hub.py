@@ -14,10 +14,10 @@ from llava.eval.files import write_rows
 Row = dict[str, Any]
 
 
-def hub_need(rows_file: str, pattern: str, data_set: str) -> Need:
+def hub_need(rows_file: str, pattern: str, data_set: str, gigabytes: float) -> Need:
     """Rows in JSON lines, or parquet files that `unpack_parquet` makes them of."""
     source = f"https://huggingface.co/datasets/{data_set} (parquet; unpacked with pyarrow, extra `eval`)"
-    return Need((rows_file, pattern), "questions, pictures and answers", source)
+    return Need((rows_file, pattern), "questions, pictures and answers", source, gigabytes=gigabytes)
 
 
 def unpack_parquet(folder: Path, pattern: str, rows_file: str, take: Callable[[int, Row], tuple[Row, Any]]) -> None:
@@ -46,7 +46,7 @@ def _save(images: Path, name: str, picture: Any, file: Path) -> str:
     if not picture or not picture.get("bytes"):
         raise ValueError(f"{file} has no picture for {name}; download the data set with its images inside")
     if Path(name).name != name or "\0" in name:  # the data set must not choose where files are written
-        raise ValueError(f"{file} has the id {name!r}, which is no file name; download the official data set again")
+        raise ValueError(f"{file} has the id {name!r}, which is not a file name; download the official data set again")
     images.mkdir(exist_ok=True)
     ending = Path(picture.get("path") or "").suffix or ".png"
     (images / f"{name}{ending}").write_bytes(picture["bytes"])

@@ -62,7 +62,7 @@ def join(samples: Sequence[Sample], answers: Sequence[Row], key: Callable[[Row],
         else:
             raise ValueError(
                 f"question {row['question_id']} has two answers, {said[0]!r} and {row['text']!r}; give a file "
-                f"with one answer a question"
+                f"with one answer per question"
             )
     if answers and len(unknown) == len(answers):
         raise ValueError(

@@ -52,7 +52,7 @@ def table(file: Path) -> Iterator[Row]:
     for row in read_table(file):
         index = field_of(row, "index", str(file))
         if not str(index).isdecimal():
-            raise ValueError(f"{file} has the index {index!r}, which is no number; download the table again")
+            raise ValueError(f"{file} has the index {index!r}, which is not a number; download the table again")
         yield {"question_id": int(index), **{name: cell for name, cell in row.items() if name != "image"}}
 
 
@@ -173,9 +173,8 @@ def write(rows: list[Row], file: Path, whole: Path) -> None:
 def dev(name: str, table_name: str, published: int | None, label: str = "") -> Split:
     """A split whose question file is a table from OpenMMLab."""
     source = f"https://download.openmmlab.com/mmclassification/datasets/mmbench/{table_name}"
-    return Split(
-        name, table_name, (), (Need((table_name,), "questions, pictures and answers", source),), published, label
-    )
+    need = Need((table_name,), "questions, pictures and answers", source, gigabytes=0.14)
+    return Split(name, table_name, (), (need,), published, label)
 
 
 def benchmark(name: str, title: str, folders: tuple[str, ...], splits: tuple[Split, ...], paper: float) -> Benchmark:

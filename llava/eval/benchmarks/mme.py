@@ -43,7 +43,7 @@ def task_root(folder: Path) -> Path:
     levels = [folder, *sorted(folder.glob("*/")), *sorted(folder.glob("*/*/"))]
     best = max(levels, key=lambda level: sum((level / task).is_dir() for task in TASKS))
     if not any((best / task).is_dir() for task in TASKS):
-        raise ValueError(f"{folder} holds none of MME's tasks ({TASKS[0]}, ...); unpack {RELEASE} there")
+        raise ValueError(f"{folder} has none of MME's tasks ({TASKS[0]}, ...); unpack {RELEASE} there")
     return best
 
 
@@ -179,7 +179,7 @@ def read_results(folder: Path) -> list[Sample]:
     """Samples from a folder of `<task>.txt`. Raises ValueError when there is none, or a line is damaged."""
     files = [folder / f"{task}.txt" for task in TASKS if (folder / f"{task}.txt").is_file()]
     if not files:
-        raise ValueError(f"{folder} holds no <task>.txt of MME; convert_answer_to_mme.py writes them")
+        raise ValueError(f"{folder} has no <task>.txt of MME; convert_answer_to_mme.py writes them")
     samples = []
     for file in files:
         for number, line in enumerate(file.read_text("utf-8").split("\n"), start=1):

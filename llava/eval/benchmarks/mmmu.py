@@ -32,7 +32,7 @@ VAL = Split(
     "val",
     "llava_mmmu_val.jsonl",
     ("images",),
-    (hub_need(ROWS, PARQUET, "MMMU/MMMU"),),
+    (hub_need(ROWS, PARQUET, "MMMU/MMMU", 0.34),),
     published=900,
 )
 

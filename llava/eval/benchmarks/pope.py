@@ -45,7 +45,7 @@ def official_rows(folder: Path) -> dict[str, list[Row]]:
     """
     files = {file.stem.removeprefix("coco_pope_"): file for file in sorted(folder.glob("coco_pope_*.json"))}
     if not files:
-        raise ValueError(f"{folder} holds no coco_pope_*.json; get POPE's output/coco from {SOURCE}")
+        raise ValueError(f"{folder} has no coco_pope_*.json; get POPE's output/coco from {SOURCE}")
     return {category: read_rows(file, "annotation") for category, file in files.items()}
 
 

@@ -28,7 +28,7 @@ _ASK = {"en": "Choose between one of the options as follows:", "zh": "在下列�
 def _split(name: str, files: tuple[str, ...], published: int | None, label: str = "") -> Split:
     needs = (
         Need(files, "questions, with answers for dev", SOURCE),
-        Need(_IMAGES, "pictures", f"{SOURCE} (images_llvisionqa.tar)", asking=True),
+        Need(_IMAGES, "pictures", f"{SOURCE} (images_llvisionqa.tar)", asking=True, gigabytes=2.2),
     )
     return Split(name, f"llava_qbench_{name}.jsonl", _IMAGES, needs, published, label)
 

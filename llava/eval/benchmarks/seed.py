@@ -19,10 +19,11 @@ SOURCE = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
 ANNOTATION = "SEED-Bench.json"
 FRAMES = "SEED-Bench-video-image"
 PICTURES = "SEED-Bench-image"
+_NEW = "video items changed; the old file is in its history"
 
 _OFFICIAL = (
-    Need((ANNOTATION,), "questions and answers", f"{SOURCE} (video items changed; the old file is in its history)"),
-    Need((PICTURES,), "pictures", SOURCE, asking=True),
+    Need((ANNOTATION,), "questions and answers", f"{SOURCE} ({_NEW})", gigabytes=0.009),
+    Need((PICTURES,), "pictures", f"{SOURCE} ({PICTURES}.zip)", asking=True, gigabytes=1.7),
 )
 ALL = Split(
     "all",
@@ -30,7 +31,12 @@ ALL = Split(
     (".",),
     (
         *_OFFICIAL,
-        Need((FRAMES,), "videos' middle frames, <type>_<question>.png; not for --split image", SOURCE, asking=True),
+        Need(
+            (FRAMES,),
+            "videos' middle frames, <type>_<question>.png; not for --split image",
+            f"{SOURCE} (the videos, v1_video.zip in parts)",
+            asking=True,
+        ),
     ),
     published=19242,
 )

@@ -73,8 +73,8 @@ def upload_rows(samples: Sequence[Sample]) -> list[Row]:
     """The server's list, of every question. Raises ValueError when one has no answer: the server rejects such files."""
     if lacking := [one for one in samples if one.text is None]:
         raise ValueError(
-            f"{len(lacking)} of {len(samples)} questions have no answer (first: {lacking[0].question_id}); VizWiz' "
-            f"server wants all, so finish the run"
+            f"{len(lacking)} of {len(samples)} questions have no answer (first: {lacking[0].question_id}); VizWiz's "
+            f"server needs all answers, so finish the run"
         )
     return [{"image": one.extra, "answer": m4c(one.text or "")} for one in samples]
 

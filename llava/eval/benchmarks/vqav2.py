@@ -110,7 +110,7 @@ def upload_ids(folder: Path) -> list[int]:
         return [row["question_id"] for row in read_rows(folder / ALL_IDS)]
     if (folder / _official("test2015")).is_file():
         return [row["question_id"] for row in read_json(folder / _official("test2015"))["questions"]]
-    raise ValueError(f"{folder} lacks {ALL_IDS}, all of whose ids the server wants; get it from {SITE}")
+    raise ValueError(f"{folder} lacks {ALL_IDS}, and the server needs answers for its ids; get it from {SITE}")
 
 
 def export(folder: Path, split: Split, samples: Sequence[Sample], stem: Path) -> Path:

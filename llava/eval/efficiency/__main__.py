@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--question-file", type=Path, help="JSON lines (default: the embedded benchmark)")
     parser.add_argument("--image-folder", type=Path, help="folder that the questions' image paths are relative to")
     parser.add_argument(
-        "--pruner", action="append", help="compared with none; several times (default: flowcut:budget=64)"
+        "--pruner", action="append", help="compared with none; may be repeated (default: flowcut:budget=64)"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="questions at a time (default: 1)")
     parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=["sdpa"], help="(default: sdpa)")
@@ -99,7 +99,7 @@ def variants_of(args: argparse.Namespace) -> list[Variant]:
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens} is invalid; give a whole number of at least 1")
     if args.price_per_hour is not None and not 0 < args.price_per_hour < math.inf:
-        raise ValueError(f"--price-per-hour {args.price_per_hour:g} is no price; give a number above 0")
+        raise ValueError(f"--price-per-hour {args.price_per_hour:g} is not a price; give a number above 0")
     if args.out is not None and args.out.is_dir():
         raise ValueError(
             f"--out {args.out} is a folder; give the file to write, such as {args.out / 'efficiency.json'}"

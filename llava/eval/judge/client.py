@@ -71,7 +71,7 @@ class Endpoint:
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(
-                f"{self.name} address {self.base_url!r} is no http(s) address; give one like https://api.openai.com/v1"
+                f"{self.name} address {self.base_url!r} is not an http(s) address, like https://api.openai.com/v1"
             )
 
     @property

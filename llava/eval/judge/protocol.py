@@ -79,7 +79,7 @@ def load_prompts(protocol: JudgeProtocol, file: Path | None = None) -> Prompts:
         return _with(texts, {next(iter(texts)): file.read_text("utf-8")}, file)
     given = read_json(file)
     if not isinstance(given, dict):
-        raise ValueError(f"{file} is no JSON object; give texts by name: {', '.join(texts)}")
+        raise ValueError(f"{file} is not a JSON object; give texts by name: {', '.join(texts)}")
     rules = {name: rule["prompt"] for name, rule in given.items() if isinstance(rule, dict) and "prompt" in rule}
     plain = {name: text for name, text in given.items() if name not in rules}
     known = {name: text for name, text in rules.items() if name in texts}

@@ -115,7 +115,7 @@ def read_replies(paths: Sequence[Path]) -> dict[str, JudgeReply]:
                 found = _filed(row)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ValueError(
-                    f"{path} line {number} is no reply ({error}); give custom_id and reply, or a batch's output"
+                    f"{path} line {number} is not a reply ({error}); give custom_id and reply, or a batch's output"
                 ) from None
             if found is not None:
                 replies[row["custom_id"]] = found
@@ -124,7 +124,7 @@ def read_replies(paths: Sequence[Path]) -> dict[str, JudgeReply]:
 
 def _filed(row: dict[str, Any]) -> JudgeReply | None:
     if not isinstance(row["custom_id"], str):
-        raise ValueError("custom_id is no text")
+        raise ValueError("custom_id is not text")
     if isinstance(row.get("reply"), str):
         return JudgeReply(row["reply"], row.get("model") or "", row.get("date") or "")
     response = row["response"]

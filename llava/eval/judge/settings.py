@@ -42,7 +42,7 @@ class JudgeSettings:
         if self.runs < 1 or self.workers < 1:
             raise ValueError(f"{self.runs} judge runs with {self.workers} workers; give at least 1 of each")
         if not 0 <= self.failures <= 1:
-            raise ValueError(f"--max-judge-failures {self.failures} is no share; give a number from 0 to 1")
+            raise ValueError(f"--max-judge-failures {self.failures} is not a share; give a number from 0 to 1")
 
     @property
     def judges(self) -> bool:
@@ -54,17 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "judge", "for benchmarks that a language model scores; without it they have no score"
     )
-    group.add_argument("--judge-base-url", metavar="URL", help="OpenAI-compatible server, as https://api.openai.com/v1")
+    group.add_argument("--judge-base-url", metavar="URL", help="OpenAI-compatible server, https://api.openai.com/v1")
     group.add_argument("--judge-model", metavar="NAME", help="default: the one of the published numbers")
     group.add_argument(
         "--judge-key-env", metavar="NAME", default="OPENAI_API_KEY", help="environment variable that holds the key"
     )
-    group.add_argument("--judge-runs", metavar="N", type=int, default=1, help="judge each answer N times, average")
+    group.add_argument("--judge-runs", metavar="N", type=int, default=1, help="judge each answer N times, and average")
     group.add_argument("--judge-workers", metavar="N", type=int, default=8, help="concurrent requests")
     group.add_argument("--judge-timeout", metavar="S", type=float, default=120.0, help="seconds to wait for data")
     group.add_argument("--judge-retries", metavar="N", type=int, default=6, help="retries of a failed request")
     group.add_argument(
-        "--max-judge-failures", metavar="SHARE", type=float, default=0.02, help="0..1; above it there is no score"
+        "--max-judge-failures",
+        metavar="SHARE",
+        type=float,
+        default=0.02,
+        help="largest share of failed verdicts, 0 to 1; above it, no score",
     )
     group.add_argument(
         "--judge-prompt", metavar="FILE", type=Path, help="another prompt: text, JSON, LLaVA's rule.json"
@@ -74,10 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='fields to add to each request, null removes one: \'{"max_tokens": null, "temperature": 1}\'',
     )  # fmt: skip
     group.add_argument(
-        "--judge-requests", metavar="FILE", type=Path, help="contact no server, write a batch's input instead"
+        "--judge-requests", metavar="FILE", type=Path, help="contact no server; write the requests to this file"
     )
     group.add_argument(
-        "--judge-replies", metavar="FILE", type=Path, nargs="+", default=(), help="read the replies from batch outputs"
+        "--judge-replies",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="read the replies from these files (output of a batch)",
     )
 
 
@@ -85,9 +94,9 @@ def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error.msg})") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error.msg})") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return value
 
 
@@ -114,5 +123,5 @@ def settings_of(args: argparse.Namespace) -> JudgeSettings:
         tuple(args.judge_replies),
     )
     if not settings.judges and (settings.model or settings.prompt):
-        raise ValueError(f"a judge's model or prompt was given, but nothing to ask; {HOW}")
+        raise ValueError(f"a judge's model or prompt was given, but no judge; {HOW}")
     return settings

@@ -56,7 +56,7 @@ def fetch(
     for _ in range(redirects + 1):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url} is no http(s) address")
+            raise ValueError(f"{url} is not an http(s) address")
         content, location = _get(parts, largest, deadline, seconds, allow_private)
         if location is None:
             return content
@@ -78,7 +78,7 @@ def _get(
         if response.status in _MOVED and (location := response.getheader("Location")):
             return b"", location
         if response.status != 200:
-            raise ValueError(f"the server said {response.status} {response.reason}")
+            raise ValueError(f"the server answered {response.status} {response.reason}")
         announced = response.getheader("Content-Length") or ""
         content = bytearray()
         too_large = announced.isdigit() and int(announced) > largest

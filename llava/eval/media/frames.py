@@ -50,7 +50,7 @@ def spread(total: int, count: int) -> list[int]:
     They repeat where the video has fewer frames than requested. Raises ValueError for a count below 1.
     """
     if count < 1:
-        raise ValueError(f"frames={count} is no number of frames; give 1 or more")
+        raise ValueError(f"frames={count} is not a number of frames; give 1 or more")
     return np.linspace(0, total - 1, count).astype(int).tolist()
 
 
@@ -80,13 +80,13 @@ def _with_pyav(file: Path, count: int) -> Clip:
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
-                raise ValueError(f"video {file} holds no pictures; give a file with a video stream")
+                raise ValueError(f"video {file} has no pictures; give a file with a video stream")
             stream = container.streams.video[0]
             claimed, rate = stream.frames, stream.average_rate
         wanted = spread(claimed, count) if claimed else []
         frames, total = _decode(file, wanted)
         if total == 0:
-            raise ValueError(f"video {file} holds no frame that can be decoded; copy it again")
+            raise ValueError(f"video {file} has no frame that can be decoded; copy it again")
         if total != claimed:
             wanted = spread(total, count)
             frames, total = _decode(file, wanted)

@@ -27,7 +27,7 @@ def refuse_tokens(tokens: int, context: int) -> None:
     if tokens >= context:
         raise ValueError(
             f"the prompt has at least {tokens} tokens, visual ones included, and the model's context is {context}; "
-            f"shorten it, show fewer pictures, or keep fewer visual tokens"
+            f"shorten it, give fewer pictures, or keep fewer visual tokens"
         )
 
 

@@ -63,7 +63,7 @@ class HFAnswerer(PrunedAnswerer):
         shown = [False] * images if videos is None else list(videos)
         parts = text.split(IMAGE_PLACEHOLDER) if IMAGE_PLACEHOLDER in text else [""] * len(shown) + [text]
         if len(parts) - 1 != len(shown):
-            raise ValueError(f"the text has {len(parts) - 1} times {IMAGE_PLACEHOLDER}, and {len(shown)} are shown")
+            raise ValueError(f"the text has {IMAGE_PLACEHOLDER} {len(parts) - 1} times for {len(shown)} pictures")
         processor = self.checkpoint.preparation.processor
         if self.checkpoint.mode is None:
             content: list[dict[str, str]] = []

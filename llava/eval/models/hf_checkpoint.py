@@ -126,7 +126,7 @@ def _load_model(folder: Path, config: Any, device: str, dtype: str | None) -> An
         missing = sorted(report["missing_keys"])
         raise ValueError(
             f"{folder} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; without them the "
-            f"answers would be noise. Give a whole checkpoint"
+            f"answers would be noise. Give a complete checkpoint"
         )
     if "device_map" not in settings:
         model.to(device)

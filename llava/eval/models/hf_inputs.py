@@ -162,8 +162,8 @@ class Preparation(NamedTuple):
             parts = prompt.split(token) if token else [prompt]
             if len(parts) - 1 != len(own):
                 raise ValueError(
-                    f"the prompt names {len(parts) - 1} {'videos' if video else 'pictures'} by {token}, and {len(own)} "
-                    f"are shown; leave {token} out of the question's text"
+                    f"the prompt has {token} {len(parts) - 1} times for {len(own)} "
+                    f"{'videos' if video else 'pictures'}; leave {token} out of the question's text"
                 )
             replace = self.processor.replace_video_token if video else self.processor.replace_image_token
             fills = [replace({**one.inputs, "video_metadata": [one.times]}, 0) for one in own]

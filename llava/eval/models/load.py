@@ -62,5 +62,5 @@ def load_answerer(
             load_checkpoint(model_path, model_base, conv_mode, device, dtype, default_mode), pruner, generation
         )
     if model_base is not None:
-        raise ValueError(f"transformers' classes take whole checkpoints; merge {model_path} into {model_base} first")
+        raise ValueError(f"transformers' classes need complete checkpoints; merge {model_path} into {model_base} first")
     return HFAnswerer(load_hf_checkpoint(model_path, conv_mode, device, dtype, frames, max_pixels), pruner, generation)

@@ -20,9 +20,9 @@ def check_device(name: str | None) -> None:
     except (RuntimeError, TypeError, ValueError):
         raise ValueError(f"device {name!r} is unknown; use cuda, cuda:1, mps or cpu") from None
     if device.type not in ("cpu", "cuda", "mps", "xpu", "npu"):
-        raise ValueError(f"device {name!r} is none that models run on; use cuda, cuda:1, mps or cpu")
+        raise ValueError(f"models cannot run on device {name!r}; use cuda, cuda:1, mps or cpu")
     if device.type == "cuda" and (device.index or 0) >= max(1, torch.cuda.device_count()):
-        raise ValueError(f"device {name} is not there: this machine has {torch.cuda.device_count()} GPUs; use cpu")
+        raise ValueError(f"device {name} does not exist: this machine has {torch.cuda.device_count()} GPUs; use cpu")
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class ServedAnswerer:
         connections: int = 16,
     ) -> None:
         if pruner is None:
-            raise ValueError("a server does not tell its pruner; give --pruner, such as flowcut:budget=64, or none")
+            raise ValueError("a server does not report its pruner; give --pruner, such as flowcut:budget=64, or none")
         if generation.num_beams > 1:
             raise ValueError(f"num_beams={generation.num_beams} is not possible with a server; leave it out")
         self.pruner: Pruner | None = parse_pruner(pruner)
@@ -160,7 +160,7 @@ def content_of(text: str, pictures: Sequence[Image.Image]) -> list[str | Image.I
         return [*pictures, text]
     parts = text.split(IMAGE_PLACEHOLDER)
     if len(parts) - 1 != len(pictures):
-        raise ValueError(f"the text has {len(parts) - 1} times {IMAGE_PLACEHOLDER}, and {len(pictures)} are shown")
+        raise ValueError(f"the text has {IMAGE_PLACEHOLDER} {len(parts) - 1} times for {len(pictures)} pictures")
     content: list[str | Image.Image] = [parts[0]] if parts[0] else []
     for picture, part in zip(pictures, parts[1:], strict=True):
         content += [picture, part] if part else [picture]

@@ -113,12 +113,12 @@ def try_served(served: Served, pruner: Pruner | None, whole_prompts: bool) -> in
         counts.append(usage_of(document))
     whole, kept = counts
     if whole_prompts and whole.text > 2:  # the tokenizer's own first token, and perhaps a prefix
-        raise ValueError(f"{served.model} does not take {DEFAULT_IMAGE_TOKEN} in a prompt, so it is none of LLaVA's")
+        raise ValueError(f"{served.model} does not take {DEFAULT_IMAGE_TOKEN} in a prompt, so it is not a LLaVA model")
     expected = whole.visual if pruner is None else min(pruner.tokens_of(whole.visual), whole.visual)
     if kept.visual == whole.visual > expected:
         raise ValueError(
             f"{served.url} does not prune: it read all {kept.visual} tokens with {pruner_to_text(pruner)}; install "
-            f"llava-flowcut-vllm beside vLLM, and start it with --hf-overrides"
+            f"llava-flowcut-vllm into its environment, and start it with --hf-overrides"
         )
     return whole.visual
 
@@ -128,7 +128,7 @@ def usage_of(document: Mapping[str, Any]) -> Usage:
     usage = document.get("usage") or {}
     details = (usage.get("prompt_tokens_details") or {}).get("multimodal_tokens", {})
     if "prompt_tokens" not in usage or not usage.get("prompt_tokens_details"):
-        raise ValueError("the server does not tell a prompt's visual tokens; start it with " + FLAGS)
+        raise ValueError("the server does not report the visual tokens of a prompt; start it with " + FLAGS)
     visual = (details or {}).get("image", 0)
     return Usage(visual, usage["prompt_tokens"] - visual, usage.get("completion_tokens") or 0)
 
@@ -169,7 +169,7 @@ def _ask(method: str, url: str, body: dict[str, Any] | None, seconds: float) -> 
             raise ValueError(f"{url} refused a question: {error_of(answer.text)}")
         document = answer.raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"no proper answer from {url} ({one_line(error)}); does vLLM's server run there?") from error
+        raise ValueError(f"no valid answer from {url} ({one_line(error)}); is vLLM's server running there?") from error
     if not isinstance(document, dict):
-        raise ValueError(f"no proper answer from {url}; does vLLM's server run there?")
+        raise ValueError(f"no valid answer from {url}; is vLLM's server running there?")
     return document

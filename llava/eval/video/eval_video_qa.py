@@ -48,7 +48,7 @@ def settings_of(args: argparse.Namespace) -> judge_settings.JudgeSettings:
     args.judge_workers = args.num_tasks or args.judge_workers
     settings = judge_settings.settings_of(args)
     if not settings.judges:
-        raise ValueError(f"no judge to ask; {judge_settings.HOW}")
+        raise ValueError(f"no judge was given; {judge_settings.HOW}")
     if args.api_key and settings.endpoint:
         settings = replace(settings, endpoint=replace(settings.endpoint, key=args.api_key))
     return settings
@@ -67,7 +67,7 @@ def samples_of(rows: Sequence[dict[str, Any]], truths: dict[str, str | None] | N
         truth = own if truths is None else truths.get(str(name))
         sample = Sample(name, (str(name),), truth, extra=(question, truth not in (None, own)), text=text)
         if samples.setdefault(str(name), sample).text != text:
-            raise ValueError(f"id {name} has two answers; give a file with one line an id")
+            raise ValueError(f"id {name} has two answers; give a file with one line per id")
     return list(samples.values())
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowcut.cli.command_line import Parser, parse_first, program
+from flowcut.cli.command_line import Parser, parse_first, print_result, program
 from llava.eval.answering.journal import Journal
 from llava.eval.files import write_atomic
 from llava.eval.media.frames import is_video
@@ -91,7 +91,7 @@ def read(args: argparse.Namespace) -> tuple[list[Question], list[Problem]]:
 def _rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     rows = read_json(file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(keys) <= set(row) for row in rows):
-        raise ValueError(f"{file} is no JSON list of {', '.join(keys)}; give the files of one benchmark")
+        raise ValueError(f"{file} is not a JSON list of {', '.join(keys)}; give the files of one benchmark")
     return rows
 
 
@@ -151,6 +151,7 @@ def run_inference(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     failures = run_inference(args)
+    print_result({"answers_file": str(Path(args.output_dir) / f"{args.output_name}.json"), "unanswered": failures})
     if failures and not args.skip_bad:
         sys.exit(1)
 

@@ -16,7 +16,7 @@ def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> CLIPVisionTower:
     of several scales.
     """
     if getattr(vision_tower_cfg, "s2", False):
-        raise ValueError("s2: true asks for a tower of several scales, which is not here; use a checkpoint without s2")
+        raise ValueError("s2: true needs a tower of several scales, which is not supported; use another checkpoint")
     name = getattr(vision_tower_cfg, "mm_vision_tower", None) or getattr(vision_tower_cfg, "vision_tower", None)
     located = locate_tower(str(name), getattr(vision_tower_cfg, "_name_or_path", None))
     known = str(name).startswith(("openai", "laion")) or "ShareGPT4V" in str(name) or Path(located).name in KNOWN_TOWERS

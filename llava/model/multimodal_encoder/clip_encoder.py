@@ -136,7 +136,7 @@ class CLIPVisionTower(nn.Module):
             missing = sorted(report["missing_keys"])
             raise ValueError(
                 f"vision tower {self.vision_tower_name!r} lacks {len(missing)} weights of a CLIP vision model, such as "
-                f"{missing[0]}; give a whole one"
+                f"{missing[0]}; give a complete one"
             )
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True

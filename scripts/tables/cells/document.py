@@ -14,6 +14,7 @@ from llava.eval.efficiency.answer_costs import costs_of
 from llava.eval.efficiency.model_sizes import sizes_in
 from llava.eval.files import read_json, read_rows
 from llava.eval.provenance import environment
+from llava.model.checkpoint import folder_here
 from scripts.tables.cells import identity
 from scripts.tables.cells.file_names import method_of
 from scripts.tables.cells.spec import CellSpec
@@ -89,7 +90,7 @@ def _device(spec: CellSpec) -> torch.device:
 def _costs(spec: CellSpec, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Costs of the answers about pictures, and how many these are; GFLOPs are None where the model has no formula."""
     pictured = [one for one in answers if one["tokens"]]
-    folder = identity.folder_here(spec.model) if pictured else None
+    folder = folder_here(spec.model) if pictured else None
     sizes = None if folder is None else sizes_in(folder, spec.evaluation.answering.model_base)
     merges = spec.parsed_pruner is not None and spec.parsed_pruner.merges_before_mlp
     return {"pictured": len(pictured), **costs_of(pictured, sizes, merges)}

@@ -7,25 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
 from llava.eval.provenance import fingerprint, model_fingerprint
-from llava.given import home_path
+from llava.model.checkpoint import folder_here
 from scripts.tables.cells.spec import CellSpec
 
 _TEXTS = (".json", ".jsonl", ".txt", ".tsv", ".csv", ".parquet")
-
-
-def folder_here(name_or_path: str) -> Path | None:
-    """A checkpoint's folder if it is on this machine, else None; the network is not asked."""
-    folder = home_path(name_or_path)
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(name_or_path, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None  # not fetched yet, or a path of another machine
 
 
 def model_hash(model: str, base: str | None) -> str | None:

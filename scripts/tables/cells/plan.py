@@ -1,7 +1,8 @@
 """What will be measured before a table can be written: how many questions, what is there, and about how long it takes.
 
 The time is that of answers that are there, of any cell of the same model. Without any, it is what the paper's table 5
-prints for the unpruned model on an A800, which is said beside the estimate.
+prints for the unpruned LLaVA-1.5-7B or LLaVA-NeXT-7B on an A800, which is said beside the estimate; of other models it
+prints none. SECONDS_PER_ANSWER in the environment overrides both.
 """
 
 from __future__ import annotations
@@ -13,13 +14,10 @@ from statistics import median
 from typing import Any
 
 from llava.eval.answering.chunks import MERGED
+from llava.forecast import PAPER_MODELS, PAPER_SECONDS, SECONDS_PER_ANSWER, duration, from_environment
 from llava.given import json_lines, parse_json, read_each
 from scripts.tables.cells.identity import is_stale
 from scripts.tables.cells.spec import CellSpec
-from scripts.tables.paper.table05 import NEXT, TABLE
-
-PAPER = {row.section: row.printed[0] or 0.0 for row in TABLE.rows if row.pruner == "none"}
-"""Milliseconds a question of the unpruned models of table 5."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +69,33 @@ def estimate(todo: Sequence[Work], before: Mapping[str, Sequence[float]]) -> str
 
     before: milliseconds of answers in cells that are there, by model.
     """
-    total, sources = 0.0, []
+    total, sources, untimed = 0.0, [], 0
+    own = from_environment(SECONDS_PER_ANSWER)
     for work in todo:
-        model = work.spec.model
-        known = [*before.get(model, ()), *(ms for one in todo if one.spec.model == model for ms in one.times)]
-        if known:
-            each, source = median(known), f"the median of {len(known)} answers that are there"
+        spec = work.spec
+        known = [*before.get(spec.model, ()), *(ms for one in todo if one.spec.model == spec.model for ms in one.times)]
+        if own is not None:
+            each, source = own, f"{SECONDS_PER_ANSWER}={own:g}"
+        elif known:
+            each, source = median(known) / 1000, f"the median of {len(known)} answers that are there"
+        elif spec.family in PAPER_SECONDS:
+            each = PAPER_SECONDS[spec.family]
+            source = f"{1000 * each:.1f} ms, the paper's unpruned {PAPER_MODELS[spec.family]} on an A800"
         else:
-            each = PAPER["LLaVA-NeXT-7B" if model == NEXT else "LLaVA-1.5-7B"]
-            source = f"{each} ms, the paper's unpruned model on an A800"
+            untimed += work.missing
+            continue
         total += work.missing * each
         sources += [source] if source not in sources else []
-    hours = total / 3_600_000
-    shown = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes"
-    return f"about {shown} on one GPU (by {' and '.join(sources)})"
+    said = [f"{duration(total)} on one GPU (by {' and '.join(sources)})"] if sources else []
+    if untimed:
+        said.append(f"no time is known for {untimed} answers, {SECONDS_PER_ANSWER}=s sets one")
+    return "; ".join(said)
 
 
 def plan_of(todo: Sequence[Work], before: Mapping[str, Sequence[float]]) -> str:
     """One line about all that is missing."""
+    if not todo:
+        return "every cell is there"
     missing, there = sum(work.missing for work in todo), sum(len(work.times) for work in todo)
     answered = f" and {there} are there" if there else ""
     return f"{len(todo)} cells are measured, {missing} answers are missing{answered}: {estimate(todo, before)}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +58,29 @@ class TableCells:
         ]
         indices.sort(key=lambda index: (rows[index].pruner != "none", "FlowCut" not in rows[index].method))
         return [(index, column) for column in columns for index in indices]
+
+    def needed(self) -> list[CellSpec]:
+        """Everything that is asked of a model: the cells, and 500 questions of POPE a row where times are taken."""
+        wanted = self.wanted()
+        cells = [self.spec(self.table.rows[index], one.key) for index, one in wanted if one.source == "cell"]
+        timed = sorted({index for index, one in wanted if one.source == "efficiency"})
+        return cells + [
+            replace(self, limit=self.limit or _TIMED).spec(self.table.rows[index], "pope") for index in timed
+        ]
+
+    def forecast(self, questions: Mapping[str, int]) -> str:
+        """About how long what is missing takes. questions: of each benchmark, whose files may be missing too."""
+        every = {spec.file: spec for spec in self.needed()}.values()
+        todo = [spec for spec in every if read_document(spec) is None and not self._is_timed(spec)]
+        works = [
+            Work(spec, min(spec.limit or questions[spec.benchmark], questions[spec.benchmark]), ()) for spec in todo
+        ]
+        return plan_of(works, self._times_there(every))
+
+    def _is_timed(self, spec: CellSpec) -> bool:
+        """Whether a row has no cells, and its times are there."""
+        only_times = all(one.source != "cell" for one in self.table.columns)
+        return only_times and spec.pruner in times_of(self._times_file(spec.model))
 
     def make_missing(self) -> None:
         """Measure what is missing. What fails is noted in `problems`, and the rest is measured nevertheless."""

@@ -33,8 +33,8 @@ TABLE = Table(
     tokens=2880,
     notes=(
         "2880 is the most that a picture can have; a 640 x 480 one has 2,340 after unpadding.",
-        "With 160 tokens SparseVLM and PDrop cut a layer earlier than published: layers that read all 2880 are "
-        "more than that on average. How the paper came to 160 is not known.",
+        "With 160 tokens, SparseVLM and PDrop cut a layer earlier than published: otherwise the layers that read all "
+        "2880 would already be more than 160 on average. How the paper came to 160 is not known.",
         "FlowCut keeps twice the budget over all tiles in the encoder, and the budget after decoder layer 2.",
     ),
 )

@@ -37,7 +37,7 @@ TABLE = Table(
         ("256 tokens", "SparseVLM", "TGIF acc"): "its printed ratio, 98.9 %, should be 97.9; the average uses 97.9",
     },
     notes=(
-        "Accuracy and score are a judge's (the paper: gpt-3.5-turbo); without one cells stay empty (docs/judges.md).",
-        "A budget counts for each of 8 frames, so 32 stands for 256.",
+        "A judge gives accuracy and score (the paper: gpt-3.5-turbo). Without one, cells stay empty (docs/judges.md).",
+        "A budget counts for each of the 8 frames, so 32 means 256 tokens in all.",
     ),
 )

@@ -39,7 +39,7 @@ TABLE = Table(
     ),
     notes=(
         "Hours of both stages on 8 GPUs. `bash scripts/v1_5/pretrain_flowcut.sh` and `finetune_flowcut.sh` with BUDGET "
-        "train a row's model; where its folder is there, it is scored and its own hours are shown, else the authors' "
+        "train a row's model. If its folder exists, it is scored and its own hours are shown; otherwise the authors' "
         "checkpoint is scored.",
     ),
 )

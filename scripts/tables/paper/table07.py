@@ -68,8 +68,8 @@ TABLE = Table(
         row("FlowCut: all three", "flowcut:budget=128", "57.3 58.5 85.2", "128 tokens"),
     ),
     notes=(
-        "Single layer: one selection, after the layer that LLaVA reads. Without the adaptive number every selection "
-        "drops the same share; without the cumulative score each layer is scored by itself; without multi-criteria by "
-        "attention alone.",
+        "Single layer: one selection, after the layer that LLaVA reads. Without the adaptive number, every selection "
+        "drops the same share. Without the cumulative score, only the current layer's score counts. Without "
+        "multi-criteria, the score is attention alone.",
     ),
 )

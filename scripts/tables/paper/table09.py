@@ -26,7 +26,7 @@ TABLE = Table(
     ),
     notes=(
         "VTW with K=5 lets layers 0 to 4 of 32 read all tokens: 90 on average.",
-        "ST3 has no public code: ours is after the paper's description, with constants of this project. 4.25 TFLOPs "
-        "are about 236 tokens by docs/cost.md; the paper does not say how many it kept.",
+        "ST3 has no public code. Ours follows its paper's description, with constants of this project. 4.25 TFLOPs are "
+        "about 236 tokens by our formulas (docs/cost.md); FlowCut's paper does not say how many it kept.",
     ),
 )

@@ -19,5 +19,5 @@ TABLE = Table(
         row("every 12 layers", "flowcut:budget=128,interval=12", "84.0", "128 tokens"),
         row("last layer only", "flowcut:budget=128,interval=24", "83.9", "128 tokens"),
     ),
-    notes=("Intervals count back from the last selection, which is after the layer that LLaVA reads minus one.",),
+    notes=("Intervals count back from the last selection, which follows the layer before the one that LLaVA reads.",),
 )

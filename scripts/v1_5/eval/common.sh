@@ -11,9 +11,10 @@ CONV_MODE=${CONV_MODE-vicuna_v1} # empty: the checkpoint's own
 EVAL_ROOT=${EVAL_ROOT:-playground/data/eval}
 PYTHON=${PYTHON:-python}
 
-# benchmark NAME [FLAG ...]: check the files, answer, score.
+# benchmark NAME [FLAG ...]: check the files, answer, score. DRY=1 runs nothing: it lists every missing file and model
+# with its source and size, and estimates the hours (SECONDS_PER_ANSWER=s sets the time of an answer).
 benchmark() {
     "$PYTHON" -m llava.eval.launch "$1" --data "$EVAL_ROOT" --model-path "$MODEL" --batch-size "$BATCH" \
         ${MODEL_BASE:+--model-base "$MODEL_BASE"} ${PRUNER:+--pruner "$PRUNER"} ${LIMIT:+--limit "$LIMIT"} \
-        ${CONV_MODE:+--conv-mode "$CONV_MODE"} "${@:2}"
+        ${CONV_MODE:+--conv-mode "$CONV_MODE"} ${DRY:+--dry-run} "${@:2}"
 }

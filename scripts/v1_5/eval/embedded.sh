@@ -5,5 +5,5 @@ CONV_MODE=${CONV_MODE-} # the checkpoint says it itself
 EVAL_ROOT=${EVAL_ROOT:-playground/data}
 source "$(dirname "$0")/common.sh"
 
-[ -f "$EVAL_ROOT/embedded/answers.jsonl" ] || "$PYTHON" -m scripts.embedded.data --out "$EVAL_ROOT/embedded" --split test
+[[ -n ${DRY-} || -f $EVAL_ROOT/embedded/answers.jsonl ]] || "$PYTHON" -m scripts.embedded.data --out "$EVAL_ROOT/embedded" --split test
 benchmark embedded "$@"

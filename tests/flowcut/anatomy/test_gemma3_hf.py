@@ -158,5 +158,5 @@ def test_patches_that_make_no_whole_cells_are_refused():
     """The default config of transformers' class has 14 x 14 patches for 16 x 16 tokens."""
     with torch.device("meta"):
         other = Gemma3ForConditionalGeneration(Gemma3Config(text_config=HOST.config().text_config))
-    with pytest.raises(ValueError, match="14 x 14 patches make no 16 x 16 tokens of whole cells"):
+    with pytest.raises(ValueError, match="14 x 14 patches cannot be divided into 16 x 16 tokens"):
         attach(other, FlowCut(6))

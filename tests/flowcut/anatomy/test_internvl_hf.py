@@ -95,7 +95,7 @@ def test_a_run_that_is_no_whole_number_of_tiles(model):
 
 def test_pictures_that_are_not_square(model):
     wide = {"input_ids": torch.tensor([[1, *[IMAGE_TOKEN] * 32, 5]]), "pixel_values": noise(0, 1, 3, 16, 32)}
-    with attach(model, FlowCut(6)), pytest.raises(ValueError, match="8 x 16 patches is no square of whole cells"):
+    with attach(model, FlowCut(6)), pytest.raises(ValueError, match="8 x 16 patches is not a square of whole cells"):
         model(**wide)
 
 
@@ -117,7 +117,7 @@ def test_features_of_another_layer_are_refused():
     config.vision_feature_layer = -2
     with torch.device("meta"):
         other = InternVLForConditionalGeneration(config)
-    with pytest.raises(ValueError, match=r"vision_feature_layer=-2 .* is not built for InternVL"):
+    with pytest.raises(ValueError, match=r"vision_feature_layer=-2 .* is not supported for InternVL"):
         attach(other, FlowCut(6))
 
 

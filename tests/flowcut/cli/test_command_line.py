@@ -9,7 +9,7 @@ import pytest
 import flowcut.api
 from flowcut import FUNCTIONS, attach
 from flowcut.cli import command_line
-from flowcut.cli.command_line import Parser, program, refuse, run, told_in_one_line
+from flowcut.cli.command_line import Parser, print_result, program, refuse, run, told_in_one_line
 from flowcut.cli.extras import extra_of, extras
 from flowcut.cli.progress import progress_bar
 
@@ -50,7 +50,44 @@ def test_a_wrong_flag_ends_with_status_2_and_what_was_typed(monkeypatch, capsys)
     with pytest.raises(SystemExit) as end:
         parser().parse_args(["--imagine", "a", "--wrong"])
     assert end.value.code == 2
-    assert capsys.readouterr().err.startswith("usage: llava ask [-h]")
+    [usage, error] = capsys.readouterr().err.splitlines()
+    assert usage == "usage: llava ask [flags]; --help explains them"
+    assert error == "error: unrecognized arguments: --imagine --wrong"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "error: the following arguments are required: benchmark, --model-path/--model, --size"),
+        (["b", "--model-path"], "error: argument --model-path/--model: expected one argument"),
+        (["b", "--model-path", "m", "--size", "1", "2", "--kind", "c"], "choose from"),
+        (
+            ["b", "--model-path", "m", "--size", "1", "2", "--limit", "x"],
+            "error: argument --limit: invalid int value: 'x'",
+        ),
+    ],
+)
+def test_wrong_use_is_a_line_of_what_must_be_given_and_one_of_what_was_wrong(given, said, capsys):
+    """However many flags there are."""
+    made = Parser(prog="a program")
+    made.add_argument("benchmark")
+    made.add_argument("--model-path", "--model", required=True)
+    made.add_argument("--size", nargs=2, metavar=("W", "H"), required=True)
+    made.add_argument("--kind", choices=("a", "b"))
+    made.add_argument("--limit", type=int)
+    for number in range(40):
+        made.add_argument(f"--more-{number}")
+    with pytest.raises(SystemExit) as end:
+        made.parse_args(given)
+    assert end.value.code == 2
+    [usage, error] = capsys.readouterr().err.splitlines()
+    assert usage == "usage: a program BENCHMARK --model-path MODEL_PATH --size W H [flags]; --help explains them"
+    assert said in error
+
+
+def test_the_result_is_one_line_of_json(capsys):
+    print_result({"name": "é\n", "value": 0.5})
+    assert capsys.readouterr().out == '{"name": "é\\n", "value": 0.5}\n'
 
 
 @pytest.mark.parametrize(

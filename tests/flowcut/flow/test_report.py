@@ -185,17 +185,17 @@ def test_what_is_missing_is_a_dash():
     [
         ({"images": []}, "no picture is given"),
         ({"images": ["missing.png"]}, "image missing.png does not exist"),
-        ({"images": ["EMPTY"]}, "holds no picture"),
-        ({"--model": "nowhere"}, "nowhere is no folder"),
+        ({"images": ["EMPTY"]}, "contains no picture"),
+        ({"--model": "nowhere"}, "nowhere is not a folder"),
         ({"--pruner": "none"}, "cuts nothing in the encoder"),
         ({"--pruner": "vtw:budget=5"}, "cuts nothing in the encoder"),
         ({"--pruner": "cat:budget=5"}, "unknown pruner"),
-        ({"--pruner": "cdpruner:budget=5"}, "chooses by the question"),
+        ({"--pruner": "cdpruner:budget=5"}, "needs the question"),
         ({"--against": "none"}, "cuts nothing in the encoder"),
-        ({"--question": "what"}, "answers nothing"),
+        ({"--question": "what"}, "cannot answer"),
         ({"--patches": "99"}, "patches 0 ... 15"),
         ({"--from": "nowhere"}, "leave out"),
-        ({"--from": "EMPTY", "images": []}, "holds no study.json"),
+        ({"--from": "EMPTY", "images": []}, "has no study.json"),
     ],
 )
 def test_bad_input_is_one_line(encoder_folders, picture_folder, tmp_path, capsys, change, message):

@@ -36,5 +36,5 @@ def test_merged_patches_are_refused(tmp_path):
 
 def test_an_encoder_without_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip_vision_model"}')
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match="has no weights"):
         load_subject(str(tmp_path))

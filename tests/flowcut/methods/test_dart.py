@@ -114,5 +114,5 @@ def test_misfits():
         attach(Clip().build(), DART(64))
     with pytest.raises(ValueError, match="layer=4 is not in this decoder of only 4 layers"):
         attach(HFLlava().build(), DART(64, layer=4))
-    with pytest.raises(ValueError, match="budget=20 is not to be met on average over 32 layers"):
+    with pytest.raises(ValueError, match="budget=20 cannot be met on average over 32 layers"):
         DART(20).schedule(576, 32)

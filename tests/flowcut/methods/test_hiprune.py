@@ -119,5 +119,5 @@ def test_bad_fields():
         HiPrune(8, alpha=2)
     with pytest.raises(ValueError, match="object_layer=-1 is not a layer's number >= 0"):
         HiPrune(8, object_layer=-1)
-    with pytest.raises(ValueError, match="object_layer=7 does not lie ahead of the cut after layer 6"):
+    with pytest.raises(ValueError, match="object_layer=7 is not before the cut after layer 6"):
         attach(Clip().build(), HiPrune(8, object_layer=7))

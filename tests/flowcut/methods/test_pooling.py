@@ -42,7 +42,7 @@ def test_uneven_cells_are_means_of_their_patches(host):
 
 
 def test_refused_where_the_model_merges():
-    with pytest.raises(ValueError, match=r"Pooling cannot merge patches where the model joins several"):
+    with pytest.raises(ValueError, match=r"Pooling cannot merge patches in a model that joins several"):
         attach(HFQwen2VL().build(), Pooling(10))
 
 

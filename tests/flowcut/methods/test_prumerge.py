@@ -177,5 +177,5 @@ def test_an_encoder_without_its_last_layer_is_refused():
 
 
 def test_models_that_merge_patches_themselves_are_refused():
-    with pytest.raises(ValueError, match="PruMerge cannot merge patches where the model joins several"):
+    with pytest.raises(ValueError, match="PruMerge cannot merge patches in a model that joins several"):
         attach(HFQwen2VL().build(), PruMerge(8))

@@ -178,8 +178,8 @@ def test_tiles(tower):
 
 def test_mistakes():
     host = Clip()
-    with pytest.raises(ValueError, match=r"RCom cannot merge patches where the model joins several"):
+    with pytest.raises(ValueError, match=r"RCom cannot merge patches in a model that joins several"):
         attach(HFQwen2VL().build(), RCom(10))
     model = host.build()
-    with attach(model, RCom(10)), pytest.raises(ValueError, match="RCom chooses by the question: wrap"):
+    with attach(model, RCom(10)), pytest.raises(ValueError, match="RCom needs the question: wrap"):
         host.outputs(model, host.samples())

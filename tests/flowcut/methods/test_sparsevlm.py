@@ -241,7 +241,7 @@ def test_text():
     ("fields", "message"),
     [
         ({"version": "1"}, r"version='1' is not allowed; choose 1\.5 or 2"),
-        ({"layers": (2, 2)}, "layers=2/2 are no ascending layer numbers >= 0"),
+        ({"layers": (2, 2)}, "layers=2/2 are not ascending layer numbers >= 0"),
         ({"keep": (3, 0, 1)}, "keep=3/0/1 is not one number of tokens >= 1 for each of the 3 cuts"),
         ({"heads": 0}, "heads=0 is not a number of heads >= 1"),
         ({"positions": "kept"}, "positions='kept' is not allowed"),
@@ -257,5 +257,5 @@ def test_misfits():
         attach(Clip().build(), SparseVLM(64))
     with pytest.raises(ValueError, match="layers=3 is not in this decoder of only 4 layers; use at most 2"):
         attach(HFLlava().build(), SparseVLM(64, layers=(1, 3)))
-    with pytest.raises(ValueError, match="budget=20 is not to be met on average over 32 layers with 576 tokens"):
+    with pytest.raises(ValueError, match="budget=20 cannot be met on average over 32 layers with 576 tokens"):
         SparseVLM(20).schedule(576, 32)

@@ -292,13 +292,13 @@ def test_misfits():
 def test_what_cannot_follow_is_refused_in_one_line():
     host = HFLlava()
     model, sample = host.build(), host.samples()[0]
-    with pytest.raises(ValueError, match=r"Watched takes .* leave out prompt_lookup_num_tokens and assistant_model"):
+    with pytest.raises(ValueError, match=r"Watched removes .* leave out prompt_lookup_num_tokens and assistant_model"):
         answers(host, model, Watched(9, start=1), [sample], prompt_lookup_num_tokens=2)
     with pytest.raises(ValueError, match="would reach into a prompt whose visual tokens were dropped; remove at most"):
         answers(host, model, SHORT, [sample])[1].crop(-4)
     cache = DynamicCache(config=model.config.text_config)
     cache.layers = [Foreign() for _ in cache.layers]
-    with pytest.raises(ValueError, match="ST3 takes entries out of the KV cache, which a Foreign does not give up"):
+    with pytest.raises(ValueError, match="ST3 removes entries from the KV cache, which a Foreign does not support"):
         answers(host, model, SHORT, [sample], **{CACHE: cache})
 
 

@@ -262,5 +262,5 @@ def test_stochastic_depth_is_refused():
 
 
 def test_models_that_merge_patches_themselves_are_refused():
-    with pytest.raises(ValueError, match="ToMe cannot merge patches where the model joins several"):
+    with pytest.raises(ValueError, match="ToMe cannot merge patches in a model that joins several"):
         attach(HFQwen2VL().build(), ToMe(8))

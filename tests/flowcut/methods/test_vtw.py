@@ -63,7 +63,7 @@ def test_budgets_that_withdraw_nothing():
 def test_a_prompt_without_text_is_refused(tmp_path):
     model = tiny_llava(tmp_path)
     embeds, index = torch.randn(1, 12, 32), torch.zeros(1, 12, dtype=torch.long)
-    with pytest.raises(ValueError, match="this prompt has nothing else; add text"), attach(model, VTW(5, layer=1)):
+    with pytest.raises(ValueError, match="this prompt has no others; add text"), attach(model, VTW(5, layer=1)):
         model(inputs_embeds=embeds, image_index=index)
 
 
@@ -121,8 +121,8 @@ def test_search_tries_layers_in_turn(model):
     [
         ({"prompts": []}, "no prompts to compare on"),
         ({"first": 4}, "first=4 is not a layer from 1 to 3"),
-        ({"threshold": -1.0}, r"threshold=-1\.0 is no divergence"),
-        ({"prompts": [HOST.inputs([Sample([1, 5, 6], [])], "left")]}, "a prompt shows no image"),
+        ({"threshold": -1.0}, r"threshold=-1\.0 is not a divergence"),
+        ({"prompts": [HOST.inputs([Sample([1, 5, 6], [])], "left")]}, "a prompt has no image"),
     ],
 )
 def test_searches_that_cannot_be(model, arguments, message):

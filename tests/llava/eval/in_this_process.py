@@ -1,6 +1,8 @@
 """Answering programs without new interpreters, so that a whole evaluation takes seconds."""
 
 import importlib
+import sys
+from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 from llava.eval.answering import chunks
@@ -16,7 +18,8 @@ class InThisProcess:
         self.started.append([*command[2:], env.get("CUDA_VISIBLE_DEVICES", "")])
         self.code = 0
         try:
-            importlib.import_module(command[2]).main(command[3:])
+            with redirect_stdout(sys.stderr):  # as chunks asks of the process
+                importlib.import_module(command[2]).main(command[3:])
         except SystemExit as stop:
             self.code = stop.code if isinstance(stop.code, int) else 1
 

@@ -29,7 +29,7 @@ def test_blank_lines_and_a_byte_order_mark_do_no_harm(tmp_path):
 
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "a.json").write_text("<html>")
-    with pytest.raises(ValueError, match=r"a\.json is no JSON .*download it again"):
+    with pytest.raises(ValueError, match=r"a\.json is not JSON .*download it again"):
         read_json(tmp_path / "a.json")
 
 

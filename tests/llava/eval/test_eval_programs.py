@@ -105,7 +105,7 @@ def test_eval_mme(answered, tmp_path, capsys):
     assert "\t OCR score: -" in lines
     assert "cognition total score: 200.00" in lines
     assert json.loads(lines[-1])["main"] is None
-    with pytest.raises(SystemExit, match="holds no <task>"):
+    with pytest.raises(SystemExit, match="has no <task>"):
         eval_mme.main(["--results_dir", str(tmp_path)])
 
 

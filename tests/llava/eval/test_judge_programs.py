@@ -288,5 +288,5 @@ def test_programs_that_only_judge_want_a_judge(data, answers, tmp_path, program)
         "mmvet": (eval_gpt_mmvet.main, mmvet),
         "video": (eval_video_qa.main, video),
     }[program]
-    with pytest.raises(SystemExit, match="no judge to ask; give --judge-base-url"):
+    with pytest.raises(SystemExit, match="no judge was given; give --judge-base-url"):
         main([str(flag) for flag in flags])

@@ -142,7 +142,7 @@ def test_judged(here, run, tmp_path):
     with serving(lambda body, number: "0.5") as judge:
         judged = run("mmvet", "--judge-base-url", judge.url, "--judge-model", "fake", root=root)
     assert judged["main"] == pytest.approx(50)
-    with pytest.raises(SystemExit, match="nothing to ask"):
+    with pytest.raises(SystemExit, match="was given, but no judge"):
         run("mmvet", "--judge-model", "fake", root=root)
 
 

@@ -138,7 +138,7 @@ def test_bad_images_and_rows_are_reported_and_may_be_mended(flags, question_fold
         (["--pruner", "flowcut"], "has no budget"),
         (["--conv-mode", "v7"], "conversation mode 'v7' is unknown"),
         (["--question-file", "/nowhere/q.jsonl"], "question file /nowhere/q.jsonl does not exist"),
-        (["--model-path", "/nowhere/model"], "/nowhere/model is no folder"),
+        (["--model-path", "/nowhere/model"], "/nowhere/model is not a folder"),
         (["--limit", "0"], "limit=0"),
         (["--batch-size", "0"], "--batch-size 0"),
         (["--num-chunks", "2", "--chunk-idx", "2"], "chunk 2 of 2"),
@@ -155,7 +155,7 @@ def test_bad_input_is_one_line_and_status_1(flags, more, said):
 
 def test_a_model_path_without_weights(flags, llava_folder, tmp_path):
     bare = shutil.copytree(llava_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(SystemExit, match=r"error: .* holds no weights"):
+    with pytest.raises(SystemExit, match=r"error: .* has no weights"):
         main(flags("answers.jsonl", "--model-path", str(bare)))
 
 

@@ -71,7 +71,7 @@ def test_science_reports_bad_entries(science, flags, capsys):
     with pytest.raises(SystemExit) as stop:
         model_vqa_science.main(with_file(flags(), science, "science.json"))
     assert stop.value.code == 1
-    assert "science.json entry 4: is no question" in capsys.readouterr().err
+    assert "science.json entry 4: is not a question" in capsys.readouterr().err
     assert len(answers(science)) == 4
 
 
@@ -132,7 +132,7 @@ def test_mmbench_says_what_is_wrong(mmbench, flags, capsys):
     with pytest.raises(SystemExit):
         model_vqa_mmbench.main(with_file(flags(), mmbench, "mmbench.tsv"))
     said = capsys.readouterr().err
-    assert "mmbench.tsv row 3: is no question" in said
+    assert "mmbench.tsv row 3: is not a question" in said
     assert "question 5: 5 bytes hold no picture" in said
     assert len(answers(mmbench)) == 2
 

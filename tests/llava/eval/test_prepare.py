@@ -1,6 +1,7 @@
 """The program that builds question files and says what is missing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from llava.eval import prepare
 from llava.eval.benchmarks.contract import PROGRAMS
 from llava.eval.benchmarks.registry import MODULES, benchmark
+from llava.forecast import size
 from tests.llava.eval.data_tree import MAKERS, make_data_tree
 
 
@@ -58,7 +60,8 @@ def test_what_is_missing_is_listed_with_where_to_get_it(tmp_path, capsys, name):
     said = capsys.readouterr().out
     needed = [need for need in benchmark(name).split().needs if not need.optional]
     assert said.count("MISSING") == len(needed)
-    assert all(need.paths[0] in said and need.source in said for need in needed)
+    assert all(f"{need.source}, {size(need.gigabytes)}" in said for need in needed)
+    assert json.loads(said.splitlines()[-1])["missing"] == [need.paths[0] for need in needed]
     assert not list(tmp_path.iterdir())
 
 
@@ -76,6 +79,7 @@ def test_all_benchmarks_at_once(data, capsys):
     assert found["missing"]["gqa"] == [str(data / "gqa" / "data" / "images")]
     assert "about 20 GB" in said
     assert found["gigabytes"] >= 20
+    assert re.search(r"estimate: \d+ questions take about [\d.]+ hours on one GPU, at 0.115 s an answer", said)
     assert set(found["problems"]) == {"textvqa"}
     assert {*found["complete"], *found["missing"], *found["problems"]} == set(MODULES)
     assert set(found["complete"]) == set(MAKERS) - {"gqa", "textvqa"}

@@ -14,12 +14,12 @@ GOOD = {"question_id": 7, "image": "a.png", "text": "why?", "category": "x"}
     ("row", "reason"),
     [
         ("{broken", "Expecting"),
-        ("[1, 2]", "no JSON object"),
+        ("[1, 2]", "not a JSON object"),
         (json.dumps({"question_id": 1, "text": "why?"}), "no image"),
         (json.dumps(GOOD | {"text": 3}), "text=3 is not text"),
         (json.dumps(GOOD | {"image": ""}), "image='' is not text"),
         (json.dumps(GOOD | {"question_id": None}), "question_id=None is not a number or text"),
-        (json.dumps(GOOD | {"text": "<image>\nwhy?"}), "its text holds <image>"),
+        (json.dumps(GOOD | {"text": "<image>\nwhy?"}), "its text contains <image>"),
     ],
 )
 def test_a_bad_row_is_named_and_the_others_are_read(tmp_path, row, reason):

@@ -60,7 +60,7 @@ def test_without_a_flag_the_checkpoints_own_pruner_is_taken(llava_folder, pictur
     [
         ("--image-file", "/nowhere/a.png", "image /nowhere/a.png does not exist"),
         ("--pruner", "flowcut:budget=0", "budget=0"),
-        ("--model-path", "/nowhere/model", "/nowhere/model is no folder"),
+        ("--model-path", "/nowhere/model", "/nowhere/model is not a folder"),
         ("--conv-mode", "v7", "conversation mode 'v7' is unknown"),
         ("--image-file", "http://127.0.0.1:9/a.png", "127.0.0.1 is not a public address"),
         ("--query", "<image-placeholder> <image-placeholder>", "2 <image> placeholders but 1 images"),

@@ -122,7 +122,7 @@ def write_config(folder, **fields):
             lambda folder: edit(
                 folder, lambda all: all | {"base_model.model.model.resampler.lora_A.weight": torch.ones(4, 64)}
             ),
-            r"1 of 9 tensors of the adapter in .* belong to no part of this LlavaLlamaForCausalLM: .*resampler",
+            r"1 of 9 tensors of the adapter in .* do not belong to this LlavaLlamaForCausalLM: .*resampler",
         ),
         (
             lambda folder: edit(folder, lambda all: {k: v for k, v in all.items() if "layers.1" not in k}),
@@ -132,11 +132,11 @@ def write_config(folder, **fields):
             lambda folder: edit(
                 folder, lambda all: {k: v for k, v in all.items() if "layers.1.self_attn.q_proj.lora_B" not in k}
             ),
-            r"does not fill its layers: .*layers\.1\.self_attn\.q_proj\.lora_B",
+            r"has no weights for these of its layers: .*layers\.1\.self_attn\.q_proj\.lora_B",
         ),
         (
             lambda folder: edit(folder, lambda all: {k.removeprefix("base_model.model."): v for k, v in all.items()}),
-            "8 of 8 tensors of the adapter in .* belong to no part",
+            "8 of 8 tensors of the adapter in .* do not belong to this",
         ),
         (lambda folder: write_config(folder, peft_type="IA3"), "peft_type IA3; this loader reads LORA"),
         (lambda folder: (folder / "adapter_config.json").write_text("[]"), "holds a JSON list, not an object"),

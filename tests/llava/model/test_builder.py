@@ -248,8 +248,8 @@ def truncate(folder, file="model.safetensors", sharded=False):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
-        (lambda folder: (folder / "config.json").unlink(), r"holds no config\.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (lambda folder: (folder / "config.json").unlink(), r"has no config\.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not readable JSON"),
         (lambda folder: (folder / "tokenizer.model").unlink(), "has no tokenizer"),
         (lambda folder: edit_config(folder, architectures=["LlavaMptForCausalLM"]), "is a LlavaMptForCausalLM"),
@@ -280,5 +280,5 @@ def test_a_good_checkpoint_loads_without_a_word(inside, capfd, caplog):
 
 
 def test_no_such_model():
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         load("/no/such/model")

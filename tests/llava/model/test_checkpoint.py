@@ -19,7 +19,7 @@ def test_a_list_of_files_that_leads_elsewhere_moves_nothing(tmp_path, name):
     (folder / ".complete/.files.json").write_text(json.dumps(["config.json", name]))
     before = sorted(tmp_path.rglob("*"))
     for read in (finish_save, read_config, fits_llava_classes):
-        with pytest.raises(ValueError, match=r"which is no file inside|interrupted at its last step"):
+        with pytest.raises(ValueError, match=r"which is not a file inside|interrupted at its last step"):
             read(folder)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -47,7 +47,7 @@ def test_there_and_back(target, llama_folder, tmp_path):
     assert "delta_of" not in json.loads((again / "config.json").read_text())
 
 
-def test_consolidate(tiny_llava, target, tmp_path):
+def test_consolidate(tiny_llava, target, tmp_path, capsys):
     shutil.copytree(target, tmp_path / "sharded")
     (tmp_path / "sharded" / "model.safetensors").unlink()
     weights = load_file(target / "model.safetensors")
@@ -59,7 +59,11 @@ def test_consolidate(tiny_llava, target, tmp_path):
     (tmp_path / "sharded" / "pytorch_model.bin.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": index})
     )
+    capsys.readouterr()
     consolidate.main(["--src", str(tmp_path / "sharded"), "--dst", str(tmp_path / "whole")])
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["tensors"] == len(load_file(tmp_path / "whole" / "model.safetensors"))
+    assert told["bytes"] == (tmp_path / "whole" / "model.safetensors").stat().st_size
     same_weights(target, tmp_path / "whole", atol=0, rtol=0)
 
 
@@ -67,7 +71,7 @@ def test_errors_are_one_line(llama_folder, target, tmp_path):
     with pytest.raises(SystemExit, match=r"error: .* is a language model without vision tower"):
         consolidate.main(["--src", str(llama_folder), "--dst", str(tmp_path / "x")])
     paths = ["--base-model-path", "/no/such", "--target-model-path", str(target)]
-    with pytest.raises(SystemExit, match="error: /no/such is no folder"):
+    with pytest.raises(SystemExit, match="error: /no/such is not a folder"):
         make_delta.main([*paths, "--delta-path", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
 

@@ -69,9 +69,9 @@ CASES = {
     "s2": (lambda f: config(f, s2=True), r"s2 in the config\.json of .* is True; it has to be absent or false"),
     "pinpoints": (
         lambda f: config(f, **NEXT, image_grid_pinpoints="(1x1),...,(6x6)"),
-        "is no list of pairs; give a list",
+        "is not a list of pairs; give a list",
     ),
-    "no pinpoints": (lambda f: config(f, **NEXT), "image_grid_pinpoints .* None is no list of pairs"),
+    "no pinpoints": (lambda f: config(f, **NEXT), "image_grid_pinpoints .* None is not a list of pairs"),
     "feature": (lambda f: config(f, mm_vision_select_feature="cls"), "cls; it has to be absent or patch or cls_patch"),
     "layer": (lambda f: config(f, mm_vision_select_layer=-9), r"mm_vision_select_layer -9 is not in the vision tower"),
     "text": (lambda f: config(f, hidden_size="64"), "hidden_size .* is 64; it has to be a whole number above 0"),
@@ -79,8 +79,8 @@ CASES = {
     "list": (lambda f: config(f, mm_vision_tower=["a"]), "mm_vision_tower .* it has to be text"),
     "architectures": (lambda f: config(f, architectures="Llama"), "architectures .* a list of class names"),
     "heads": (lambda f: config(f, num_attention_heads=3), r"has shape \(64, 64\), its config\.json says \(64, 48\)"),
-    "rope": (lambda f: config(f, rope_parameters="x"), "is no model's|cannot be loaded"),
-    "activation": (lambda f: config(f, hidden_act="nothing"), "is no model's|cannot be loaded"),
+    "rope": (lambda f: config(f, rope_parameters="x"), "is not a model's|cannot be loaded"),
+    "activation": (lambda f: config(f, hidden_act="nothing"), "is not a model's|cannot be loaded"),
     "million": (lambda f: config(f, num_hidden_layers=10**6), "1000000; it has to be at most 1000"),
     "layers": (lambda f: config(f, num_hidden_layers=1), "has the weights of 2 layers, but num_hidden_layers is 1"),
     "deep projector": (
@@ -106,11 +106,11 @@ CASES = {
     "index path": (lambda f: index(f, {"a": "../x.safetensors"}), 'has no "weight_map" from names to files'),
     "directory": (
         lambda f: ((f / "model.safetensors").unlink(), (f / "pytorch_model.bin").mkdir()),
-        "holds no weights",
+        "has no weights",
     ),
     "no dictionary": (
         lambda f: ((f / "model.safetensors").unlink(), torch.save([1], f / "pytorch_model.bin")),
-        "holds no tensors by name",
+        "has no tensors by name",
     ),
     "projector folder": (projector_only, r"projector( only)? .*\bbase"),
     "not a number": (lambda f: weights(f, nan), r"layers\.1\.mlp\.up_proj\.weight of .* infinite or no numbers"),
@@ -142,7 +142,7 @@ def test_architectures_may_be_absent(folder):
 def test_a_stale_index_beside_whole_weights_is_not_read(folder, caplog):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
     load_pretrained_model(str(folder), None, "x", device="cpu")
-    assert "remove the stale one" in caplog.text
+    assert "remove the outdated one" in caplog.text
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"or remove model\.safetensors\.index\.json if pytorch_model\.bin is whole"):
         load_pretrained_model(str(folder), None, "x", device="cpu")

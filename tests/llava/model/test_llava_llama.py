@@ -145,7 +145,7 @@ def test_errors_of_counting(tiny_llava, llama_folder):
 )
 def test_what_is_no_pixels_is_refused_in_one_line(tiny_llava, images, said):
     for call in (tiny_llava, lambda ids, images: tiny_llava.generate(ids, images=images, max_new_tokens=1)):
-        with pytest.raises(ValueError, match=rf"^images={said} are no pixels; give .*image\[None\]$"):
+        with pytest.raises(ValueError, match=rf"^images={said} are not pixels; give .*image\[None\]$"):
             call(torch.tensor([[1, 5, -200, 7]]), images=images)
 
 

@@ -99,7 +99,7 @@ def test_a_projector_on_a_base_remembers_too(make_tiny_llava, llama_folder, tmp_
     ("field", "message"),
     [
         ("flowcut:budget=5", "is not a dict of fields"),
-        ({"budget": 5, "colour": "red"}, "'colour' is no setting of flowcut"),
+        ({"budget": 5, "colour": "red"}, "'colour' is not a setting of flowcut"),
         ({"method": "later", "budget": 5}, "unknown pruner method 'later'; choose one of"),
         ({"budget": 5}, "flowcut:budget=5 does not fit .*: last_layer=-3 is not in this encoder"),
     ],

@@ -76,7 +76,7 @@ def test_images_are_handed_out_by_placeholders():
 @pytest.mark.parametrize(("count", "blank_images"), [(2, False), (4, False), (2, True), (5, True)])
 def test_another_number_of_images_is_an_error(count, blank_images):
     ids = torch.tensor([[IMAGE, IMAGE, 3], [1, 2, 3], [1, 2, IMAGE]])
-    with pytest.raises(ValueError, match=f"hold 3 <image> placeholders but {count} images"):
+    with pytest.raises(ValueError, match=f"contain 3 <image> placeholders but {count} images"):
         splice(ids, text(ids), [visual(1, 1)] * count, blank_images=blank_images)
 
 

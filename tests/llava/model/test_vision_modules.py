@@ -14,7 +14,7 @@ LARGE = "openai/clip-vit-large-patch14-336"
 
 
 def test_a_tower_of_several_scales_is_refused():
-    with pytest.raises(ValueError, match="s2: true asks for a tower of several scales"):
+    with pytest.raises(ValueError, match="s2: true needs a tower of several scales"):
         build_vision_tower(tower_arguments(mm_vision_tower=LARGE, s2=True), delay_load=True)
 
 

@@ -337,6 +337,6 @@ def test_half_a_document_is_not_glued_to_an_error(end):
 
 @pytest.mark.parametrize("text", ["70000", "0", "-1", "x", "", "٣", "1.5"])
 def test_ports_are_checked(text):
-    with pytest.raises(Exception, match="is no port; give a number from 1 to 65535"):
+    with pytest.raises(Exception, match="is not a port; give a number from 1 to 65535"):
         port_number(text)
     assert port_number("65535") == 65535

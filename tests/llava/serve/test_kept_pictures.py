@@ -60,12 +60,12 @@ def test_tiles_lie_beside_each_other():
 def test_merged_patches_are_told_apart_from_kept_ones():
     steps = [{"stage": "encoder", "layer": 3, "kept": [[0, 3]]}]
     _, caption = final_picture(kept(steps=steps, sources=[[0, 0, 1, 1]]))
-    assert caption == "4 patches became 2 tokens; a colour is a token of several patches"
+    assert caption == "4 patches became 2 tokens; patches of one colour are one token"
     _, caption = final_picture(kept(steps=steps, sources=[[0, 0, -1, 2]], others=1))
-    assert caption.endswith("several patches, pale ones were dropped, and 1 of no single patch")
+    assert caption.endswith("one token, pale patches were dropped; other tokens: 1")
     assert layer_pictures(kept(steps=steps, sources=[[0, 0, 1, 1]])) == []
     _, caption = final_picture(kept(steps=steps, mixed=True))
-    assert caption.startswith("2 of 4 patches; tokens also hold parts of other patches")
+    assert caption.startswith("2 of 4 patches; tokens also contain other patches")
 
 
 def test_a_token_of_several_patches_has_one_colour_and_its_border():

@@ -24,7 +24,7 @@ from llava.serve.side_by_side import SideBySide
 from llava.utils import moderation_msg
 
 # The workers below do not exist, and the page says so in a corner.
-pytestmark = pytest.mark.filterwarnings("ignore:no proper answer", "ignore:no worker serves")
+pytestmark = pytest.mark.filterwarnings("ignore:no valid answer", "ignore:no worker serves")
 
 
 VALUES = ["a", 0.0, 1.0, 4, "Default", False, "none", 64, "", OFF, 64, ""]  # of `Widgets.wish`
@@ -50,9 +50,9 @@ def test_flags_are_llavas_but_for_the_host():
 def test_without_key_or_controller_it_refuses_in_one_line(idle, monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     flags = ["--log-dir", str(tmp_path), "--controller"]
-    with pytest.raises(SystemExit, match=r"^error: moderation asks OpenAI and needs a key; set OPENAI_API_KEY"):
+    with pytest.raises(SystemExit, match=r"^error: moderation uses OpenAI's server and needs a key; set "):
         gradio_web_server.main([*flags, idle[0], "--moderate"])
-    with pytest.raises(SystemExit, match=r"^error: no proper answer from http://127\.0\.0\.1:9/list_models"):
+    with pytest.raises(SystemExit, match=r"^error: no valid answer from http://127\.0\.0\.1:9/list_models"):
         gradio_web_server.main([*flags, "http://127.0.0.1:9"])
 
 
@@ -86,7 +86,7 @@ def test_once_and_reload(tmp_path):
         assert reload.load(Visit())[0].choices == []
         known.register("http://127.0.0.1:9", False, WorkerStatus(model_names=["b"]))
         reload.models = ["b"]
-    with pytest.warns(UserWarning, match="no proper answer"):  # the controller is gone
+    with pytest.warns(UserWarning, match="no valid answer"):  # the controller is gone
         models, *_ = reload.load(Visit())
     assert [name for name, _ in models.choices] == ["b"]
 
@@ -139,7 +139,7 @@ def test_an_upload_is_not_opened_before_its_format_is_checked(idle, tmp_path, mo
     payload = gr.image_utils.ImageData(path=str(tmp_path / "a.jpg"), orig_name="a.jpg")
     assert image.preprocess(payload) == payload.path
     assert image.preprocess(None) is None
-    with pytest.raises(gr.Error, match="the picture is no file; upload one"):
+    with pytest.raises(gr.Error, match="the picture is not a file; upload one"):
         image.preprocess(gr.image_utils.ImageData(url="data:image/png;base64,aaaa"))
 
 
@@ -160,7 +160,7 @@ def test_a_missing_picture_is_told_where_the_model_needs_one(idle, tmp_path, mon
     handlers, session = Handlers(settings(idle[0], tmp_path)), SideBySide()
     status = WorkerStatus(model_names=["a"], needs_picture=True)
     monkeypatch.setattr("llava.serve.session.status_of", lambda worker: status)
-    with pytest.raises(gr.Error, match="answers questions about pictures only; upload one, or take an example"):
+    with pytest.raises(gr.Error, match="answers questions about pictures only; upload one, or choose an example"):
         handlers.ask(session, "what is this", None, *VALUES)
     picture, question = example(0)
     assert handlers.ask(session, question, picture, *VALUES) is session
@@ -194,7 +194,7 @@ def test_nothing_is_logged_without_a_folder(idle, tmp_path):
 def test_ports_are_checked(program, capsys):
     with pytest.raises(SystemExit):
         program.build_parser().parse_args(["--port", "70000"])
-    assert "'70000' is no port; give a number from 1 to 65535" in capsys.readouterr().err
+    assert "'70000' is not a port; give a number from 1 to 65535" in capsys.readouterr().err
 
 
 def test_a_flagged_question_is_not_asked(idle, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def test_a_stream_that_breaks_off_is_noticed():
 
 @pytest.mark.parametrize("document", [b"{half", b"[1]", b"null", b"\xff", b"[" * 100_000])
 def test_what_is_no_document_is_a_lost_worker(document):
-    with pytest.raises(WorkerLostError, match="no JSON object"):
+    with pytest.raises(WorkerLostError, match="not a JSON object"):
         list(decode([document + b"\0"]))
 
 

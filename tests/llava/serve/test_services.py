@@ -372,7 +372,7 @@ class TestCommands:
         test_message.main(["--worker", services[1].url, "--model-name", "tiny", *flags])
         assert capsys.readouterr().out == by_controller
         assert by_controller.strip()
-        with pytest.raises(SystemExit, match="error: no proper answer from http://127"):
+        with pytest.raises(SystemExit, match="error: no valid answer from http://127"):
             test_message.main(["--controller", "http://127.0.0.1:9"])
         with pytest.raises(SystemExit, match="error: no worker serves 'none such'"):
             test_message.main(["--controller", services[0].url, "--model-name", "none such"])

@@ -60,7 +60,7 @@ def test_settings_of_a_method_are_passed_on(controller, files):
     wish = Wish("tiny", method="fastv", budget=6, settings=" keep=4 , layer=1,")
     assert wish.pruner == "fastv:budget=6,keep=4,layer=1"
     [said] = ask(Session(), controller, TEXT, files[0], Wish("tiny", method="random", budget=6, settings="kepp=4"))
-    assert "'kepp=4' is no setting of random" in said
+    assert "'kepp=4' is not a setting of random" in said
 
 
 def test_a_worker_that_ignores_the_method_is_told(engine, files):
@@ -107,7 +107,7 @@ def test_what_cannot_be_asked(controller, files, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match="cannot be read"):
         session.add(TEXT, str(tmp_path / "text.png"), WISH, controller)
-    with pytest.raises(ValueError, match="does it run"):
+    with pytest.raises(ValueError, match="is the server running"):
         Session().add(TEXT, None, WISH, ControllerClient("http://127.0.0.1:9"))
     assert not Session().reopen()
 

@@ -70,5 +70,5 @@ def test_what_it_cannot_do_is_said(sglang, request_for, changes, said):
 
 
 def test_without_a_server_it_does_not_start():
-    with pytest.raises(ValueError, match=r"no proper answer from http://127\.0\.0\.1:9/get_model_info"):
+    with pytest.raises(ValueError, match=r"no valid answer from http://127\.0\.0\.1:9/get_model_info"):
         SGLangWorker("http://127.0.0.1:9", Place(""))

@@ -91,12 +91,12 @@ def test_what_it_cannot_do_is_said(vllm, request_for, changes, said):
 def test_an_error_of_the_server_is_one_line(vllm, endpoint, request_for):
     endpoint[1].refuse["too long"] = (400, "This model's maximum context length is 2048 tokens.")
     document = last(vllm, request_for(prompt="<image> too long"))
-    assert document["text"] == "ValueError: vLLM said 400: This model's maximum context length is 2048 tokens."
+    assert document["text"] == "ValueError: vLLM answered 400: This model's maximum context length is 2048 tokens."
 
 
 def test_it_does_not_start_with_a_wrong_server(endpoint, hub_folder):
     for address, flags, message in (
-        ("http://127.0.0.1:9", (), r"no proper answer from http://127\.0\.0\.1:9/v1/models"),
+        ("http://127.0.0.1:9", (), r"no valid answer from http://127\.0\.0\.1:9/v1/models"),
         (endpoint[0], ("--model-path", "other"), "serves served, not other; give its checkpoint"),
         (endpoint[0], ("--pruner", "flowcut:budget=4"), "this server prunes with fastervlm:budget=9"),
         (endpoint[0], ("--conv-mode", "none such"), "conversation mode 'none such' is unknown"),

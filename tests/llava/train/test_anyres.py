@@ -265,7 +265,7 @@ def test_training_goes_on_with_the_grids_of_a_checkpoint(tuned, tiles_folder, tm
     ("more", "reason"),
     [
         (("--image_grid_pinpoints", "[(84, 56)]"), "84 x 56 is not made of whole tiles of 56 x 56 pixels"),
-        (("--mm_vision_select_feature", "cls_patch"), "where CLS has no place"),
+        (("--mm_vision_select_feature", "cls_patch"), "which has no place for CLS"),
     ],
 )
 def test_what_does_not_fit_the_tower_is_one_line(flags, tmp_path, more, reason):

@@ -48,7 +48,7 @@ def test_bf16_and_tf32_on_a_cpu():
         ("--remove_unused_columns True", "drop the images"),
         ("--warmup_ratio 1.5", "share of all steps"),
         ('--deepspeed {"zero_optimization":{"stage":3}}', "a checkpoint would hold no weights"),
-        ('--deepspeed {"optimizer":{}} --mm_projector_lr 1', "take the section out"),
+        ('--deepspeed {"optimizer":{}} --mm_projector_lr 1', "remove the section"),
         ("--deepspeed absent.json", "absent.json: no such file"),
         ("--deepspeed {", "is not JSON"),
         ("--pruner flowcat:budget=5", "unknown pruner 'flowcat:budget=5'"),

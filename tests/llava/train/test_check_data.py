@@ -265,10 +265,10 @@ def test_interrupted_it_reports_what_it_has(run, folder, monkeypatch, good, stat
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (("--version", "v7"), "--version v7 is no template"),
+        (("--version", "v7"), "--version v7 is not a template"),
         (("--image_folder", "absent"), "absent: no such folder"),
         (("--data_path", "absent.json"), "no such file"),
-        (("--model_name_or_path", "/absent"), "/absent is no folder"),
+        (("--model_name_or_path", "/absent"), "/absent is not a folder"),
         (("--image_aspect_ratio", "anyres", "--tile_size", "224"), "not made of whole tiles of 224 x 224"),
         (("--pruner", "flowcat:budget=3"), "unknown pruner"),
     ],

@@ -285,9 +285,9 @@ def test_quantised(bits, lora_flags, tmp_path):
         (("--lora_r", 0), "--lora_r 0: give a rank of at least 1"),
         (("--bits", 4, "--deepspeed", "scripts/zero3.json"), "--bits 4 and ZeRO stage 3 exclude each other"),
         (("--deepspeed", "scripts/zero2.json"), "--deepspeed needs a launcher"),
-        (("--lora_weight_path", "absent"), "absent holds no LoRA adapter"),
+        (("--lora_weight_path", "absent"), "absent has no LoRA adapter"),
         (("--report_to", "wandb"), "--report_to wandb needs the wandb package"),
-        (("--version", "v9"), "--version v9 is no conversation template; use one of default, v0"),
+        (("--version", "v9"), "--version v9 is not a conversation template; use one of default, v0"),
     ],
 )
 def test_contradictions_are_one_line(more, reason, lora_flags, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def test_the_older_checkpoint_is_chosen_with_a_line(unbroken, tmp_path, damage, 
     assert chosen_checkpoint(None, str(tmp_path), False) == str(newest)
     DAMAGE[damage](newest)
     assert chosen_checkpoint(None, str(tmp_path), False) == str(tmp_path / "checkpoint-1")
-    assert "checkpoint-2 is passed over: " in caplog.text
+    assert "checkpoint-2 is skipped: " in caplog.text
     with pytest.raises(ValueError, match="checkpoint-2") as error:
         chosen_checkpoint(str(newest), str(tmp_path), False)
     assert "\n" not in str(error.value)
@@ -121,7 +121,7 @@ def test_words_and_folders(unbroken, tmp_path, caplog):
     ):
         assert chosen_checkpoint(asked, output, overwrite) == expected
     assert chosen_checkpoint(None, str(tmp_path), False) is None
-    with pytest.raises(ValueError, match=r"True: .* has no whole checkpoint"):
+    with pytest.raises(ValueError, match=r"True: .* has no complete checkpoint"):
         chosen_checkpoint("True", str(tmp_path), False)
     with pytest.raises(ValueError, match="absent: no such folder; give a checkpoint-N folder, True"):
         chosen_checkpoint("absent", output, False)

@@ -79,4 +79,10 @@ def test_train_xformers_trains_with_sdpa(flags, data_folder, tmp_path, capsys):
     stage = ("--version", "plain", "--data_path", data_folder / "captions.json", "--tune_mm_mlp_adapter", True)
     main(flags(tmp_path, *stage, "--max_steps", 1))
     assert (tmp_path / "mm_projector.bin").is_file()
-    assert "training 6,272 of 191,680 parameters on 12 samples for 1 steps of 4 samples" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any("training 6,272 of 191,680 parameters on 12 samples for 1 steps of 4 samples" in line for line in lines)
+    told = json.loads(lines[-1])
+    assert (told["output_dir"], told["steps"]) == (str(tmp_path), 1)
+    assert (
+        told["train_loss"] == json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][-1]["train_loss"]
+    )

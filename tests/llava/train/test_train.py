@@ -231,7 +231,7 @@ def test_unusable_input_is_one_line(flags, data_folder, tmp_path, capfd):
         (("--data_path", tmp_path / "absent.json"), r"absent\.json: no such file"),
         (("--data_path", bad, "--dataloader_num_workers", 0), r"sample 0 \(id 'x'\): .*"),
         (("--data_path", bad, "--dataloader_num_workers", 1), r"sample 0 \(id 'x'\): .*"),
-        (("--data_path", bad, "--model_name_or_path", tmp_path), r"holds no config\.json"),
+        (("--data_path", bad, "--model_name_or_path", tmp_path), r"has no config\.json"),
         (("--pruner", "flowcut:budget=0", "--model_name_or_path", tmp_path / "absent"), r"budget=0 is not"),
         (("--data_path", bad, "--pruner", "flowcut:budget=5"), r"last_layer=-3 is not in this encoder"),
     ):
@@ -250,7 +250,7 @@ def test_a_dry_run_lists_everything_at_once(flags, data_folder, tmp_path, capsys
     lines = str(exit.value).splitlines()
     words = (
         "v9",
-        r"holds no config\.json",
+        r"has no config\.json",
         "has no tokenizer",
         "Unknown vision tower",
         r"absent\.bin",
@@ -485,5 +485,5 @@ def test_a_remembered_field_that_cannot_be_read_is_one_line(pruned, flags, data_
 def test_a_pruner_without_a_tower_is_refused(flags, data_folder, tmp_path):
     blind = [flag for flag in flags(tmp_path) if flag != "--vision_tower"]
     blind.remove(blind[blind.index("--model_name_or_path") + 2])
-    with pytest.raises(ValueError, match="no vision tower, hence nothing for fastervlm:budget=5 to drop"):
+    with pytest.raises(ValueError, match="no vision tower, so fastervlm:budget=5 has nothing to drop"):
         prepare(argv=[*blind, "--data_path", str(data_folder / "dialogues.json"), "--pruner", "fastervlm:budget=5"])

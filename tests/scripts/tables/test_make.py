@@ -106,6 +106,31 @@ def test_a_dry_run_lists_every_missing_file_and_writes_nothing(tmp_path, capsys)
         )
     assert stopped.value.code == 1
     lines = capsys.readouterr().out.splitlines()
-    assert json.loads(lines[-1])["missing"] == ["gqa", "pope"]
+    found = json.loads(lines[-1])
+    assert found["missing"] == ["gqa", "pope"]
     assert sum("val2014.zip, about 6.5 GB" in line for line in lines) == 1
+    assert sum("https://huggingface.co/an/owner, size unknown" in line for line in lines) == 1
+    assert f"missing downloads: 5, about {1.4 + 20 + 6.5:g} GB and 2 of unknown size" in lines
+    assert found["sizes"]["https://huggingface.co/an/owner"] is None
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "hours"), [(1, 107), (7, 0.85 * 13), (9, 4.3 * 8)])
+def test_the_hours_of_a_dry_run_are_those_of_the_documentation(number, hours, tmp_path, capsys):
+    """docs/reproduce.md has them per row, rounded. Table 9 is of LLaVA-1.5-7B too."""
+    folders = ("--data", str(tmp_path / "data"), "--results", str(tmp_path))
+    with pytest.raises(SystemExit):
+        make.main([str(number), "--dry-run", *folders])
+    said = capsys.readouterr().out
+    found = float(re.search(r"estimate: .*: about ([\d.]+) hours on one GPU \(by 115.0 ms", said)[1])
+    assert found == pytest.approx(hours, rel=0.03)
+
+
+def test_a_dry_run_of_the_times_names_pope(tmp_path, capsys):
+    """Twelve rows, 500 questions each: six of either model."""
+    with pytest.raises(SystemExit):
+        make.main(["5", "--dry-run", "--data", str(tmp_path / "data"), "--results", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert json.loads(said.splitlines()[-1])["missing"] == ["pope"]
+    assert "6000 answers are missing" in said
+    assert "llava-v1.6-vicuna-7b, about 14.1 GB" in said

@@ -58,7 +58,7 @@ def test_a_file_is_resumed_and_bad_videos_may_be_mended(asked, hf_folder):
 
 def test_other_settings_do_not_continue_a_file(asked, hf_folder):
     run(asked, hf_folder("qwen2_vl"), "answers.jsonl")
-    with pytest.raises(SystemExit, match=r"begun with other settings \(max_pixels None -> 6400"):
+    with pytest.raises(SystemExit, match=r"written with other settings \(max_pixels None -> 6400"):
         run(asked, hf_folder("qwen2_vl"), "answers.jsonl", "--max-pixels", "6400")
 
 

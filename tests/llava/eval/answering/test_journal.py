@@ -94,7 +94,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
 def test_answers_to_other_questions_are_refused(tmp_path):
     journal = Journal(tmp_path / "a.jsonl", SETTINGS)
     journal.write(line(QUESTIONS[3]))
-    with pytest.raises(ValueError, match="1 answers to questions that are not asked"):
+    with pytest.raises(ValueError, match="1 answers to questions that are not part of this run"):
         journal.pending(QUESTIONS[:3])
 
 
@@ -124,6 +124,6 @@ def test_fresh_discards_regular_files_only(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     for path in ("/dev/null", tmp_path / "pipe.jsonl", tmp_path / "folder.jsonl"):
-        with pytest.raises(ValueError, match="is no regular file"):
+        with pytest.raises(ValueError, match="is not a regular file"):
             Journal(path, SETTINGS, fresh=True)
         assert Path(path).exists()

@@ -140,10 +140,10 @@ def test_a_benchmark_from_question_file_to_score(server, hub_folder, tmp_path, m
         ({}, ["--pruner", "fastervlm:budget=0"], "budget=0 is not a whole number"),
         ({"plug_in": False}, [], "does not prune: it read all 16 tokens with fastervlm:budget=5"),
         ({"trusts": False}, [], "Start vLLM with --trust-request-mm-kwargs --trust-request-chat-template"),
-        ({"details": False}, [], "does not tell a prompt's visual tokens; start it with"),
-        ({}, ["--dtype", "float32"], "--dtype is the server's to decide"),
+        ({"details": False}, [], "does not report the visual tokens of a prompt; start it with"),
+        ({}, ["--dtype", "float32"], "--dtype is decided by the server"),
         ({}, ["--num_beams", "2"], "--num_beams 2 is not possible with --backend vllm"),
-        ({}, ["--in-flight", "0"], "--in-flight 0 is no number of requests"),
+        ({}, ["--in-flight", "0"], "--in-flight 0 is not a number of requests"),
     ],
 )
 def test_what_does_not_go_is_one_line(ask, engine, hub_folder, options, more, message):
@@ -154,7 +154,7 @@ def test_what_does_not_go_is_one_line(ask, engine, hub_folder, options, more, me
 
 
 def test_no_server_another_model_and_flags_that_belong_together(ask, server, llava_folder, engine):
-    with pytest.raises(SystemExit, match=r"no proper answer from http://127\.0\.0\.1:9/v1/models .*; does vLLM's"):
+    with pytest.raises(SystemExit, match=r"no valid answer from http://127\.0\.0\.1:9/v1/models .*; is vLLM's"):
         ask("none.jsonl", *through("http://127.0.0.1:9"))
     with pytest.raises(SystemExit, match="belong together"):
         ask("none.jsonl", "--backend", "vllm")

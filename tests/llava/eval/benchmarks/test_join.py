@@ -69,8 +69,8 @@ def test_an_empty_answer_is_an_answer():
         ('{"question_id": 1}', "line 2 has no question_id or no text"),
         ('{"question_id": 1, "text": null}', "line 2 has no question_id or no text"),
         ('{"text": "a"}', "line 2 has no question_id or no text"),
-        ("{", "line 2 is no JSON"),
-        ("[1]", "entry 2 is no JSON object"),
+        ("{", "line 2 is not JSON"),
+        ("[1]", "entry 2 is not a JSON object"),
     ],
 )
 def test_lines_that_are_no_answers(tmp_path, line, reason):

@@ -126,12 +126,12 @@ def test_damaged_files_are_named(folder_of, tmp_path):
     (root / "OCR" / "0009.txt").write_text("Is this it?\tYes\n")
     with pytest.raises(ValueError, match="has no picture next to it"):
         bench.build(folder, split)
-    with pytest.raises(ValueError, match="holds none of MME's tasks"):
+    with pytest.raises(ValueError, match="has none of MME's tasks"):
         mme.task_root(tmp_path / "MME" / mme.RELEASE / "OCR")
     (tmp_path / "count.txt").write_text("a\tb\tYes\n")
     with pytest.raises(ValueError, match=r"count\.txt line 1 has 3 cells"):
         mme.read_results(tmp_path)
-    with pytest.raises(ValueError, match="holds no <task>"):
+    with pytest.raises(ValueError, match="has no <task>"):
         mme.read_results(folder)
 
 

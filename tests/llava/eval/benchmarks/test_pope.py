@@ -110,7 +110,7 @@ def test_files_of_two_releases_are_refused(folder_of, tmp_path):
     with pytest.raises(ValueError, match=r"question 10000001 .* is not in coco_pope_\*\.json"):
         bench.read(folder, tmp_path / "a.jsonl", split)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no coco_pope_\*\.json"):
+    with pytest.raises(ValueError, match=r"has no coco_pope_\*\.json"):
         pope.official_rows(tmp_path / "empty")
 
 

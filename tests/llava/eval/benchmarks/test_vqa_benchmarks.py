@@ -54,7 +54,7 @@ def test_vqav2_upload_lists_all_of_test2015(folder_of, tmp_path):
         *({"question_id": one, "answer": ""} for one in (2000, 3000, 3001)),
     ]
     (folder / "v2_OpenEnded_mscoco_test2015_questions.json").unlink()
-    with pytest.raises(ValueError, match="all of whose ids the server wants"):
+    with pytest.raises(ValueError, match="the server needs answers for its ids"):
         bench.export(folder, split, joined.samples, tmp_path / "a")
 
 

@@ -196,7 +196,7 @@ def test_announced_wait():
 
 @pytest.mark.parametrize("address", ["", "api.openai.com/v1", "ftp://x/v1", "http://"])
 def test_bad_addresses(address):
-    with pytest.raises(ValueError, match="give one like https://"):
+    with pytest.raises(ValueError, match="address, like https://"):
         Endpoint(address)
 
 

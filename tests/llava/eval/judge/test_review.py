@@ -363,11 +363,11 @@ def test_flags(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        (("--judge-model", "m"), "nothing to ask; give --judge-base-url"),
+        (("--judge-model", "m"), "but no judge; give --judge-base-url"),
         (("--judge-base-url", "http://x", "--judge-requests", "f"), "give either"),
         (("--judge-base-url", "http://x", "--judge-runs", "0"), "at least 1"),
         (("--judge-base-url", "http://x", "--max-judge-failures", "2"), "from 0 to 1"),
-        (("--judge-base-url", "x"), "no http"),
+        (("--judge-base-url", "x"), "not an http"),
     ],
 )
 def test_flags_that_do_not_go_together(given, complaint):
@@ -375,11 +375,11 @@ def test_flags_that_do_not_go_together(given, complaint):
         flags(*given)
 
 
-@pytest.mark.parametrize("body", ["{", "[1]", "3"])
-def test_a_body_that_is_no_object(body, capsys):
+@pytest.mark.parametrize(("body", "said"), [("{", "is not JSON"), ("[1]", "is not a JSON"), ("3", "is not a JSON")])
+def test_a_body_that_is_no_object(body, said, capsys):
     with pytest.raises(SystemExit):
         flags("--judge-body", body)
-    assert "is no JSON" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_without_a_judge(tmp_path):

@@ -106,8 +106,8 @@ def test_with_permission_it_is_fetched(server):
         ("/large", 10**6, "larger than"),
         ("/gone", 10**6, "404"),
         ("/loop", 10**6, "more than 3 redirects"),
-        ("/away?ftp://127.0.0.1/a", 10**6, "is no http"),
-        ("/away?file:///etc/passwd", 10**6, "is no http"),
+        ("/away?ftp://127.0.0.1/a", 10**6, "is not an http"),
+        ("/away?file:///etc/passwd", 10**6, "is not an http"),
     ],
 )
 def test_the_limits_hold(server, path, largest, said):

@@ -162,12 +162,12 @@ def test_prompts(hf_checkpoint, answerer):
     old = HFAnswerer(hf_checkpoint("video_llava")._replace(mode="llava_v1"))
     assert old.prompt("why?", videos=[True]).endswith("questions. USER: <video>\nwhy? ASSISTANT:")
     assert old.prompt("a <image-placeholder> b").endswith("USER: a <image> b ASSISTANT:")
-    with pytest.raises(ValueError, match="2 times <image-placeholder>, and 1 are shown"):
+    with pytest.raises(ValueError, match="<image-placeholder> 2 times for 1 pictures"):
         answer.prompt("<image-placeholder><image-placeholder>")
 
 
 def test_a_placeholder_in_the_text_is_refused(answerer):
-    with pytest.raises(ValueError, match="names 2 pictures by <image>, and 1 are shown; leave <image> out"):
+    with pytest.raises(ValueError, match="has <image> 2 times for 1 pictures; leave <image> out"):
         answerer("llava_hf")(["what <image>"], [pictures(1)])
 
 

@@ -30,7 +30,7 @@ def test_llavas_own_classes_are_taken_where_they_fit(hf_folder, llava_folder, tm
     assert fits_llava_classes(str(llava_folder))
     assert fits_llava_classes(str(tmp_path)), "an adapter has no config.json"
     assert not isinstance(load_answerer(str(llava_folder), device="cpu"), HFAnswerer)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         fits_llava_classes(str(tmp_path / "nothing"))
 
 
@@ -42,7 +42,7 @@ def test_the_host_may_be_chosen(hf_folder):
         load_answerer(str(hf_folder("qwen2_vl")), backend="llava", device="cpu")
     with pytest.raises(ValueError, match="host='vllm' is unknown; use auto, llava, transformers"):
         load_answerer(folder, backend="vllm")
-    with pytest.raises(ValueError, match="take whole checkpoints; merge"):
+    with pytest.raises(ValueError, match="need complete checkpoints; merge"):
         load_answerer(folder, model_base="base", backend="transformers")
 
 
@@ -195,7 +195,7 @@ def test_glm_videos(hf_checkpoint, video):
 def test_videos_and_models_for_pictures(hf_checkpoint, video, tmp_path):
     with pytest.raises(ValueError, match="shown to a model that takes pictures only"):
         hf_checkpoint("llava_hf").show(video)
-    with pytest.raises(ValueError, match="frames=0 is no number of frames"):
+    with pytest.raises(ValueError, match="frames=0 is not a number of frames"):
         load_hf_checkpoint("anything", frames=0)
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):

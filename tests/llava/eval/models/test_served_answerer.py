@@ -41,7 +41,7 @@ def test_pictures_stand_where_the_text_says():
     mark = "<image-placeholder>"
     assert content_of(f"a{mark}b{mark}", [PICTURE, PICTURE]) == ["a", PICTURE, "b", PICTURE]
     assert content_of(f"{mark}b", [PICTURE]) == [PICTURE, "b"]
-    with pytest.raises(ValueError, match="1 times <image-placeholder>, and 2 are shown"):
+    with pytest.raises(ValueError, match="<image-placeholder> 1 times for 2 pictures"):
         content_of(f"a{mark}", [PICTURE, PICTURE])
 
 

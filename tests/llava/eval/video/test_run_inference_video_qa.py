@@ -83,9 +83,9 @@ def test_the_prompt_may_be_the_checkpoints_own(benchmark_folder, video_model):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("test_q.json", "[", "is no JSON"),
-        ("test_q.json", '{"a": 1}', "is no JSON list of video_name, question, question_id"),
-        ("test_a.json", '[{"question_id": 1}]', "is no JSON list of question_id, answer"),
+        ("test_q.json", "[", "is not JSON"),
+        ("test_q.json", '{"a": 1}', "is not a JSON list of video_name, question, question_id"),
+        ("test_a.json", '[{"question_id": 1}]', "is not a JSON list of question_id, answer"),
         (
             "test_a.json",
             '[{"question_id": 1, "answer": "a"}, {"question_id": 1, "answer": "b"}]',

@@ -44,7 +44,7 @@ def test_flowcut_against_flowcut(budget, ratio, monkeypatch):
 
 def test_a_budget_that_cannot_be_met_is_told_apart_from_other_errors():
     case = Case(*tflops.configs(), 62, 0.95, tiles=5)
-    with pytest.raises(BudgetNotMet, match="not to be met"):
+    with pytest.raises(BudgetNotMet, match="cannot be met"):
         in_decoder("pdrop:budget={}", case, 160)
     with pytest.raises(ValueError, match="unknown pruner") as error:
         in_decoder("pdorp:budget={}", case, 160)
