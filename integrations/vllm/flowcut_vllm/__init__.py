@@ -14,7 +14,10 @@ VLLM = "0.32"
 MODELS = {
     "LlavaForConditionalGeneration": "flowcut_vllm.llava:PrunedLlava",
     "LlavaNextForConditionalGeneration": "flowcut_vllm.llava_next:PrunedLlavaNext",
+    "Qwen2VLForConditionalGeneration": "flowcut_vllm.qwen2_vl:PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "flowcut_vllm.qwen2_5_vl:PrunedQwen2_5_VL",
+    "Qwen3VLForConditionalGeneration": "flowcut_vllm.qwen3_vl:PrunedQwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "flowcut_vllm.qwen3_vl:PrunedQwen3VLMoe",
 }
 """Where the class of each architecture is that is served pruned."""
 _NOT_YET = "it has no pruned class here yet"
@@ -22,9 +25,6 @@ REFUSED = dict.fromkeys(
     (
         "LlavaNextVideoForConditionalGeneration",
         "LlavaOnevisionForConditionalGeneration",
-        "Qwen2VLForConditionalGeneration",
-        "Qwen3VLForConditionalGeneration",
-        "Qwen3VLMoeForConditionalGeneration",
         "Qwen3_5ForConditionalGeneration",
         "Qwen3_5MoeForConditionalGeneration",
         "InternVLForConditionalGeneration",

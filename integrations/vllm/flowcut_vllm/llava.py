@@ -14,38 +14,13 @@ from vllm.model_executor.models.llava import (
     LlavaMultiModalProcessor,
     LlavaProcessingInfo,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flowcut.anatomy.reading import Projector, feature_layer
 from flowcut.pruner import EncoderShape, Pruner
-from flowcut_vllm.processor import PrunedInfo, PrunedProcessor
+from flowcut_vllm.processor import served
 from flowcut_vllm.pruned_model import PrunedImages, refuse_options
-from flowcut_vllm.pruner import check_served, server_pruner
+from flowcut_vllm.pruner import server_pruner
 from flowcut_vllm.tower import PrunedTower, clip_encoder
-
-_STOCK: Any = LlavaForConditionalGeneration._processor_factory
-
-
-class PrunedLlavaInfo(PrunedInfo, LlavaProcessingInfo):
-    """Counts of tokens, with the server's pruner."""
-
-
-class PrunedLlavaProcessor(PrunedProcessor, LlavaMultiModalProcessor):
-    """As many placeholders as tokens are kept."""
-
-
-def _info(ctx: Any) -> Any:
-    config = ctx.model_config.hf_config
-    pruner = server_pruner(config)
-    if pruner is None:
-        return _STOCK.info(ctx)
-    check_served(pruner, encoder_shape(config))
-    return PrunedLlavaInfo(ctx)
-
-
-def _processor(info: Any, dummy_inputs: Any) -> Any:
-    pruned = isinstance(info, PrunedLlavaInfo)
-    return PrunedLlavaProcessor(info, dummy_inputs) if pruned else _STOCK.processor(info, dummy_inputs)
 
 
 def tower_fields(config: Any) -> dict[str, Any]:
@@ -67,10 +42,11 @@ def encoder_shape(config: Any) -> EncoderShape:
     """A LLaVA's CLIP tower in plain numbers; vLLM leaves out the layers after the one features are read from."""
     fields = tower_fields(config)
     depth = config.vision_config.num_hidden_layers
-    return EncoderShape("CLIPVisionModel", depth, fields["feature_layer"] + 1, num_prefix_tokens=1, **fields)
+    present = fields["feature_layer"] + 1
+    return EncoderShape("CLIPVisionModel", depth, present, num_prefix_tokens=1, merges_before_mlp=True, **fields)
 
 
-@MULTIMODAL_REGISTRY.register_processor(_processor, info=_info, dummy_inputs=_STOCK.dummy_inputs)
+@served(encoder_shape, info=LlavaProcessingInfo, processor=LlavaMultiModalProcessor)
 class PrunedLlava(PrunedImages, LlavaForConditionalGeneration):
     """Stock without a pruner in the config. With one, `embed_multimodal` gives each image its budget of tokens."""
 

@@ -20,18 +20,15 @@ from vllm.model_executor.models.llava_next import (
     LlavaNextMultiModalProcessor,
     LlavaNextProcessingInfo,
 )
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from flowcut.anatomy.reading import Projector
 from flowcut.hooks.call_context import rows
-from flowcut.pruner import Pruner
+from flowcut.pruner import EncoderShape, Pruner
 from flowcut_vllm.llava import encoder_shape, tower_fields
-from flowcut_vllm.processor import PrunedInfo, PrunedProcessor
+from flowcut_vllm.processor import PrunedProcessor, served
 from flowcut_vllm.pruned_model import PrunedImages, refuse_options
-from flowcut_vllm.pruner import check_served, server_pruner
+from flowcut_vllm.pruner import check_reachable, server_pruner
 from flowcut_vllm.tower import PrunedTower, clip_encoder
-
-_STOCK: Any = LlavaNextForConditionalGeneration._processor_factory
 
 
 def check_config(config: Any) -> None:
@@ -44,6 +41,12 @@ def check_config(config: Any) -> None:
             "after one"
         )
     tower_fields(config)
+
+
+def checked_shape(config: Any) -> EncoderShape:
+    """`encoder_shape` of a config that passes `check_config`."""
+    check_config(config)
+    return encoder_shape(config)
 
 
 def grid_of(config: Any, size: Sequence[int]) -> tuple[int, int]:
@@ -69,35 +72,20 @@ def tokens_of(pruner: Pruner, tiles: int, patches: int, stock: int) -> int:
     return min(asked, stock)
 
 
-class PrunedLlavaNextInfo(PrunedInfo, LlavaNextProcessingInfo):
-    """Counts of tokens, with the server's pruner."""
-
-
 class PrunedLlavaNextProcessor(PrunedProcessor, LlavaNextMultiModalProcessor):
     """As many placeholders as tokens are kept."""
 
     def kept(self, pruner: Pruner, unpruned: int, images: Any, item: int) -> int:
         config, size = self.info.get_hf_config(), images.get_image_size(item)
         down, across = grid_of(config, (size.height, size.width))
-        return tokens_of(pruner, 1 + down * across, side_of(config) ** 2, unpruned)
+        tiles, patches = 1 + down * across, side_of(config) ** 2
+        tokens = tokens_of(pruner, tiles, patches, unpruned)
+        if tokens < unpruned:
+            check_reachable(pruner, tokens // tiles, patches, self.info.shape)
+        return tokens
 
 
-def _info(ctx: Any) -> Any:
-    config = ctx.model_config.hf_config
-    pruner = server_pruner(config)
-    if pruner is None:
-        return _STOCK.info(ctx)
-    check_config(config)
-    check_served(pruner, encoder_shape(config))
-    return PrunedLlavaNextInfo(ctx)
-
-
-def _processor(info: Any, dummy_inputs: Any) -> Any:
-    pruned = isinstance(info, PrunedLlavaNextInfo)
-    return PrunedLlavaNextProcessor(info, dummy_inputs) if pruned else _STOCK.processor(info, dummy_inputs)
-
-
-@MULTIMODAL_REGISTRY.register_processor(_processor, info=_info, dummy_inputs=_STOCK.dummy_inputs)
+@served(checked_shape, info=LlavaNextProcessingInfo, processor=PrunedLlavaNextProcessor)
 class PrunedLlavaNext(PrunedImages, LlavaNextForConditionalGeneration):
     """Stock without a pruner in the config. With one, `embed_multimodal` gives each image its budget of tokens."""
 

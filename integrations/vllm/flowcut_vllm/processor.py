@@ -1,6 +1,6 @@
 """What a pruned model's processor does differently from vLLM's: placeholders, keys, and the budget that travels.
 
-The classes here are mixed in front of a model's own. An image's budget is part of its key, so that neither the
+`served` mixes the classes here in front of a model's own. An image's budget is part of its key, so that neither the
 processor's cache nor the encoder's nor the prefix cache gives an image pruned in one way to a request for another.
 """
 
@@ -8,25 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 import torch
+from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageEmbeddingItems
 from vllm.multimodal.processing import PromptUpdate
 
-from flowcut.pruner import Pruner
+from flowcut.pruner import EncoderShape, Pruner
 from flowcut.registry import pruner_to_config
-from flowcut_vllm.pruner import FIELD, number_of, request_pruner, server_pruner, tokens_of
+from flowcut_vllm.pruner import (
+    FIELD,
+    check_reachable,
+    check_served,
+    number_of,
+    request_pruner,
+    server_pruner,
+    tokens_of,
+)
 
 BUDGETS = "flowcut_budgets"
 """The tensor [images] that brings each image's budget to the encoder."""
 
 
 class PrunedInfo:
-    """Mixed in front of a model's `ProcessingInfo`."""
+    """Mixed in front of a model's `ProcessingInfo`.
+
+    Attributes:
+        shape: the vision encoder, as the model's config describes it.
+    """
 
     ctx: Any
+    shape: EncoderShape
 
     @property
     def pruner(self) -> Pruner:
@@ -45,33 +59,30 @@ class PrunedInfo:
 
 
 class PrunedProcessor:
-    """Mixed in front of a model's multimodal processor.
-
-    Attributes:
-        per_image: a tensor of the processor's output that has one entry for each image.
-    """
+    """Mixed in front of a model's multimodal processor."""
 
     info: Any
-    per_image: ClassVar[str] = "pixel_values"
 
     def pruner_for(self, kwargs: Mapping[str, object]) -> Pruner:
         """The pruner of a request with these `mm_processor_kwargs`."""
         return request_pruner(self.info.pruner, kwargs.get(FIELD))
 
     def kept(self, pruner: Pruner, unpruned: int, images: Any, item: int) -> int:
-        """How many tokens the image `images[item]` has, of so many unpruned ones."""
-        return tokens_of(pruner, unpruned)
+        """How many tokens the image `images[item]` has, of so many unpruned ones.
 
-    def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> Any:
-        return super()._call_hf_processor(hf_data, without_field(hf_kwargs))  # type: ignore[misc]
+        Raises:
+            ValueError: the method cannot leave so few.
+        """
+        tokens = tokens_of(pruner, unpruned)
+        check_reachable(pruner, tokens, unpruned, self.info.shape)
+        return tokens
 
-    def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
-        processed = super()._postprocess_hf_mm_data(  # type: ignore[misc]
-            mm_inputs, without_field(hf_processor_mm_kwargs), processed_data
-        )
-        if self.per_image in processed:
-            budget = number_of(self.pruner_for(hf_processor_mm_kwargs).budget)
-            processed[BUDGETS] = torch.full((len(processed[self.per_image]),), budget, dtype=torch.float64)
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        pruner = self.pruner_for(hf_kwargs)
+        processed = super()._apply_hf_processor_main(mm_items, without_field(hf_kwargs))  # type: ignore[misc]
+        images = _pictures(mm_items)
+        if images:
+            processed[BUDGETS] = torch.full((len(images),), number_of(pruner.budget), dtype=torch.float64)
         return processed
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
@@ -84,9 +95,9 @@ class PrunedProcessor:
         pruner = self.pruner_for(hf_processor_mm_kwargs)
         given = without_field(hf_processor_mm_kwargs)
         updates = super()._get_prompt_updates(mm_items, given, out_mm_kwargs)  # type: ignore[misc]
-        if isinstance(mm_items.get("image"), ImageEmbeddingItems):
-            return updates  # embeddings that come ready are not pruned here
-        images = mm_items.get("image")
+        images = _pictures(mm_items)
+        if not images:
+            return updates
         return [
             replace(update, replacement=self._shorter(update.replacement, pruner, images))
             if update.modality == "image"
@@ -105,6 +116,58 @@ class PrunedProcessor:
         pruner = pruner_to_config(self.pruner_for(inputs.hf_processor_mm_kwargs))
         named = {**inputs.hf_processor_mm_kwargs, FIELD: pruner}
         return super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=named))  # type: ignore[misc]
+
+
+_Model = TypeVar("_Model", bound=type)
+
+
+def served(shape: Callable[[Any], EncoderShape], info: type, processor: type) -> Callable[[_Model], _Model]:
+    """Register a model class with vLLM: pruned where its config names a pruner, else with vLLM's own processor.
+
+    Args:
+        shape: the vision encoder, as the model's config describes it.
+        info, processor: vLLM's classes for this model, in front of which those of this module are mixed, or classes
+            that derive from these.
+
+    Returns:
+        a decorator for a class that derives from vLLM's. Where the pruner cannot be served with such an encoder, vLLM
+        stops at its start with the ValueError of `check_served`.
+    """
+    pruned_info, pruned_processor = _in_front(PrunedInfo, info), _in_front(PrunedProcessor, processor)
+
+    def decorate(model: _Model) -> _Model:
+        stock: Any = model._processor_factory  # type: ignore[attr-defined]
+
+        def make_info(ctx: Any) -> Any:
+            config = ctx.model_config.hf_config
+            pruner = server_pruner(config)
+            if pruner is None:
+                return stock.info(ctx)
+            encoder = shape(config)
+            check_served(pruner, encoder)
+            info = pruned_info(ctx)
+            info.shape = encoder
+            return info
+
+        def make_processor(made: Any, dummy_inputs: Any) -> Any:
+            return (pruned_processor if isinstance(made, pruned_info) else stock.processor)(made, dummy_inputs)
+
+        register: Any = MULTIMODAL_REGISTRY.register_processor(
+            make_processor, info=make_info, dummy_inputs=stock.dummy_inputs
+        )
+        return register(model)
+
+    return decorate
+
+
+def _in_front(first: type, stock: type) -> Any:
+    return stock if issubclass(stock, first) else type(f"Pruned{stock.__name__}", (first, stock), {})
+
+
+def _pictures(mm_items: Any) -> Any:
+    """The images of a request; nothing where they come as embeddings, which are not pruned here."""
+    images = mm_items.get("image")
+    return () if images is None or isinstance(images, ImageEmbeddingItems) else images
 
 
 def without_field(kwargs: Mapping[str, object]) -> dict[str, object]:

@@ -72,6 +72,16 @@ def tokens_of(pruner: Pruner, unpruned: int) -> int:
     return min(pruner.tokens_of(unpruned), unpruned)
 
 
+def check_reachable(pruner: Pruner, tokens: int, unpruned: int, encoder: EncoderShape) -> None:
+    """Raise ValueError where the method cannot leave so few tokens of so many: vLLM's engine must not find out."""
+    least = pruner.least_budget(unpruned, ModelShape((encoder,)))
+    if tokens < min(least, unpruned):
+        raise ValueError(
+            f"budget={pruner.budget} is {tokens} of {unpruned} tokens, and {pruner.name or type(pruner).__name__} can "
+            f"leave no fewer than {least} here; ask for {least} or more"
+        )
+
+
 def check_served(pruner: Pruner, encoder: EncoderShape) -> None:
     """Whether a pruner can be served with a model that has such an encoder.
 

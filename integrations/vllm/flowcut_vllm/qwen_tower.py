@@ -1,17 +1,16 @@
-"""Qwen2.5-VL's tower in vLLM: the library's forward for packed patches, with vLLM's names of arguments."""
+"""The towers of Qwen2-VL, 2.5 and 3 in vLLM: the library's forward for packed patches, with vLLM's argument names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from flowcut.anatomy.packed import merged
+from flowcut.anatomy.packed import PackedForward, packed_encoder
 from flowcut.anatomy.qwen2_vl import WindowedForward
 from flowcut.hooks.attention import VISION
 from flowcut.hooks.encoder import EncoderStage, LayerHook
@@ -19,7 +18,7 @@ from flowcut.hooks.parts import Encoder
 from flowcut_vllm.tower import PrunedTower, tap
 
 
-class QwenForward(WindowedForward):
+class QwenForward(PackedForward):
     """One forward of the tower, whose hidden states are [tokens, 1, D]."""
 
     def __init__(self, pruner: Any, encoder: Encoder, signals: bool, known: Any, args: Any, kwargs: Any):
@@ -44,29 +43,33 @@ class QwenForward(WindowedForward):
         return args, {**kwargs, **dict(zip(names, self.rope, strict=True)), **shorter}
 
 
+class WindowedQwenForward(QwenForward, WindowedForward):
+    """Qwen2.5-VL's, whose patches are sorted into windows."""
+
+
 def qwen_encoder(tower: Any) -> Encoder:
-    """The parts of vLLM's Qwen2_5_VisionTransformer."""
-    return Encoder(
+    """The parts of a Qwen-VL's tower."""
+    windowed = hasattr(tower, "window_size")
+    return packed_encoder(
         tower,
-        list(tower.blocks),
-        [block.attn for block in tower.blocks],
-        len(tower.blocks),
-        num_prefix_tokens=0,
-        feature_layer=len(tower.blocks) - 1,
-        last_layer=-1,
-        patches_per_token=tower.spatial_merge_size**2,
-        windowed=True,
-        forward=QwenForward,
-        project=partial(merged, tower.merger),
+        two_stage=False,
+        windowed=windowed,
+        tapped=bool(_taps(tower)),
+        forward=WindowedQwenForward if windowed else QwenForward,
         tap=tap,
     )
 
 
-class QwenTower(PrunedTower):
-    """A pruner at work on Qwen2.5-VL's tower.
+def _taps(tower: Any) -> Sequence[Any]:
+    """The mergers of DeepStack, if the tower has any."""
+    return getattr(tower, "deepstack_merger_list", ())
 
-    Its blocks and its merger are called past the hooks of nn.Module (vLLM may compile them), so what the library's
-    hooks would do is done around the `forward` of each instance.
+
+class QwenTower(PrunedTower):
+    """A pruner at work on a Qwen-VL's tower.
+
+    In Qwen2.5-VL and Qwen3-VL blocks are called past the hooks of nn.Module, because vLLM may compile them. What the
+    library's hooks would do is done there around the `forward` of each instance.
 
     Raises:
         ValueError: the pruner cannot be served, or the attention backend cannot attend to packed rows as they shrink.
@@ -74,11 +77,14 @@ class QwenTower(PrunedTower):
 
     def __init__(self, pruner: Any, tower: Any):
         if tower.attn_backend == AttentionBackendEnum.FLASHINFER:
-            raise ValueError("a pruned Qwen2.5-VL does not run with --mm-encoder-attn-backend FLASHINFER; leave it out")
+            raise ValueError("a pruned Qwen-VL does not run with --mm-encoder-attn-backend FLASHINFER; leave it out")
         super().__init__(pruner, qwen_encoder(tower))
         for number, block in enumerate(tower.blocks):
+            if type(block).__call__ is nn.Module.__call__:
+                continue  # the hooks are enough
             self.stage.replace(block, "forward", _Layer(self.stage, number, block, block.forward))
-        self.stage.replace(tower.merger, "forward", _Merger(tower.merger.forward))
+        for merger in (tower.merger, *_taps(tower)):
+            self.stage.replace(merger, "forward", _Merger(merger.forward))
 
 
 class _Layer:
@@ -99,7 +105,7 @@ class _Layer:
 
 
 class _Merger:
-    """In the place of the merger's `forward`: what follows it in vLLM counts on an unpruned number of tokens."""
+    """In the place of a merger's `forward`: what follows it in vLLM counts on an unpruned number of tokens."""
 
     def __init__(self, forward: Callable[[Tensor], Tensor]):
         self.forward = forward

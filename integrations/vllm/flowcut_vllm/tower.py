@@ -1,8 +1,9 @@
 """A vision tower of vLLM's under the library's hooks: its attention shows q, k and v, and attends within rows.
 
-The tower's modules, kernels and weights are vLLM's. The library's hooks are put on each layer, and two on each attention.
-They show all heads to the pruner, also where tensor parallelism spreads them over ranks. Where tokens were merged, they
-widen q, k and v by columns that add the logarithms of the tokens' sizes to the logits, so that any kernel will do.
+The tower's modules, kernels and weights are vLLM's. The library's hooks are put on each layer, and two on each
+attention. They show all heads to the pruner, also where tensor parallelism spreads them over ranks. Where tokens were
+merged, they widen q, k and v by columns that add the logarithms of the tokens' sizes to the logits, so that any kernel
+will do.
 """
 
 from __future__ import annotations

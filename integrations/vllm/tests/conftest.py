@@ -24,6 +24,8 @@ from scripts.embedded.scenes import draw
 
 EMBEDDED = Path(__file__).parents[3] / "playground" / "embedded"
 NEW_TOKENS = 8
+CHAOTIC = {"vispruner"}
+"""Half of its choice follows from rounding; see its docstring. The other half is equal."""
 ENGINE = {
     "max_model_len": 1536,
     "block_size": 32,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import ENGINE, answers, request
 from PIL import Image
+from qwen_models import OneStage
 from safetensors.torch import load_file, save_file
-from test_qwen import OneStage
 from transformers import AutoProcessor, LlavaNextConfig, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
@@ -122,8 +122,12 @@ def prompt_about(text, count=1):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("flowcut", {}), ("divprune", {"max_num_batched_tokens": 256, "enable_chunked_prefill": True})],
-    ids=["whole", "another method, prefill in chunks"],
+    [
+        ("flowcut", {}),
+        ("flowcut_plus", {}),
+        ("divprune", {"max_num_batched_tokens": 256, "enable_chunked_prefill": True}),
+    ],
+    ids=["whole", "merging inside the encoder's layers", "another method, prefill in chunks"],
 )
 def test_budgets_and_pictures_mixed_in_one_queue(folder, loop, method, options):
     pruner = {"method": method, "budget": 20}

@@ -14,7 +14,7 @@ from vllm.plugins import load_general_plugins
 from flowcut import anatomy
 from flowcut_vllm import MODELS, REFUSED
 from llava.model.remembered_pruner import FIELD
-from tests.llava.eval.models.tiny import write_tiny_checkpoint
+from tests.llava.eval.models.tiny import QWEN, write_tiny_checkpoint
 
 
 def families():
@@ -99,6 +99,20 @@ def test_other_families_are_refused_with_a_pruner_and_stock_without(tmp_path):
     pruned = ModelConfig(folder, hf_overrides={FIELD: {"budget": 4}}, dtype="float32")
     with pytest.raises(ValueError, match="is not served pruned: it has no pruned class here yet"):
         MULTIMODAL_REGISTRY.create_processor(pruned)
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_a_pruned_qwen_takes_images_alone(tmp_path, family):
+    load_general_plugins()
+    folder = str(write_tiny_checkpoint(tmp_path, family))
+    for pruner, limits in ((None, {"image": None, "video": None}), ({"budget": 4}, {"image": None})):
+        config = ModelConfig(folder, hf_overrides={FIELD: pruner}, dtype="float32", limit_mm_per_prompt={"image": 1})
+        processor = MULTIMODAL_REGISTRY.create_processor(config)
+        assert processor.info.supported_mm_limits == limits
+        assert "images_kwargs" in processor.info.supported_mm_processor_kwargs
+    refused = {FIELD: {"method": "visionzip", "budget": 4}}
+    with pytest.raises(ValueError, match="cannot merge patches where the model joins several"):
+        MULTIMODAL_REGISTRY.create_processor(ModelConfig(folder, hf_overrides=refused, dtype="float32"))
 
 
 def test_every_family_of_the_library_is_served_or_refused():

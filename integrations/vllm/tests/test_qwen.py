@@ -1,169 +1,176 @@
-"""Qwen2.5-VL with random weights: greedy tokens equal transformers' with the library, one-stage; positions by hand."""
+"""Qwen-VL models with random weights: greedy tokens, kept patches and features equal the library's, one-stage."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import replace
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import tower_probe
-from conftest import ENGINE, Reference, answers, request
-from PIL import Image
-from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from conftest import CHAOTIC, ENGINE, answers, request
+from qwen_models import FAMILIES, OneStageReference, pictures, prompt_about, write_checkpoint
 from vllm import LLM
 
-from flowcut import FlowCut, Pruner, attach
-from flowcut_vllm.mrope import digits, numbers_in, place_kept_tokens, text_positions
-from tests.llava.eval.models.tiny import write_tokenizer
+from flowcut import METHODS, FlowCut
+from flowcut.registry import parse_pruner
+from flowcut_vllm.mrope import NUMBERS
+from flowcut_vllm.pruner import check_served
+from flowcut_vllm.qwen import refuse_qwen_options
 
-SIZES = ((56, 56), (40, 96), (88, 48), (64, 72))
-
-
-@dataclass(frozen=True)
-class OneStage(FlowCut):
-    """FlowCut as it is served: the encoder keeps the whole budget, the language model drops nothing."""
-
-    def cuts_language(self, two_stage):
-        return False
-
-    def targets(self, rows, shape):
-        return Pruner.targets(self, rows, shape)
+POSITIONS = 2 * NUMBERS  # columns that bring a token's position
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("qwen")
-    config = Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 6,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 4,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 24,
-            "fullatt_block_indexes": [2, 5],
-            "out_hidden_size": 128,
-        },
-        text_config={
-            "vocab_size": 100,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-        },
-        image_token_id=99,
-        video_token_id=98,
-        vision_start_token_id=97,
-        vision_end_token_id=96,
-    )
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    for weight in model.parameters():
-        if weight.ndim > 1:  # large ones, so that attention is sharp and answers depend on the picture
-            torch.nn.init.normal_(weight, std=2 * weight.flatten(1).shape[1] ** -0.5)
-    model.generation_config.eos_token_id = 2
-    model.save_pretrained(folder)
-    write_tokenizer(folder, "qwen2_5_vl")
-    small = {"min_pixels": 16 * 16, "max_pixels": 96 * 96, "patch_size": 4, "merge_size": 2}
-    Qwen2VLImageProcessorPil(**small).save_pretrained(folder)
-    video = json.loads((folder / "preprocessor_config.json").read_text())
-    video["size"] = {"shortest_edge": 64, "longest_edge": 576}
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
-    return str(folder)
+def started(folder, budget=8, **options):
+    return LLM(folder, hf_overrides={"flowcut": {"budget": budget}}, dtype="float32", **{**ENGINE, **options})
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="module")
 def reference(folder):
-    class OneStageReference(Reference):
-        def __init__(self, folder):
-            self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-            self.processor = AutoProcessor.from_pretrained(folder)
-
-        @torch.inference_mode()
-        def answer(self, prompt, pictures, budget):
-            inputs = self.processor(text=prompt, images=pictures, return_tensors="pt")
-            with attach(self.model, OneStage(budget=budget)):
-                tokens = self.model.generate(**inputs, max_new_tokens=8, do_sample=False)
-            return [token for token in tokens[0, inputs["input_ids"].shape[1] :].tolist() if token != 2]
-
     return OneStageReference(folder)
 
 
-def pictures():
-    rng = np.random.default_rng(3)
-    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
+@pytest.fixture(scope="module")
+def engine(folder):
+    return started(folder)
 
 
-def prompt_about(text, count=1):
-    return f"user {'<|vision_start|><|image_pad|><|vision_end|>' * count} {text} assistant"
-
-
-@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 32}], ids=["whole", "prefill in chunks"])
-def test_budgets_and_pictures_mixed_in_one_queue(folder, reference, options):
-    engine = LLM(folder, hf_overrides={"flowcut": {"budget": 8}}, dtype="float32", **{**ENGINE, **options})
-    asked, expected = [], []
+def mixed():
+    """Prompts, their pictures and budgets, to be sent in one queue."""
+    found = []
     for number, budget in enumerate((8, 24, 0.25, 1000) * 3):
         some = [pictures()[(number + number // 4 + n) % 4] for n in range(1 + number % 2)]
-        prompt = prompt_about(("what is in this", "how many red star")[number % 2], len(some))
-        asked.append(request(prompt, some if len(some) > 1 else some[0], budget))
-        expected.append(reference.answer(prompt, some, budget))
-    found, outputs = answers(engine, asked)
-    assert found == expected
-    assert len({tuple(answer) for answer in found}) > 6, "answers that never differ would prove nothing"
-    again, outputs = answers(engine, asked)  # now from the prefix cache
+        found.append((prompt_about(("what is in this", "how many red star")[number % 2], len(some)), some, budget))
+    return found
+
+
+def check_answers(engine, reference):
+    """Returns how many tokens of a second queue were taken from the prefix cache."""
+    asked = [request(prompt, some if len(some) > 1 else some[0], budget) for prompt, some, budget in mixed()]
+    expected = [reference.answer(*given) for given in mixed()]
+    assert answers(engine, asked)[0] == expected
+    assert len({tuple(answer) for answer in expected}) > 6, "answers that never differ would prove nothing"
+    again, outputs = answers(engine, asked)
     assert again == expected
-    if not options:
-        assert any(output.num_cached_tokens for output in outputs)
+    return sum(output.num_cached_tokens for output in outputs)
 
 
-def test_positions_are_those_of_the_unpruned_prompt():
-    """Two images of 2 x 3 and 4 x 1 tokens between texts, counted by hand."""
-    rows = [(0, 0), (0, 2), (1, 1)], [(1, 0), (3, 0)]
-    #        t  t  image of 3 positions  t   image of 4 positions    t
-    whole = [0, 1, 2, 2, 2, 5, 6, 6, 10]
-    positions, following = text_positions(9, [(2, 3, 3), (6, 2, 4)])
-    assert positions.tolist() == whole
-    assert following == 11
-    is_image = torch.tensor([False, False, True, True, True, False, True, True, False])
-    brought = [
-        digits(torch.tensor([[*place, room] for place in part]), torch.zeros(1))
-        for part, room in zip(rows, (3, 4), strict=True)
-    ]
-    start = torch.from_numpy(np.repeat(positions[None], 3, axis=0))
-    placed, following = place_kept_tokens(start, is_image, brought, 0)
-    assert placed[0].tolist() == whole
-    assert placed[1].tolist() == [0, 1, 2, 2, 3, 5, 7, 9, 10]
-    assert placed[2].tolist() == [0, 1, 2, 4, 3, 5, 6, 6, 10]
-    assert following == 11
-    first, _ = place_kept_tokens(start, is_image, [brought[0][:2]], 0)
-    both, _ = place_kept_tokens(first, is_image, [brought[0][2:], brought[1]], 4)
-    assert torch.equal(both, placed)
-    assert place_kept_tokens(start[:, :8], is_image[:8], brought, 0)[1] == 10  # a prompt that ends with an image
+def test_budgets_and_pictures_mixed_in_one_queue(engine, reference):
+    assert check_answers(engine, reference) > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_numbers_survive_the_embeddings_type(dtype):
-    numbers = torch.tensor([[0, 127, 128], [255, 257, 1000], [16383, 5, 300]])
-    assert torch.equal(numbers_in(digits(numbers, torch.zeros(1, dtype=dtype))), numbers)
+@pytest.mark.parametrize("budget", [20, 0.3])
+def test_kept_patches_and_features_of_every_method(engine, reference, budget):
+    (model,) = engine.apply_model(lambda model: model)
+    served = []
+    for name in METHODS:
+        pruner = parse_pruner(f"{name}:budget={budget}")
+        try:
+            check_served(pruner, model.pruned.encoder.shape)
+        except ValueError:
+            continue
+        kept, features = reference.features(tower_probe.pixels(), tower_probe.GRIDS, pruner)
+        found, tokens = tower_probe.encoded(model, pruner)
+        served.append(name)
+        assert name in CHAOTIC or found == kept, name
+        for one, two in zip(tokens, features, strict=True):
+            assert one.shape == (len(two), two.shape[1] + POSITIONS)
+            assert name in CHAOTIC or torch.allclose(one[:, :-POSITIONS], two, atol=2e-4, rtol=2e-4), name
+    assert {"flowcut", "fastervlm", "hiprune", "holov", "divprune", "scope", "random", "uniform"} <= set(served)
+
+
+def test_positions_are_the_setting_s(engine, reference):
+    """Answers are those of the setting, and not those of kept tokens at their own positions."""
+    settings = [{"patch_positions": "first"}]
+    if reference.model.config.model_type == "qwen2_vl":  # the only one for which the released code has a rule
+        settings.append({"patch_positions": "first", "merge": "patches"})
+    (pruned,) = engine.apply_model(lambda model: model.pruned)
+    served = pruned.pruner
+    for seed, fields in enumerate(settings):  # pictures are new each time, as the server's pruner in their keys is not
+        asked = [(prompt_about("what is in this"), [picture], 24) for picture in pictures(10 + seed)]
+        pruned.pruner = replace(served, **fields)
+        try:
+            found, _ = answers(engine, [request(prompt, some[0], budget) for prompt, some, budget in asked])
+        finally:
+            pruned.pruner = served
+        assert found == [reference.answer(*given, **fields) for given in asked]
+        assert found != [reference.answer(*given) for given in asked]
+
+
+def test_a_prompt_that_ends_with_a_picture(engine, reference):
+    """The answer counts on after the picture. (transformers' generate counts on from its last token, on each axis.)"""
+    prompt, some = "user what is <|vision_start|><|image_pad|>", pictures()[1:3]
+    for budget in (8, 1000):
+        found, _ = answers(engine, [request(prompt, picture, budget) for picture in some])
+        assert found == [reference.answer_without_cache(prompt, [picture], budget) for picture in some]
+
+
+@pytest.mark.parametrize("folder", ["qwen3_vl", "qwen3_vl_moe"], indirect=True)
+def test_answers_follow_from_deepstack(engine, reference, monkeypatch):
+    """The control: where kept tokens lose what DeepStack adds to them, answers differ from the library's."""
+    (model,) = engine.apply_model(lambda model: model)
+    encode = model.encode
+
+    def without_taps(pruner, images):
+        found = encode(pruner, images)
+        for tokens in found:
+            tokens[:, model.visual_dim : -POSITIONS] = 0
+        return found
+
+    monkeypatch.setattr(model, "encode", without_taps)
+    asked = [(prompt_about("what is in this"), [picture], 24) for picture in pictures(20)]
+    found, _ = answers(engine, [request(prompt, some[0], budget) for prompt, some, budget in asked])
+    assert found != [reference.answer(*given) for given in asked]
+
+
+def test_a_bad_budget_is_refused_in_one_line(engine):
+    with pytest.raises(ValueError, match="budget=0 is not a whole number") as error:
+        answers(engine, [request(prompt_about("what is in this"), pictures()[0], 0)])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "more", "message"),
+    [
+        ({"mm_encoder_tp_mode": "data"}, {}, "leave it out"),
+        ({"enable_mm_embeds": True}, {}, "takes no embeddings"),
+        ({"video_pruning_rate": 0.5}, {}, "takes images alone"),
+        ({}, {"speculative_config": object()}, "speculative decoding"),
+    ],
+)
+def test_options_that_pruning_does_not_go_with(images, more, message):
+    stock = {"mm_encoder_tp_mode": "weights", "enable_mm_embeds": False, "video_pruning_rate": None}
+    model_config = SimpleNamespace(multimodal_config=SimpleNamespace(**{**stock, **images}))
+    with pytest.raises(ValueError, match=message) as error:
+        refuse_qwen_options(SimpleNamespace(**{"model_config": model_config, "speculative_config": None, **more}))
+    assert "\n" not in str(error.value)
+
+
+def test_prefill_in_chunks(folder, reference):
+    """After the tests with `engine`: of two engines in one process the first one ends."""
+    check_answers(started(folder, max_num_batched_tokens=32), reference)
 
 
 @pytest.mark.slow
 def test_two_tensor_parallel_ranks(folder, reference):
     """With all heads gathered, both ranks keep the library's patches; without, they keep others."""
-    options = {**ENGINE, "tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    engine = LLM(folder, hf_overrides={"flowcut": {"budget": 20}}, dtype="float32", **options)
+    engine = started(folder, 20, tensor_parallel_size=2, distributed_executor_backend="mp")
     asked = [(prompt_about("what is in this"), picture) for picture in pictures()]
     found, _ = answers(engine, [request(prompt, picture) for prompt, picture in asked])
     assert found == [reference.answer(prompt, picture, 20) for prompt, picture in asked]
-    with attach(reference.model, OneStage(budget=20)) as handle, torch.inference_mode():
-        reference.model.model.get_image_features(tower_probe.pixels(), torch.tensor(tower_probe.GRIDS))
-        expected = [row.tolist() for row in handle.trace.final]
+    expected, _ = reference.features(tower_probe.pixels(), tower_probe.GRIDS, FlowCut(budget=20))
     assert [len(row) for row in expected] == [80, 80]
     assert engine.apply_model(tower_probe.kept) == [expected, expected]
     assert engine.apply_model(tower_probe.kept_without_gathering)[0] != expected
+
+
+@pytest.mark.slow
+def test_without_the_field_everything_is_stock(folder, reference):
+    engine = LLM(folder, dtype="float32", **ENGINE)
+    asked = [(prompt_about("what is in this"), [picture], 1000) for picture in pictures()]
+    found, _ = answers(engine, [request(prompt, some[0]) for prompt, some, _ in asked])
+    assert found == [reference.answer(*given) for given in asked]
+    assert engine.apply_model(lambda model: model.pruned) == [None]

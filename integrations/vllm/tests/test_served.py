@@ -1,5 +1,6 @@
 """What a config and a request may say, and which methods are refused, without an engine."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,13 +8,21 @@ import pytest
 from flowcut.pruner import EncoderShape
 from flowcut.registry import parse_pruner, pruner_to_config
 from flowcut_vllm import VLLM, check_version
-from flowcut_vllm.pruner import budget_of, check_served, number_of, request_pruner, server_pruner, tokens_of
+from flowcut_vllm.pruner import (
+    budget_of,
+    check_reachable,
+    check_served,
+    number_of,
+    request_pruner,
+    server_pruner,
+    tokens_of,
+)
 
-CLIP = EncoderShape("CLIPVisionModel", 24, 23, num_prefix_tokens=1, feature_layer=22)
+CLIP = EncoderShape("CLIPVisionModel", 24, 23, num_prefix_tokens=1, feature_layer=22, merges_before_mlp=True)
 SERVED = {"flowcut", "random", "fastervlm", "divprune", "visionzip", "vispruner", "holov", "hiprune", "scope"}
+MERGING = {"flowcut_plus", "tome", "crossget"}
 REFUSED = {
-    **dict.fromkeys(("fastv", "pdrop", "sparsevlm", "vtw", "dart"), "cuts inside the language model"),
-    "tome": "merges tokens inside the encoder's layers",
+    **dict.fromkeys(("fastv", "pdrop", "sparsevlm", "vtw", "dart", "st3"), "cuts inside the language model"),
     "prumerge": "reads the encoder's last layer",
 }
 
@@ -68,7 +77,7 @@ def test_a_budget_travels_as_a_number(budget):
     assert tokens_of(asked, 576) == min(round(576 * budget) if budget < 1 else budget, 576)
 
 
-@pytest.mark.parametrize("name", sorted(SERVED))
+@pytest.mark.parametrize("name", sorted(SERVED | MERGING))
 def test_served(name):
     check_served(parse_pruner(f"{name}:budget=64"), CLIP)
 
@@ -78,6 +87,28 @@ def test_refused_in_one_line(name):
     with pytest.raises(ValueError, match=REFUSED[name]) as error:
         check_served(parse_pruner(f"{name}:budget=64"), CLIP)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(MERGING))
+def test_a_method_that_merges_needs_layers_that_can(name):
+    with pytest.raises(ValueError, match="cannot merge inside the layers") as error:
+        check_served(parse_pruner(f"{name}:budget=64"), replace(CLIP, merges_before_mlp=False))
+    assert "\n" not in str(error.value)
+
+
+def test_a_budget_that_the_method_cannot_meet():
+    """576 patches, halved in each of three layers, leave 72; the CLS token that a model passes on counts too."""
+    few, with_cls = replace(CLIP, layers=4), replace(CLIP, num_forwarded_special_tokens=1)
+    tome = parse_pruner("tome:budget=64")
+    with pytest.raises(
+        ValueError, match="budget=64 is 64 of 576 tokens, and tome can leave no fewer than 72 here; ask"
+    ):
+        check_reachable(tome, 64, 576, few)
+    check_reachable(tome, 72, 576, few)
+    check_reachable(tome, 64, 64, few)
+    check_reachable(tome, 64, 576, CLIP)
+    with pytest.raises(ValueError, match="flowcut can leave no fewer than 2 here"):
+        check_reachable(parse_pruner("flowcut:budget=1"), 1, 577, with_cls)
 
 
 def test_a_method_that_reads_the_question():

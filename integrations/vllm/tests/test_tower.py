@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from conftest import CHAOTIC
 
 from flowcut import METHODS, attach
 from flowcut.registry import parse_pruner
 from flowcut_vllm.pruner import check_served
-
-CHAOTIC = {"vispruner"}
-"""Half of its choice follows from rounding; see its docstring. The other half is equal."""
+from flowcut_vllm.tower import PrunedTower
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -24,8 +23,14 @@ def test_kept_patches_and_features(engine, reference, scenes, name, budget):
             check_served(pruner, model.pruned.encoder.shape)
         except ValueError:
             return None
-        features = model.encode(pruner, pixels)
-        return features, model.pruned.session.trace.final
+        own = model.pruned
+        own.stage.remove()
+        model.pruned = PrunedTower(pruner, own.encoder)  # with the hooks that this pruner needs
+        features, kept = model.encode(pruner, pixels), model.pruned.session.trace.final
+        model.pruned.stage.remove()
+        model.pruned = own
+        own.stage.install()
+        return features, kept
 
     found = engine.apply_model(inside)[0]
     if found is None:

@@ -1,5 +1,7 @@
 """Run inside of vLLM's workers: which patches a tower keeps of two pictures of noise, on each rank."""
 
+from contextlib import contextmanager
+
 import torch
 
 import flowcut_vllm.tower
@@ -21,11 +23,26 @@ class Normalised(torch.nn.Module):
         return values.to(dtype)
 
 
+@contextmanager
+def given_normalised(tower):
+    normalise, tower.input_norm = tower.input_norm, Normalised()
+    try:
+        yield
+    finally:
+        tower.input_norm = normalise
+
+
 @torch.inference_mode()
+def encoded(model, pruner):
+    """The patches kept of each picture, and what the encoder makes of it, [k, D + columns of positions]."""
+    images = model.images_of({"pixel_values": pixels(), "image_grid_thw": torch.tensor(GRIDS)})
+    with given_normalised(model.visual):
+        tokens = model.encode(pruner, images)
+    return [row.tolist() for row in model.pruned.session.trace.final], tokens
+
+
 def kept(model):
-    model.visual.input_norm = Normalised()
-    _, trace = model.pruned.forward(model.pruned.pruner, lambda: model.visual(pixels(), grid_thw=GRIDS))
-    return [row.tolist() for row in trace.final]
+    return encoded(model, model.pruned.pruner)[0]
 
 
 def kept_without_gathering(model):
