@@ -28,10 +28,18 @@ from flowcut.registry import parse_pruner
 PATCHES, LAYERS = 576, 4
 BUDGETS = (192, 128, 64, 32)
 MAIN = ("random", "fastervlm", "flowcut")  # with more questions than OTHERS, and shown by the demo
-RIVALS = ("flowcut_plus", "tome", "divprune", "scope", "cdpruner", "vispruner")  # with as many questions as MAIN
+RIVALS = (
+    "flowcut_plus",
+    "tome",
+    "divprune",
+    "scope",
+    "cdpruner",
+    "vispruner",
+    "crossget",
+)  # with as many questions as MAIN
 OTHERS = (
     *("uniform", "pooling", "flowcut-paper", "visionzip", "hiprune", "holov", "prumerge", "prumerge_plus", "rcom"),
-    *("crossget", "fastv", "dart", "pdrop", "sparsevlm", "sparsevlm-plus", "st3"),
+    *("fastv", "dart", "pdrop", "sparsevlm", "sparsevlm-plus", "st3"),
 )
 # The tower has no text encoder, so methods that use the question run without it.
 SETTINGS = {

@@ -2,12 +2,14 @@
 
     python -m scripts.tables.flowcut_plus            (--check: change nothing, fail if the page is out of date)
 
-From the committed cells of the embedded benchmark. Each difference is taken question by question on the questions that
-both methods answered, its interval bootstrapped over scenes.
+From the committed cells of the embedded benchmark, and of the models that scripts/embedded/train_pruned.sh trains. Each
+difference is taken question by question on the questions that both methods answered, its interval bootstrapped over
+scenes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from scripts.tables.render.marked_files import build_parser, fill, keep_pages
 parse_first(__name__, lambda: build_parser(__doc__))
 
 from scripts.embedded.rows import BUDGETS
+from scripts.tables.cells.file_names import cell_name
 from scripts.tables.cells.paired import Shared
 from scripts.tables.cells.points import cuts_inside
 from scripts.tables.methods import read_cells
@@ -68,8 +71,54 @@ def render(cells: Sequence[Cell]) -> str:
     return "\n\n".join(parts)
 
 
+TRAINED = {
+    "none": "trained_576",
+    "flowcut:budget=192": "trained_192",
+    "flowcut_plus:budget=192": "trained_plus_192",
+    "flowcut:budget=128": "trained_128",
+    "flowcut_plus:budget=128": "trained_plus_128",
+}
+"""Folder of results of the model that was trained with each pruner."""
+
+
+def training(cells: Mapping[str, Cell], minutes: Mapping[str, float], before: Mapping[str, Cell]) -> str:
+    """The models trained with pruned tokens, each evaluated with the pruner that it was trained with.
+
+    cells: by pruner. minutes: of the training, by folder of results. before: cells of the model that training began
+    with, by pruner.
+    """
+    lines = [
+        "| trained and evaluated with | accuracy before | accuracy after | difference to all tokens | minutes |",
+        "|---|---:|---:|---|---:|",
+    ]
+    for pruner, folder in TRAINED.items():
+        own = Shared.of([cells["none"], cells[pruner], before[pruner]])
+        parts = [
+            "all 576 tokens" if pruner == "none" else f"`{pruner}`",
+            f"{own.accuracy(2).value:.1f}",
+            f"{own.accuracy(1).value:.1f}",
+            "-" if pruner == "none" else own.difference(1, 0).signed,
+            f"{minutes[folder]:.2f}",
+        ]
+        lines.append("| " + " | ".join(parts) + " |")
+    return "\n".join(lines)
+
+
+def read_training(results: Path) -> str:
+    """The text of `training` from committed files."""
+    runs = json.loads((results / "embedded" / "training.json").read_text("utf-8"))
+    minutes = {run["run"]: run["seconds"] / 60 for run in runs["rows"]}
+    cells, before = {}, {}
+    for pruner, folder in TRAINED.items():
+        name = f"{cell_name(pruner)}.json"
+        cells[pruner] = json.loads((results / folder / "embedded" / name).read_text("utf-8"))
+        before[pruner] = json.loads((results / "embedded" / name).read_text("utf-8"))
+    return training(cells, minutes, before)
+
+
 def texts(results: Path) -> dict[Path, str]:
-    return {PAGE: fill(PAGE.read_text("utf-8"), "embedded", render(read_cells(results / "embedded")))}
+    page = fill(PAGE.read_text("utf-8"), "embedded", render(read_cells(results / "embedded")))
+    return {PAGE: fill(page, "training", read_training(results))}
 
 
 @program

@@ -61,12 +61,12 @@ def comparison(cells: Sequence[dict[str, Any]]) -> str:
 
 def _sentence(cells: Sequence[dict[str, Any]], reference: str, budget: int) -> str:
     row = [cell for cell in cells if cell["budget"] == budget and cell["pruner"] != "none"]
-    shared, names = Shared.of(row), [cell["method"] for cell in row]
+    names = [cell["method"] for cell in row]
     own = names.index(reference)
     better: dict[bool, list[str]] = {False: [], True: []}
     worse = []
     for number, cell in enumerate(row):
-        difference = shared.difference(number, own)
+        difference = Shared.of([cell, row[own]]).difference(0, 1)
         if number != own and difference.low > 0:
             better[cuts_inside(cell)].append(f"{label(names[number])} ({difference.value:+.1f})")
         elif number != own and difference.high < 0:

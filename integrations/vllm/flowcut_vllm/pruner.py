@@ -89,8 +89,6 @@ def check_served(pruner: Pruner, encoder: EncoderShape) -> None:
             f"{name} reads the question, but vLLM keeps an image's tokens for other questions; use a method or a "
             "setting that looks at the image alone, such as flowcut"
         )
-    if pruner.merges_before_mlp:
-        raise ValueError(f"{name} merges tokens inside the encoder's layers, which are vLLM's; use another method")
     check_pruner(pruner, ModelShape((encoder,)))
 
 

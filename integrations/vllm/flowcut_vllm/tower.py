@@ -1,7 +1,8 @@
 """A vision tower of vLLM's under the library's hooks: its attention shows q, k and v, and attends within rows.
 
-The tower's modules, kernels and weights are vLLM's. Two hooks are put on each layer (the library's), and one on each
-attention, which shows all heads to the pruner, also where tensor parallelism spreads them over ranks.
+The tower's modules, kernels and weights are vLLM's. The library's hooks are put on each layer, and two on each attention.
+They show all heads to the pruner, also where tensor parallelism spreads them over ranks. Where tokens were merged, they
+widen q, k and v by columns that add the logarithms of the tokens' sizes to the logits, so that any kernel will do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vllm.distributed import tensor_model_parallel_all_gather
 from flowcut.hooks.attention import VISION, Segments
 from flowcut.hooks.encoder import EncoderStage
 from flowcut.hooks.encoder_forward import EncoderForward
+from flowcut.hooks.merge_before_mlp import LAYER_CONTEXT, LayerContext, weighed
 from flowcut.hooks.parts import Encoder
 from flowcut.hooks.session import Session
 from flowcut.pruner import ModelShape, Pruner
@@ -36,6 +38,10 @@ class TowerForward(EncoderForward):
         return flat[None] if self.packed else flat.view(len(lengths), lengths[0], -1)
 
     def before_layer(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if self.pruner.merges_before_mlp:
+            sizes, prefix = self.token_sizes, self.encoder.num_prefix_tokens
+            log_sizes = None if sizes is None else sizes.log_sizes(prefix, self.counts, self.packed)
+            self.context = LayerContext(self.mask, log_sizes)  # vLLM's layers pass no mask on; `_show` finds it
         return None
 
     def call_layer(self, number: int, hidden: Tensor) -> None:
@@ -44,9 +50,11 @@ class TowerForward(EncoderForward):
 
 def tap(attentions: Sequence[Any]) -> Callable[[], None]:
     """Make vLLM's attention modules show q, k and v to the forward under way. Returns what undoes it."""
-    undo = [
-        module.attn.register_forward_pre_hook(partial(_show, module), with_kwargs=True).remove for module in attentions
-    ]
+    undo = []
+    for owner in attentions:
+        width = owner.attn.head_size
+        undo.append(owner.attn.register_forward_pre_hook(partial(_show, owner), with_kwargs=True).remove)
+        undo.append(owner.attn.register_forward_hook(partial(_narrow, width), always_call=True).remove)
     return partial(_all, undo)
 
 
@@ -63,8 +71,16 @@ def _show(owner: Any, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple
     given = args[:3] or (kwargs["query"], kwargs["key"], kwargs["value"])
     q, k, v = (_heads(tensor, module.head_size, owner.tp_size) for tensor in given)
     forward.observe(q, k, v, module.scale)
+    context = forward.context
+    LAYER_CONTEXT.set(context)
+    if context is not None and context.log_sizes is not None:
+        own = (_heads(tensor, module.head_size, 1) for tensor in given)
+        wide = weighed(*own, context.log_sizes, module.scale)
+        args = (*(tensor.transpose(1, 2) for tensor in wide), *args[3:])
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("query", "key", "value")}
+        module.head_size = wide[0].shape[-1]  # by which it views q, k and v; `_narrow` puts it back
     if forward.mask is None:
-        return None
+        return args, kwargs
     bounds = np.cumsum([0, *forward.mask], dtype=np.int32)
     backend, device = module.attn_backend, args[0].device
     kwargs["max_seqlen"] = torch.tensor(module.compute_max_seqlen(backend, bounds), dtype=torch.int32)
@@ -73,6 +89,14 @@ def _show(owner: Any, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple
         kwargs["sequence_lengths"] = lengths
     kwargs["cu_seqlens"] = module.maybe_recompute_cu_seqlens(backend, bounds, owner.embed_dim, owner.tp_size, device)
     return args, kwargs
+
+
+def _narrow(width: int, module: Any, args: tuple, output: Any) -> Any:
+    """After `owner.attn` ran: without the columns that `_show` added. [rows, S, H', d + 8] -> [rows, S, H' d]."""
+    if module.head_size == width:
+        return None
+    module.head_size = width
+    return None if output is None else output[..., :width].flatten(2)
 
 
 def _heads(tensor: Tensor, size: int, ranks: int) -> Tensor:
@@ -124,4 +148,5 @@ def clip_encoder(tower: Any, **fields: Any) -> Encoder:
     layers = list(model.encoder.layers)
     attentions = [layer.self_attn for layer in layers]
     depth = model.config.num_hidden_layers
+    fields["branches"] = [(layer.layer_norm2, layer.mlp) for layer in layers]
     return Encoder(model, layers, attentions, depth, num_prefix_tokens=1, forward=TowerForward, tap=tap, **fields)
