@@ -111,7 +111,7 @@ def test_a_pruned_qwen_takes_images_alone(tmp_path, family):
         assert processor.info.supported_mm_limits == limits
         assert "images_kwargs" in processor.info.supported_mm_processor_kwargs
     refused = {FIELD: {"method": "visionzip", "budget": 4}}
-    with pytest.raises(ValueError, match="cannot merge patches where the model joins several"):
+    with pytest.raises(ValueError, match="cannot merge patches in a model that joins several"):
         MULTIMODAL_REGISTRY.create_processor(ModelConfig(folder, hf_overrides=refused, dtype="float32"))
 
 
