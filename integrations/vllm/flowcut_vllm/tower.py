@@ -75,8 +75,8 @@ def _show(owner: Any, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple
     context = forward.context
     LAYER_CONTEXT.set(context)
     if context is not None and context.log_sizes is not None:
-        own = (_heads(tensor, module.head_size, 1) for tensor in given)
-        wide = weighed(*own, context.log_sizes, module.scale)
+        q, k, v = (_heads(tensor, module.head_size, 1) for tensor in given)  # of this rank
+        wide = weighed(q, k, v, context.log_sizes, module.scale)
         args = (*(tensor.transpose(1, 2) for tensor in wide), *args[3:])
         kwargs = {name: value for name, value in kwargs.items() if name not in ("query", "key", "value")}
         module.head_size = wide[0].shape[-1]  # by which it views q, k and v; `_narrow` puts it back
