@@ -150,6 +150,18 @@ def test_budgets_and_pictures_mixed_in_one_queue(folder, loop, method, options):
     assert options or any(output.num_cached_tokens for output in outputs)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["flowcut", "flowcut_plus"])
+def test_two_tensor_parallel_ranks(folder, loop, method):
+    """Each rank has one of the tower's two heads; both have to see both, or they keep other tokens."""
+    options = {**ENGINE, "tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    pruner = {"method": method, "budget": 20}
+    engine = LLM(folder, hf_overrides={"flowcut": pruner}, dtype="float32", **options)
+    found, _ = answers(engine, [request(prompt_about("what is in this"), picture) for picture in pictures()])
+    own = OneStage(budget=20) if method == "flowcut" else parse_pruner(f"{method}:budget=20")
+    assert found == [loop.answer("what is in this", [picture], own)[0] for picture in pictures()]
+
+
 @pytest.mark.parametrize("pruner", [OneStage(budget=33), parse_pruner("uniform:budget=33")], ids=["flowcut", "uniform"])
 @torch.inference_mode()
 def test_only_padding_tells_it_from_the_library(loop, pruner):
