@@ -16,6 +16,15 @@ from llava.train.arguments import ModelArguments, TrainingArguments, zero_stage
 REPORTERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 
 
+def read_flags(parser: Any, argv: Sequence[str] | None) -> tuple[Any, ...]:
+    """The flags of each group of an HfArgumentParser; a flag that none of them has is wrong use (`parser.error`)."""
+    *found, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
+    if unknown:
+        flags = ", ".join(token for token in unknown if token.startswith("-")) or ", ".join(unknown)
+        parser.error(f"{flags}: there is no such flag; --help lists all")
+    return tuple(found)
+
+
 def read_every_flag(groups: Sequence[Any], argv: Sequence[str]) -> tuple[list[Any], list[str]]:
     """The flags of each group (a dataclass), and one line for each flag that is unknown or has an impossible value.
 

@@ -37,7 +37,7 @@ from llava.train.data import (
     make_supervised_data_module,
 )
 from llava.train.dry_run import examine
-from llava.train.flags import check_flags, read_every_flag
+from llava.train.flags import check_flags, read_every_flag, read_flags
 from llava.train.language_model import compute_type, load_model, settle_types
 from llava.train.learned import refuse_sharding
 from llava.train.llava_trainer import LLaVATrainer
@@ -112,7 +112,7 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
     """The flags. Raises ValueError, one line, for values that cannot be."""
     parser: Any = HfArgumentParser(ARGUMENTS, prog=typed(), description=__doc__)
     parser.error = partial(Parser.error, parser)
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return read_flags(parser, argv)
 
 
 def run(trainer: LLaVATrainer) -> LLaVATrainer:

@@ -5,6 +5,7 @@ import torch
 from transformers import HfArgumentParser
 
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, zero_stage
+from llava.train.train import parse as train_flags
 
 
 def parse(*flags: str, tmp="out"):
@@ -60,6 +61,13 @@ def test_bf16_and_tf32_on_a_cpu():
 def test_unsupported_is_an_error_and_not_ignored(flags, reason):
     with pytest.raises(ValueError, match=reason):
         parse(*flags.split())
+
+
+def test_a_flag_that_does_not_exist_is_wrong_use(capsys):
+    with pytest.raises(SystemExit) as end:
+        train_flags(["--lr", "1e-3", "--nonsense", "1", "--output_dir", "out"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith("error: --lr, --nonsense: there is no such flag; --help lists all\n")
 
 
 def test_zero_stage_of_every_form(tmp_path):
