@@ -65,9 +65,9 @@ def test_unsupported_is_an_error_and_not_ignored(flags, reason):
 
 def test_a_flag_that_does_not_exist_is_wrong_use(capsys):
     with pytest.raises(SystemExit) as end:
-        train_flags(["--lr", "1e-3", "--nonsense", "1", "--output_dir", "out"])
+        train_flags(["--sharpness", "2", "--nonsense", "1", "--output_dir", "out"])
     assert end.value.code == 2
-    assert capsys.readouterr().err.endswith("error: --lr, --nonsense: there is no such flag; --help lists all\n")
+    assert capsys.readouterr().err.endswith("error: --sharpness, --nonsense: there is no such flag; --help lists all\n")
 
 
 def test_zero_stage_of_every_form(tmp_path):
