@@ -1,6 +1,7 @@
 """What a run needs before it starts: gigabytes to download, and hours. All of it estimates, and printed as such.
 
-Sizes are those that the Hub's and the data sets' own pages show. Where a page shows none, the size is unknown.
+Sizes are those that the Hub's and the data sets' own pages show, except for LLaVA-1.5-13B, Qwen2-VL, CLIP and Visual
+Genome, whose pages were not at hand (docs/gpu_checks.md asks for a check). Where none is known, the size is unknown.
 """
 
 from __future__ import annotations
