@@ -41,6 +41,14 @@ OTHERS = (
     *("uniform", "pooling", "flowcut-paper", "visionzip", "hiprune", "holov", "prumerge", "prumerge_plus", "rcom"),
     *("fastv", "dart", "pdrop", "sparsevlm", "sparsevlm-plus", "st3"),
 )
+TRAINED = {
+    "none": "trained_576",
+    "flowcut:budget=192": "trained_192",
+    "flowcut_plus:budget=192": "trained_plus_192",
+    "flowcut:budget=128": "trained_128",
+    "flowcut_plus:budget=128": "trained_plus_128",
+}
+"""Folder of the model that train_pruned.sh trains with each pruner, and of its results."""
 # The tower has no text encoder, so methods that use the question run without it.
 SETTINGS = {
     "fastv": "layer=1",

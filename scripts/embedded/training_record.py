@@ -28,14 +28,13 @@ parse_first(__name__, build_parser)
 import torch
 
 from llava.eval.provenance import environment
-
-RUNS = {"trained_576": 576, "trained_192": 192, "trained_128": 128, "trained_plus_192": 192, "trained_plus_128": 128}
-"""Folder of a run -> visual tokens that it was trained with."""
+from scripts.embedded.rows import PATCHES, TRAINED
 
 
 def record(runs: Path) -> dict[str, Any]:
     rows = []
-    for run, tokens in RUNS.items():
+    for pruner, run in TRAINED.items():
+        tokens = PATCHES if pruner == "none" else int(pruner.partition("=")[2])
         steps, seconds = training_run(runs / run)
         rows.append({"run": run, "tokens": tokens, "steps": steps, "seconds": round(seconds, 1)})
     date = datetime.now(UTC).isoformat(timespec="seconds")

@@ -19,7 +19,7 @@ from scripts.tables.render.marked_files import build_parser, fill, keep_pages
 
 parse_first(__name__, lambda: build_parser(__doc__))
 
-from scripts.embedded.rows import BUDGETS
+from scripts.embedded.rows import BUDGETS, TRAINED
 from scripts.tables.cells.file_names import cell_name
 from scripts.tables.cells.paired import Shared
 from scripts.tables.cells.points import cuts_inside
@@ -69,16 +69,6 @@ def render(cells: Sequence[Cell]) -> str:
         others = [cell for cell in group if cell is not own and not cuts_inside(cell)]
         parts += [f"### {budget} of {unpruned['budget']} tokens", table(own, others, unpruned)]
     return "\n\n".join(parts)
-
-
-TRAINED = {
-    "none": "trained_576",
-    "flowcut:budget=192": "trained_192",
-    "flowcut_plus:budget=192": "trained_plus_192",
-    "flowcut:budget=128": "trained_128",
-    "flowcut_plus:budget=128": "trained_plus_128",
-}
-"""Folder of results of the model that was trained with each pruner."""
 
 
 def training(cells: Mapping[str, Cell], minutes: Mapping[str, float], before: Mapping[str, Cell]) -> str:

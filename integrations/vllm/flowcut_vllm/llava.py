@@ -46,18 +46,30 @@ def encoder_shape(config: Any) -> EncoderShape:
     return EncoderShape("CLIPVisionModel", depth, present, num_prefix_tokens=1, merges_before_mlp=True, **fields)
 
 
-@served(encoder_shape, info=LlavaProcessingInfo, processor=LlavaMultiModalProcessor)
-class PrunedLlava(PrunedImages, LlavaForConditionalGeneration):
-    """Stock without a pruner in the config. With one, `embed_multimodal` gives each image its budget of tokens."""
+class PrunedClip(PrunedImages):
+    """Mixed in front of a LLaVA of vLLM's. Stock without a pruner in the config; with one, it is on the CLIP tower."""
+
+    config: Any
+    vision_tower: Any
+    multi_modal_projector: Any
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         pruner = server_pruner(self.config)
         if pruner is not None:
             refuse_options(vllm_config)
             fields = {**tower_fields(self.config), "project": Projector(self.multi_modal_projector)}
             self.pruned = PrunedTower(pruner, clip_encoder(self.vision_tower, **fields))
-            self.images_at_once = self.batch_limit(vllm_config, self.vision_tower.vision_model.embeddings.num_patches)
+            self.images_at_once = self.batch_limit(vllm_config, self.most_patches())
+
+    def most_patches(self) -> int:
+        """How many patches an image has at most, those of all its tiles together."""
+        return int(self.vision_tower.vision_model.embeddings.num_patches)
+
+
+@served(encoder_shape, info=LlavaProcessingInfo, processor=LlavaMultiModalProcessor)
+class PrunedLlava(PrunedClip, LlavaForConditionalGeneration):
+    """LLaVA-1.5. With a pruner, `embed_multimodal` gives each image its budget of tokens."""
 
     def encode(self, pruner: Pruner, images: Sequence[Tensor]) -> list[Tensor]:
         assert self.pruned is not None

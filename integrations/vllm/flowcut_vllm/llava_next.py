@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
-from vllm.config import VllmConfig
 from vllm.model_executor.models.llava_next import (
     LlavaNextForConditionalGeneration,
     LlavaNextMultiModalProcessor,
     LlavaNextProcessingInfo,
 )
 
-from flowcut.anatomy.reading import Projector
 from flowcut.hooks.call_context import rows
 from flowcut.pruner import EncoderShape, Pruner
-from flowcut_vllm.llava import encoder_shape, tower_fields
+from flowcut_vllm.llava import PrunedClip, encoder_shape
 from flowcut_vllm.processor import PrunedProcessor, served
-from flowcut_vllm.pruned_model import PrunedImages, refuse_options
-from flowcut_vllm.pruner import check_reachable, server_pruner
-from flowcut_vllm.tower import PrunedTower, clip_encoder
+from flowcut_vllm.pruner import check_reachable
 
 
-def check_config(config: Any) -> None:
-    """Raise ValueError, one line, for a LLaVA-NeXT that cannot be served pruned."""
+def shape_of(config: Any) -> EncoderShape:
+    """The vision encoder of a LLaVA-NeXT.
+
+    Raises:
+        ValueError: one line that says why this config cannot be served pruned.
+    """
     if config.vision_feature_select_strategy == "full":
         raise ValueError("vision_feature_select_strategy='full' puts CLS tokens among tiles; use 'default' to prune")
     if not isinstance(config.vision_feature_layer, int):
@@ -40,12 +40,6 @@ def check_config(config: Any) -> None:
             f"vision_feature_layer={list(config.vision_feature_layer)} reads several layers; a pruned tower is read "
             "after one"
         )
-    tower_fields(config)
-
-
-def checked_shape(config: Any) -> EncoderShape:
-    """`encoder_shape` of a config that passes `check_config`."""
-    check_config(config)
     return encoder_shape(config)
 
 
@@ -85,21 +79,13 @@ class PrunedLlavaNextProcessor(PrunedProcessor, LlavaNextMultiModalProcessor):
         return tokens
 
 
-@served(checked_shape, info=LlavaNextProcessingInfo, processor=PrunedLlavaNextProcessor)
-class PrunedLlavaNext(PrunedImages, LlavaNextForConditionalGeneration):
-    """Stock without a pruner in the config. With one, `embed_multimodal` gives each image its budget of tokens."""
+@served(shape_of, info=LlavaNextProcessingInfo, processor=PrunedLlavaNextProcessor)
+class PrunedLlavaNext(PrunedClip, LlavaNextForConditionalGeneration):
+    """LLaVA-NeXT. With a pruner, `embed_multimodal` gives each image its budget of tokens."""
 
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        pruner = server_pruner(self.config)
-        if pruner is not None:
-            refuse_options(vllm_config)
-            check_config(self.config)
-            fields = {**tower_fields(self.config), "project": Projector(self.multi_modal_projector)}
-            self.pruned = PrunedTower(pruner, clip_encoder(self.vision_tower, **fields))
-            grids = [grid_of(self.config, size) for size in self.config.image_grid_pinpoints]
-            tiles = 1 + max(down * across for down, across in grids)
-            self.images_at_once = self.batch_limit(vllm_config, tiles * side_of(self.config) ** 2)
+    def most_patches(self) -> int:
+        grids = [grid_of(self.config, size) for size in self.config.image_grid_pinpoints]
+        return (1 + max(down * across for down, across in grids)) * super().most_patches()
 
     def images_of(self, inputs: dict[str, Any]) -> Sequence[Any]:
         """The tiles [t, 3, H, W] and the size (height, width) of each image."""
@@ -109,17 +95,16 @@ class PrunedLlavaNext(PrunedImages, LlavaNextForConditionalGeneration):
         grids = [grid_of(self.config, size) for _, size in images]
         # A processor that was given several images fills the tiles of the others up to the most.
         tiles = [pixels[: 1 + down * across] for (pixels, _), (down, across) in zip(images, grids, strict=True)]
-        whole = [self._fits(pruner, one, size) for one, (_, size) in zip(tiles, images, strict=True)]
-        found: list[Tensor | None] = [
-            self._unpruned(one, size) if fits else None
-            for one, (_, size), fits in zip(tiles, images, whole, strict=True)
-        ]
-        cut = [number for number, fits in enumerate(whole) if not fits]
+        found, cut = {}, []
+        for number, (own, (_, size)) in enumerate(zip(tiles, images, strict=True)):
+            if self._fits(pruner, own, size):
+                found[number] = self._unpruned(own, size)
+            else:
+                cut.append(number)
         if cut:
             pruned = self._pruned(pruner, [tiles[number] for number in cut], [grids[number] for number in cut])
-            for number, tokens in zip(cut, pruned, strict=True):
-                found[number] = tokens
-        return [tokens for tokens in found if tokens is not None]
+            found.update(zip(cut, pruned, strict=True))
+        return [found[number] for number in range(len(images))]
 
     def _fits(self, pruner: Pruner, tiles: Tensor, size: Sequence[int]) -> bool:
         """Whether the budget allows all tokens of an image."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.models.llava_checkpoint import load_checkpoint
+from scripts.embedded.rows import TRAINED
 from scripts.tables.cells.file_names import cell_name
 from scripts.tables.cells.in_process import Cell, Plan, Setup, measure
 from scripts.tables.cells.times import EFFICIENCY, measure_times
@@ -18,7 +19,6 @@ MODEL = "playground/embedded"
 DATA = Path("playground/data/embedded")
 LIMIT = 500
 QUICK = ("--questions", "32", "--warm-up", "4", "--max-new-tokens", "8")
-TRAINED = {"none": "trained_576", "flowcut:budget=192": "trained_192", "flowcut:budget=128": "trained_128"}
 
 
 def make_missing(table: Table, results: Path, limit: int | None, command: str) -> None:
