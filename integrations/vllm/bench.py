@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flowcut.cli.command_line import Parser, program
+
 HEAD = 64  # the width of a head of a random language model
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--model", help="checkpoint in transformers' layout")
     task.add_argument(
@@ -182,10 +184,22 @@ def table(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+@program
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if args.random_llm is not None and args.random_llm[1] % HEAD:
+        raise ValueError(
+            f"--random-llm: a width of {args.random_llm[1]} is not a multiple of {HEAD}, a head's; try 768"
+        )
     if args.show is not None:
-        print(*table(json.loads(args.show.read_text("utf-8"))), sep="\n")
+        text = args.show.read_text("utf-8")
+        try:
+            lines = table(json.loads(text))
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(
+                f"{args.show} is not a file that --out wrote; give one, such as results/vllm.json"
+            ) from error
+        print(*lines, sep="\n")
     else:
         asyncio.run(run(args))
 
